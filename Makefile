@@ -1,0 +1,35 @@
+# make demo   sample data, a short training, test, export, ensemble and a table, from a fresh clone
+# make test   the whole test suite, from a fresh clone
+# make check  what CI runs: lint, format, types, file sizes, tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell git ls-files '*.py' 2>/dev/null)
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: demo test check lint env clean
+
+env: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.txt requirements-dev.txt
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed; try make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+demo: env
+	$(BIN)/python -m util.demo --out demo
+
+test: env
+	$(BIN)/python -m pytest
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	@awk 'FNR > 350 { print FILENAME ": longer than 350 lines"; bad = 1; nextfile } END { exit bad }' $(filter-out tests/%,$(SOURCES))
+
+check: lint test
+
+clean:
+	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache

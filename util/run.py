@@ -1,0 +1,149 @@
+"""What a run stands on: its folder, its log, its seeds, its device and its precision."""
+
+import os
+import random
+import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from util.atomic import write_json
+from util.errors import DataError, UsageError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where one experiment keeps its files: `RES_DIR/EXPERIMENT`, logs under `RES_DIR/../logs/EXPERIMENT`."""
+
+    res_dir: Path
+    name: str
+
+    @property
+    def path(self) -> Path:
+        """The folder itself."""
+        return self.res_dir / self.name
+
+    @property
+    def conf(self) -> Path:
+        """The resolved flags."""
+        return self.path / "conf.json"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint that was best on validation."""
+        return self.path / "model.pth.tar"
+
+    @property
+    def logs(self) -> Path:
+        """TensorBoard's folder."""
+        return self.res_dir.parent / "logs" / self.name
+
+    def checkpoint(self, epoch: int) -> Path:
+        """The checkpoint written after `epoch`."""
+        return self.path / f"model_epoch_{epoch}.pth.tar"
+
+    def epochs(self) -> list[int]:
+        """The epochs that have a checkpoint, in order."""
+        numbers = (
+            p.name.removeprefix("model_epoch_").removesuffix(".pth.tar") for p in self.path.glob("model_epoch_*")
+        )
+        return sorted(int(number) for number in numbers if number.isdigit())
+
+    def plots(self, epoch: int, split: str) -> Path:
+        """Where the pictures of one evaluation go."""
+        return self.path / "plots" / f"epoch_{epoch}" / split
+
+    def exports(self, epoch: int, split: str) -> Path:
+        """Where the arrays of one evaluation go."""
+        return self.path / "export" / f"epoch_{epoch}" / split
+
+    def create(self) -> None:
+        """Make the folder, or say why it cannot be made."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"cannot make the run folder {self.path}: {error.strerror}; choose another --res_dir"
+            ) from error
+
+    def write_metrics(self, split: str, metrics: Mapping[str, Any]) -> Path:
+        """Write `SPLIT_metrics.json` and return its path."""
+        path = self.path / f"{split}_metrics.json"
+        write_json(path, metrics)
+        return path
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`: cpu, cuda or cuda:N.
+
+    Raises:
+        UsageError: if there is no such device; the message names `--device cpu`.
+    """
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not count:
+            raise UsageError(f"--device {name}: there is no CUDA device here; add --device cpu")
+        if (device.index or 0) >= count:
+            raise UsageError(f"--device {name}: there are {count} CUDA devices, numbered from 0; or use --device cpu")
+    return device
+
+
+def choose_precision(wanted: str, device: torch.device) -> tuple[torch.dtype | None, str]:
+    """The dtype of autocast (None: no autocast, float32) and the reason in words."""
+    if wanted == "fp32":
+        return None, "float32, as asked"
+    if wanted in ("bf16", "fp16"):
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}[wanted], f"{wanted}, as asked"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported():
+            return torch.bfloat16, "bf16: this GPU has it"
+        return torch.float16, "fp16: this GPU has no bf16"
+    if _cpu_has_bf16():
+        return torch.bfloat16, "bf16: this processor has instructions for it"
+    return None, "float32: this processor has no bf16 instructions"
+
+
+def _cpu_has_bf16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """A context in which the backbone computes in `dtype`; does nothing for None."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python and torch, and ask for algorithms that give the same bits each time; numpy's draws are seeded apart."""
+    random.seed(seed)
+    torch.manual_seed(seed)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+
+
+def note(text: str) -> None:
+    """Tell the user something in passing, past any progress bar."""
+    print(text, file=sys.stdout, flush=True)
+
+
+def out_of_memory_error(error: BaseException, device: torch.device) -> DataError | None:
+    """A `DataError` with advice if `error` says that the memory of the device is full, else None."""
+    text = str(error).lower()
+    full = (
+        isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text
+    )
+    if not full:
+        return None
+    return DataError(
+        f"out of memory on {device}: lower --batch_size (with --accumulate N the gradient stays that of the larger "
+        "batch), use --precision bf16, or lower --input_t or the widths"
+    )
