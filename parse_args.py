@@ -20,33 +20,9 @@ LOSSES = ("l1", "l2", "GNLL", "MGNLL", "NIG", "fusion")
 HEADS = ("nig", "gaussian", "mean")
 NORMS = ("group", "batch", "instance", "none")
 TEST_DEFAULTS = {"res_dir": "./inference", "export_every": 1, "resume_at": -1}
-# What a test takes from its own command line, or from its own defaults, rather than from the run's conf.json.
-OF_THIS_TEST = (
-    "res_dir",
-    "weight_folder",
-    "load_config",
-    "resume_at",
-    "resume_from",
-    "trained_checkp",
-    "device",
-    "num_workers",
-    "batch_size",
-    "precision",
-    "compile",
-    "plot_every",
-    "export_every",
-    "display_step",
-    "max_samples_count",
-    "max_samples_frac",
-    "min_cov",
-    "max_cov",
-    "region",
-    "use_custom",
-    "profile",
-    "skip_bad_samples",
-    "debug",
-    "experiment_name",
-)
+# Beside the flags of the group "run", a test takes these from its own command line rather than from the run's conf.json.
+OF_THIS_TEST = {"batch_size", "num_workers", "max_samples_count", "max_samples_frac", "min_cov", "max_cov", "region"}
+OF_THIS_TEST |= {"skip_bad_samples", "resume_at", "resume_from", "trained_checkp"}
 
 
 def flag(
@@ -343,7 +319,10 @@ def restore(
         typed: names of those that were given by hand; they win.
         mode: "train" (a run that goes on) or "test" (which keeps its own outputs, subsets and device).
     """
-    own = set(OF_THIS_TEST) if mode == "test" else {"resume_from", "resume_at", "trained_checkp", "device", "debug"}
+    if mode == "test":
+        own = OF_THIS_TEST | {entry.name for entry in fields(Config) if entry.metadata["group"] == "run"}
+    else:
+        own = {"resume_from", "resume_at", "trained_checkp", "device", "debug"}
     keep = {name: given for name, given in stored.items() if name not in own}
     hand = {name: given for name, given in values.items() if name in typed or name not in keep}
     merged = {**keep, **hand}

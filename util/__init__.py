@@ -1,0 +1,1 @@
+"""Metrics, plots, exports, run folders, and the small command lines."""

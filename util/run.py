@@ -122,7 +122,7 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python and torch, and ask for algorithms that give the same bits each time; numpy's draws are seeded apart."""
+    """Seed Python and torch, and ask for algorithms that give the same bits each time."""
     random.seed(seed)
     torch.manual_seed(seed)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -1,0 +1,1 @@
+"""Kernels with more than one backend."""
