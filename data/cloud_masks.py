@@ -1,0 +1,90 @@
+"""The three cloud detectors behind one function."""
+
+import multiprocessing
+import warnings
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from data.constants import DETECTORS, N_S2, REFLECTANCE_SCALE
+
+_MASK_SETTINGS = {"threshold": 0.4, "average_over": 4, "dilation_size": 2, "all_bands": True}
+_MAP_SETTINGS = {"zero_below": 0.5, "sigma": 2, "all_bands": True}
+_RULES_SETTINGS = {"threshold": 0.2}
+
+
+def detector_settings(detector: str) -> dict[str, Any]:
+    """What decides the outcome of a detector besides the image: a store of masks is valid for these only.
+
+    Raises:
+        ValueError: if the detector is unknown.
+    """
+    settings = dict(zip(DETECTORS, (_MASK_SETTINGS, _MAP_SETTINGS, _RULES_SETTINGS), strict=True))
+    if detector not in settings:
+        raise ValueError(f"unknown cloud detector {detector!r}; choose from {', '.join(DETECTORS)}")
+    return {"detector": detector, **settings[detector], "clip": [0, int(REFLECTANCE_SCALE)]}
+
+
+def is_binary(detector: str) -> bool:
+    """Whether a detector's masks hold only 0 and 1."""
+    return detector != "s2cloudless_map"
+
+
+def detect_clouds(image: np.ndarray, detector: str | None) -> np.ndarray:
+    """Where an image is clouded.
+
+    Args:
+        image: (13, H, W), raw values (reflectance x 10000), before any rescaling; NaN counts as 0.
+        detector: "s2cloudless_mask", "s2cloudless_map" or "cloud_cloudshadow_mask".
+
+    Returns:
+        float32 (H, W): 0 clear, 1 clouded; s2cloudless_map also gives values between. Its mean is the coverage.
+        A blank image (every value 0) counts as clouded all over, with a warning.
+
+    Raises:
+        ValueError: if the detector is unknown, or the image is not (13, H, W).
+
+    Source:
+        Detectors and settings of the published loader (Ebel et al. 2023). Changes: images need not be square.
+    """
+    settings = detector_settings(detector or "None")
+    if image.ndim != 3 or len(image) != N_S2:
+        raise ValueError(f"an image ({N_S2}, H, W) is needed, not {image.shape}")
+    # float32 as in the published loader: the detectors' thresholds see the same rounding
+    clipped = np.clip(np.nan_to_num(image.astype(np.float32)), 0, REFLECTANCE_SCALE)
+    if not clipped.any():
+        warnings.warn("blank optical image: it counts as clouded all over", stacklevel=2)
+        return np.ones(image.shape[1:], np.float32)
+    if detector == "cloud_cloudshadow_mask":
+        return _threshold_rules(clipped, settings["threshold"])
+    reflectance = np.ascontiguousarray(np.moveaxis(clipped / np.float32(REFLECTANCE_SCALE), 0, -1))[None]  # (1,H,W,13)
+    if detector == "s2cloudless_mask":
+        masks = _s2cloudless().get_cloud_masks(reflectance, **_threads())
+        return masks[0].astype(np.float32)
+    from scipy.ndimage import gaussian_filter
+
+    probability = _s2cloudless().get_cloud_probability_maps(reflectance, **_threads())[0]
+    probability[probability < settings["zero_below"]] = 0
+    smooth: np.ndarray = gaussian_filter(probability, sigma=settings["sigma"])
+    return smooth.astype(np.float32)
+
+
+def _threshold_rules(clipped: np.ndarray, threshold: float) -> np.ndarray:
+    from util.detect_cloudshadow import get_cloud_mask, get_shadow_mask
+
+    clouds, shadows = get_cloud_mask(clipped, threshold, binarize=True), get_shadow_mask(clipped)
+    return ((clouds > 0) | (shadows < 0)).astype(np.float32)
+
+
+@lru_cache(maxsize=1)
+def _s2cloudless() -> Any:
+    from s2cloudless import S2PixelCloudDetector
+
+    return S2PixelCloudDetector(**_MASK_SETTINGS)
+
+
+def _threads() -> dict[str, int]:
+    # One thread in a worker: workers are the parallelism there, and OpenMP hangs in a child forked after the
+    # parent has used it. Elsewhere LightGBM takes what OMP_NUM_THREADS allows.
+    return {"num_threads": 1} if multiprocessing.parent_process() is not None else {}

@@ -1,0 +1,73 @@
+"""Which regions of interest (ROI) belong to which split of the two data sets."""
+
+import hashlib
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from data.constants import REGIONS, SPLITS
+from util.errors import UsageError
+
+SERIES, MONO = "SEN12MS-CR-TS", "SEN12MS-CR"
+DATASETS = (SERIES, MONO)
+_PARTS = ("train", "test", "val")
+
+
+def rois(dataset: str, split: str, region: str = "all", legacy: bool = False) -> tuple[str, ...]:
+    """The ROIs of a split, each once, in natural order (season, then number).
+
+    Args:
+        dataset: "SEN12MS-CR-TS" (entries such as "ROIs1868/73") or "SEN12MS-CR" ("ROIs1970_fall/139").
+        split: train, val, test, or all for the three together.
+        region: all, or one of the five regions of SEN12MS-CR-TS; SEN12MS-CR has none.
+        legacy: for SEN12MS-CR, membership as published: an ROI belongs to a split if its number merely starts
+            with that of a member, so `fall/1` brings `fall/106` of another split with it.
+
+    Returns:
+        The names of the ROIs; a test finds the splits disjoint unless `legacy`.
+
+    Raises:
+        UsageError: if the data set, split or region is unknown.
+
+    Source:
+        Splits published with UnCRtainTS (Ebel et al. 2023). Changes: exact membership; `legacy` brings the leak back.
+    """
+    _check("data set", dataset, DATASETS)
+    _check("split", split, SPLITS)
+    _check("region", region, REGIONS)
+    if region not in _tables()[dataset]:
+        raise UsageError(
+            f"{dataset} is not divided into regions, but region {region!r} was asked for; use --region all"
+        )
+    members = _members(dataset, split, region)
+    if legacy and dataset == MONO:
+        members = [roi for roi in _members(dataset, "all", region) if roi.startswith(tuple(members))]
+    return tuple(sorted(members, key=_natural))
+
+
+def split_hash(dataset: str, split: str, region: str = "all") -> str:
+    """Sixteen hex digits that change when the membership of the split does."""
+    text = "\n".join((dataset, *rois(dataset, split, region)))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _members(dataset: str, split: str, region: str) -> list[str]:
+    table = _tables()[dataset][region]
+    return [roi for part in (_PARTS if split == "all" else (split,)) for roi in table[part]]
+
+
+def _natural(roi: str) -> tuple[str, int]:
+    season, number = roi.split("/")
+    return season, int(number)
+
+
+def _check(what: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"unknown {what} {value!r}; choose from {', '.join(known)}")
+
+
+@lru_cache(maxsize=1)
+def _tables() -> dict[str, Any]:
+    tables: dict[str, Any] = json.loads(Path(__file__).with_name("splits.json").read_text(encoding="utf-8"))
+    return tables
