@@ -1,0 +1,233 @@
+"""What the loaders hand over: one sample as published, and a batch as the networks take it."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.constants import N_S1, N_S2
+
+_SERIES_PATH = re.compile(r"(ROIs\d+)/(\d+)/S[12]/\d+/[^/]*_patch_(\d+)\.tif")
+_MONO_PATH = re.compile(r"(ROIs\d+_[a-z]+)_s[12](?:_cloudy)?/s[12](?:_cloudy)?_(\d+)/[^/]*_p(\d+)\.tif")
+
+Part = TypedDict(
+    "Part",
+    {
+        "S1": Any,
+        "S2": Any,
+        "masks": Any,
+        "coverage": Any,
+        "S1 TD": list[int],
+        "S2 TD": list[int],
+        "S1 path": Any,
+        "S2 path": Any,
+        "idx": list[int],
+        "coord": list[Any],
+    },
+    total=False,
+)
+Sample = TypedDict("Sample", {"input": Part, "target": Part, "coverage bin": bool}, total=False)
+"""One sample with the published keys. `S2` is a list of T arrays (13, H, W) for a series, one array for a triplet."""
+
+
+@dataclass(frozen=True)
+class SampleInfo:
+    """Where one sample comes from: what manifests and error messages name it by.
+
+    Paths are relative to the root of the data; several patches laid side by side are joined by ";" in a path and by
+    "+" in the number of the patch. Days are counted from the origin of the data set. `bounds` are left, bottom, right,
+    top of the target in its own coordinates.
+    """
+
+    index: int
+    roi: str
+    patch: str
+    input_days: tuple[int, ...]
+    target_days: int | None
+    input_paths: tuple[str, ...]
+    sar_paths: tuple[str, ...]
+    target_path: str
+    bounds: tuple[float, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field by name, tuples as lists."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """A sample with its position in the full data set."""
+
+    index: int
+    sample: Sample
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Stands for a sample that cannot be read, where bad samples are skipped: which, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples side by side, as the networks take them.
+
+    Attributes:
+        x: inputs (B, T, C, H, W) in [0, 1]; with radar VV and VH come first, then the 13 optical bands.
+        target: the clear image (B, 1, 13, H, W) in reflectance.
+        dates: days (B, T); with radar the mean of both sensors' days. None for single dates.
+        masks: clouds of the inputs (B, T, H, W), 1 where clouded.
+        coverage: share of cloud of the inputs (B, T); NaN where no detector was asked for.
+        info: where each sample comes from.
+        skipped: samples that were to be here and could not be read.
+    """
+
+    x: Tensor
+    target: Tensor
+    dates: Tensor | None
+    masks: Tensor
+    coverage: Tensor
+    info: tuple[SampleInfo, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+    @property
+    def n(self) -> int:
+        """Samples in the batch; 0 where every one of them was skipped."""
+        return len(self.info)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """The same batch on `device`."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory, from where copies to a GPU do not wait."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, act: Any) -> "Batch":
+        dates = None if self.dates is None else act(self.dates)
+        return replace(
+            self,
+            x=act(self.x),
+            target=act(self.target),
+            dates=dates,
+            masks=act(self.masks),
+            coverage=act(self.coverage),
+        )
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Turns samples into a batch; a batch of one has the same shapes as any other.
+
+    Attributes:
+        use_sar: put the radar bands before the optical ones, and take the mean of both sensors' days as the date.
+    """
+
+    use_sar: bool
+
+    def __call__(self, items: Sequence[Indexed | Sample | Skipped]) -> Batch:
+        """Lay samples side by side; skipped ones are dropped and listed.
+
+        Args:
+            items: samples of one data set, all of one size; a sample without a position counts from 0.
+
+        Returns:
+            The batch, on the CPU; with n == 0 and empty tensors where every sample was skipped.
+        """
+        skipped = tuple(item for item in items if isinstance(item, Skipped))
+        kept = [item for item in items if not isinstance(item, Skipped)]
+        indexed = [item if isinstance(item, Indexed) else Indexed(at, item) for at, item in enumerate(kept)]
+        if not indexed:
+            return _empty_batch(self.use_sar, skipped)
+        series = [_as_series(item.sample["input"]) for item in indexed]
+        dates = None
+        if all("S2 TD" in item.sample["input"] for item in indexed):
+            dates = torch.stack([self._days(item.sample["input"]) for item in indexed])  # (B, T)
+        return Batch(
+            x=torch.from_numpy(np.stack([self._images(part) for part in series])),  # (B, T, C, H, W)
+            target=torch.from_numpy(np.stack([np.stack(_listed(item.sample["target"]["S2"])) for item in indexed])),
+            dates=dates,
+            masks=torch.from_numpy(np.stack([np.stack(part["masks"]) for part in series])),  # (B, T, H, W)
+            coverage=torch.tensor([part["coverage"] for part in series], dtype=torch.float32),  # (B, T)
+            info=tuple(sample_info(item.sample, item.index) for item in indexed),
+            skipped=skipped,
+        )
+
+    def _images(self, part: Part) -> np.ndarray:
+        if not self.use_sar:
+            return np.stack(part["S2"])
+        pairs = zip(part["S1"], part["S2"], strict=True)
+        return np.stack([np.concatenate(pair) for pair in pairs])  # (T, 2 + 13, H, W)
+
+    def _days(self, part: Part) -> Tensor:
+        optical = torch.tensor(part["S2 TD"], dtype=torch.float32)
+        if not self.use_sar:
+            return optical
+        return (torch.tensor(part["S1 TD"], dtype=torch.float32) + optical) / 2
+
+
+def sample_info(sample: Sample, index: int) -> SampleInfo:
+    """Where a sample of either data set comes from, read from its paths.
+
+    Args:
+        sample: with a target.
+        index: its position in the full data set.
+    """
+    part, target = sample["input"], sample["target"]
+    target_path = str(_listed(target["S2 path"])[0])
+    members = [_place(path) for path in target_path.split(";")]
+    coord = target["coord"][0] if "S2 TD" in target else target["coord"]
+    return SampleInfo(
+        index=index,
+        roi=members[0][0],
+        patch="+".join(patch for _, patch, _ in members),
+        input_days=tuple(part.get("S2 TD", ())),
+        target_days=target["S2 TD"][0] if "S2 TD" in target else None,
+        input_paths=tuple(_relative(path) for path in _listed(part["S2 path"])),
+        sar_paths=tuple(_relative(path) for path in _listed(part["S1 path"])),
+        target_path=_relative(target_path),
+        bounds=tuple(float(edge) for edge in coord),
+    )
+
+
+def _place(path: str) -> tuple[str, str, str]:
+    """ROI, number of the patch and path from the root on, of one file of either data set."""
+    posix = path.replace("\\", "/")
+    found = _SERIES_PATH.search(posix) or _MONO_PATH.search(posix)
+    if found is None:
+        return "", "", path
+    return f"{found[1]}/{found[2]}", found[3], found[0]
+
+
+def _relative(joined: str) -> str:
+    return ";".join(_place(path)[2] for path in joined.split(";"))
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _as_series(part: Part) -> Part:
+    """A triplet's input as a series of one date; a series as it is."""
+    if isinstance(part["S2"], list):
+        return part
+    return {"S1": [part["S1"]], "S2": [part["S2"]], "masks": [part["masks"]], "coverage": [part["coverage"]]}
+
+
+def _empty_batch(use_sar: bool, skipped: tuple[Skipped, ...]) -> Batch:
+    channels = N_S2 + (N_S1 if use_sar else 0)
+    return Batch(
+        x=torch.empty(0, 0, channels, 0, 0),
+        target=torch.empty(0, 1, N_S2, 0, 0),
+        dates=torch.empty(0, 0),
+        masks=torch.empty(0, 0, 0, 0),
+        coverage=torch.empty(0, 0),
+        info=(),
+        skipped=skipped,
+    )
