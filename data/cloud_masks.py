@@ -9,9 +9,9 @@ import numpy as np
 
 from data.constants import DETECTORS, N_S2, REFLECTANCE_SCALE
 
-_MASK_SETTINGS = {"threshold": 0.4, "average_over": 4, "dilation_size": 2, "all_bands": True}
-_MAP_SETTINGS = {"zero_below": 0.5, "sigma": 2, "all_bands": True}
-_RULES_SETTINGS = {"threshold": 0.2}
+_MASK_SETTINGS: dict[str, Any] = {"threshold": 0.4, "average_over": 4, "dilation_size": 2, "all_bands": True}
+_MAP_SETTINGS: dict[str, Any] = {"zero_below": 0.5, "sigma": 2, "all_bands": True}
+_RULES_SETTINGS: dict[str, Any] = {"threshold": 0.2}
 
 
 def detector_settings(detector: str) -> dict[str, Any]:
