@@ -14,7 +14,7 @@ from util.errors import UsageError
 HEADS = ("nig", "gaussian", "mean")
 VARIANCES_OF = {"diag": N_S2, "uni": N_S2, "iso": 1}  # covmode -> variance channels of the Gaussian head
 
-MIN_SIGMA = 1e-3  # scaled units; a standard deviation below it is lost in the noise of the sensor
+MIN_SIGMA = 1e-3  # scaled units: bounds the likelihood of a pixel; at scale_by 10 one digital number of the sensor
 START_SIGMA = 0.1  # reflectance, about the target's own standard deviation; starting smaller costs accuracy
 START_ALPHA, START_GAMMA = 3.0, 1.0
 ALPHA_FLOOR, ALPHA_SPAN = 1.05, 100.0  # alpha lies in (1.05, 101.05): the variance is always finite
