@@ -1,0 +1,136 @@
+"""How many times faster a sample's masks and coverages are read from the store than computed.
+
+Works on any folder in the layout of SEN12MS-CR-TS, such as one of `python -m util.make_sample_data OUT --size 256`:
+
+    python -m benchmarks.mask_store_speed --root OUT/SEN12MSCRTS
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from data.cloud_masks import detect_clouds
+from data.constants import DETECTORS, N_S2
+from data.geotiff import read_bands
+from data.mask_store import MaskStore
+from data.splits import SERIES
+from util.errors import DataError, run_command
+from util.pre_compute_data_samples import image_series
+
+_READINGS = 20  # of each patch; the median is reported
+_INPUTS = 3  # dates that a training sample takes its masks from, besides the target
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Measure and print; with --out write the same as JSON."""
+    args = _parser().parse_args(argv)
+    series = list(image_series(args.root, SERIES, "all", "all"))[: args.patches]
+    if not series:
+        raise DataError(f"no patches of {SERIES} in {args.root}")
+    patches = []
+    for images in series:
+        with tempfile.TemporaryDirectory() as folder:
+            patches.append(measure(args.root, Path(folder), args.detector, images))
+    result = {
+        "device": f"{_cpu()}, {os.cpu_count()} cores, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}",
+        "commit": _commit(),
+        "command": " ".join(["python -m benchmarks.mask_store_speed", *(argv if argv is not None else sys.argv[1:])]),
+        "detector": args.detector,
+        "patches": patches,
+        "times faster, all dates": round(median(p["compute_s"] / p["load_all_s"] for p in patches), 1),
+        "times faster, a training sample": round(median(p["compute_s"] / p["load_sample_s"] for p in patches), 1),
+    }
+    print(json.dumps(result, indent=4))
+    if args.out is not None:
+        args.out.write_text(json.dumps(result, indent=4) + "\n", encoding="utf-8")
+    return 0
+
+
+def measure(root: Path, folder: Path, detector: str, images: tuple[str, ...]) -> dict[str, float]:
+    """Seconds to compute the masks and coverages of one patch, and to read them from the store, images in memory.
+
+    Args:
+        root: the data set's folder.
+        folder: where to put the store.
+        detector: one of `data.constants.DETECTORS`.
+        images: the optical images of one patch, paths below the root.
+
+    Returns:
+        compute_s: all dates, from pixels in memory; load_all_s: coverages and masks of all dates, by a fresh reader,
+        the operating system's cache dropped; load_sample_s: coverages of all dates, masks of four; and the shape.
+    """
+    pixels = [read_bands(root / path, N_S2) for path in images]
+    detect_clouds(pixels[0], detector)  # the detector is loaded once, not for every sample
+    compute_s = _seconds(lambda: [detect_clouds(image, detector).mean() for image in pixels])
+    store = MaskStore(folder, detector, must_store=True)
+    computed = store.masks(root, images, pixels)
+    record = next(store.folder(root).rglob("*.npz"))
+
+    def load(n_masks: int) -> list[np.ndarray]:
+        fresh = MaskStore(folder, detector, read_only=True)
+        fresh.coverages(root, images)
+        return fresh.masks(root, images[:n_masks])
+
+    if not all(map(np.array_equal, computed, load(len(images)))):
+        raise DataError("the store gave back other masks than were computed; report this with the image")
+    height, width = pixels[0].shape[1:]
+    return {
+        "dates": len(images),
+        "height": height,
+        "width": width,
+        "record_bytes": record.stat().st_size,
+        "compute_s": compute_s,
+        "load_all_s": _cold_median(record, lambda: load(len(images))),
+        "load_sample_s": _cold_median(record, lambda: load(_INPUTS + 1)),
+    }
+
+
+def _cold_median(record: Path, load: Callable[[], object]) -> float:
+    seconds = []
+    for _ in range(_READINGS):
+        with record.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # drop it from the page cache
+        seconds.append(_seconds(load))
+    return median(seconds)
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.mask_store_speed", description=__doc__)
+    parser.add_argument("--root", type=Path, required=True, help="a folder in the layout of SEN12MS-CR-TS")
+    parser.add_argument("--detector", choices=DETECTORS, default=DETECTORS[0])
+    parser.add_argument("--patches", type=int, default=1, help="how many patches to measure")
+    parser.add_argument("--out", type=Path, help="write the figures to this JSON file too")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

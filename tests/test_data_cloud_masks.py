@@ -1,0 +1,99 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from data.cloud_masks import detect_clouds, detector_settings
+from data.constants import DETECTORS
+from data.geotiff import read_bands
+from util.detect_cloudshadow import get_cloud_mask, get_shadow_mask
+
+# the binary masks are compared exactly; a map goes through a float32 filter, whose sums may differ in the last digits
+TOLERANCE = {"s2cloudless_mask": 0, "s2cloudless_map": 1e-4, "cloud_cloudshadow_mask": 1e-4}
+PATCHES = {
+    "p839": "ROIs1970_fall_s2_cloudy/s2_cloudy_139/ROIs1970_fall_s2_cloudy_139_p839.tif",
+    "p797": "ROIs2017_winter_s2_cloudy/s2_cloudy_112/ROIs2017_winter_s2_cloudy_112_p797.tif",
+    "p30": "ROIs1868_summer_s2_cloudy/s2_cloudy_19/ROIs1868_summer_s2_cloudy_19_p30.tif",
+}
+
+
+@pytest.fixture(scope="module")
+def made_up(golden):
+    """Fields, snow, thick and thin cloud, shadow, a blank and a saturated pixel; with the reference's masks."""
+    with np.load(golden / "cloud_masks.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_masks_of_the_made_up_image_equal_the_reference(made_up, detector):
+    mask = detect_clouds(made_up["image"], detector)
+    assert (mask.shape, mask.dtype) == ((48, 64), np.float32)
+    np.testing.assert_allclose(mask, made_up[detector], rtol=0, atol=TOLERANCE[detector])
+    assert 0.05 < mask.mean() < 0.5  # it shows something
+
+
+@pytest.mark.parametrize("patch", PATCHES)
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_masks_of_real_patches_equal_the_reference(shared, patch, detector):
+    with np.load(shared / "golden" / "reference" / "cloud_masks.npz") as arrays:
+        want = arrays[f"{patch}_{detector}"]
+    mask = detect_clouds(read_bands(shared / "data" / "SEN12MSCR" / PATCHES[patch], 13, 256), detector)
+    np.testing.assert_allclose(mask, want, rtol=0, atol=TOLERANCE[detector])
+
+
+def test_threshold_rules_one_by_one(made_up):
+    clipped = np.clip(made_up["image"].astype(np.float32), 0, 10000)
+    np.testing.assert_array_equal(get_shadow_mask(clipped), made_up["shadow"])
+    # sums over 49 pixels in another order: a few units in the last place of float64
+    moist = get_cloud_mask(clipped, 0.2, use_moist_check=True)
+    np.testing.assert_allclose(moist, made_up["moist_score"], rtol=0, atol=1e-12)
+    binary = get_cloud_mask(clipped, 0.2, binarize=True)
+    np.testing.assert_array_equal(binary, get_cloud_mask(clipped, 0.2) >= 0.2)
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_a_blank_image_counts_as_clouded(detector):
+    with pytest.warns(UserWarning, match="blank optical image"):
+        mask = detect_clouds(np.zeros((13, 8, 12), np.uint16), detector)
+    np.testing.assert_array_equal(mask, np.ones((8, 12), np.float32))
+
+
+def test_nan_counts_as_zero(made_up):
+    image = made_up["image"].astype(np.float32)
+    image[:, 0, 0] = np.nan  # the reference's image holds 0 there
+    np.testing.assert_array_equal(detect_clouds(image, DETECTORS[2]), made_up[DETECTORS[2]])
+
+
+def test_the_image_is_left_alone(made_up):
+    before = made_up["image"].copy()
+    for detector in DETECTORS:
+        detect_clouds(made_up["image"], detector)
+    np.testing.assert_array_equal(made_up["image"], before)
+
+
+@pytest.mark.parametrize("detector", ["s2cloudles_mask", None])
+def test_unknown_detectors(detector):
+    with pytest.raises(ValueError, match=f"unknown cloud detector .*{detector}.*; choose from s2cloudless_mask"):
+        detect_clouds(np.ones((13, 4, 4)), detector)
+
+
+def test_wrong_shapes():
+    with pytest.raises(ValueError, match=r"an image \(13, H, W\) is needed, not \(12, 4, 4\)"):
+        detect_clouds(np.ones((12, 4, 4)), "s2cloudless_mask")
+
+
+def test_settings_are_those_of_the_published_loader():
+    assert detector_settings("s2cloudless_mask") == {
+        "detector": "s2cloudless_mask",
+        "threshold": 0.4,
+        "average_over": 4,
+        "dilation_size": 2,
+        "all_bands": True,
+        "clip": [0, 10000],
+    }
+
+
+def test_s2cloudless_is_imported_only_when_asked_for():
+    code = "import sys, data.mask_store; assert not {'s2cloudless', 'lightgbm', 'torch', 'cv2'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
