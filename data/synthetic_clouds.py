@@ -8,13 +8,15 @@ and once up. Everything is pure: randomness comes in as a Generator.
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from scipy import fft
 
 from data.constants import band_index
 from data.synthetic_covers import CLOUD, ICE, PATH_RADIANCE, FloatArray
 
 HALF_THICKNESS = 8.0  # optical thickness that reflects half of the limit
-CLOUD_REFLECTANCE = 0.13  # a pixel counts as cloud when the layer reflects more than this share of the limit
+# A pixel counts as cloud when the layer reflects more than this share of the limit: of liquid, of ice (which B10 sees)
+CLOUD_REFLECTANCE, CIRRUS_REFLECTANCE = 0.12, 0.06
 SHADOW_DEPTH = 0.15  # a pixel counts as shadow when the layer above its sun path reflects more than this share
 # Share of the ground's light that a fully opaque cloud takes away: the sky still lights the short waves.
 SHADE = np.array([0.35, 0.42, 0.5, 0.55, 0.58, 0.62, 0.63, 0.65, 0.66, 0.66, 0.0, 0.72, 0.75], dtype=np.float32)
@@ -51,10 +53,10 @@ class CloudKind:
 
 
 KINDS: dict[str, CloudKind] = {
-    "cumulus": CloudKind(1.55, 0.16, 45.0, 0.0),
-    "layer": CloudKind(1.75, 0.30, 30.0, 0.0),
-    "thin": CloudKind(1.85, 0.80, 6.0, 0.15),
-    "cirrus": CloudKind(1.70, 0.60, 3.5, 1.0),
+    "cumulus": CloudKind(1.65, 0.13, 45.0, 0.0),
+    "layer": CloudKind(1.8, 0.20, 30.0, 0.0),
+    "thin": CloudKind(1.9, 0.50, 6.0, 0.0),
+    "cirrus": CloudKind(1.8, 0.50, 3.5, 1.0),
     "deck": CloudKind(1.60, 0.25, 60.0, 0.1),
     "front": CloudKind(1.70, 0.30, 70.0, 0.7),
 }
@@ -79,7 +81,7 @@ class Sky:
     @property
     def cloud_mask(self) -> np.ndarray:
         """Where the truth says cloud, (H, W) bool."""
-        return self.opacity > CLOUD_REFLECTANCE
+        return self.opacity > _bounding_opacity(self.ice)
 
     @property
     def shadow_mask(self) -> np.ndarray:
@@ -113,7 +115,7 @@ def fractal_noise(
 
 
 def make_weather(
-    rng: np.random.Generator, n_dates: int, clear_share: float, season: np.ndarray, start_clouded: bool
+    rng: np.random.Generator, n_dates: int, clear_share: float, season: npt.NDArray[np.float64], start_clouded: bool
 ) -> tuple[Weather, ...]:
     """The skies of a series: wholly clear dates, partial cover of 10 to 95 %, overcast dates; clouded spells last.
 
@@ -122,16 +124,15 @@ def make_weather(
         n_dates: how many dates.
         clear_share: share of dates without any cloud; at least two are.
         season: (n_dates,) cloudiness of the season, about -1 to 1.
-        start_clouded: whether the first four dates are to lie under at least half a sky of clouds.
+        start_clouded: whether the first four dates are to be clouded by 45 to 85 % of the scene.
 
     Returns:
         One `Weather` for each date.
     """
-    latent = np.empty(n_dates)
-    latent[0] = rng.standard_normal()
+    latent = rng.standard_normal(n_dates)
     for i in range(1, n_dates):
-        latent[i] = 0.55 * latent[i - 1] + 0.83 * rng.standard_normal()  # spells of weather; variance stays 1
-    latent = latent + 0.6 * season
+        latent[i] = 0.55 * latent[i - 1] + 0.83 * latent[i]  # spells of weather; the variance stays near 1
+    latent += 0.6 * season
     if start_clouded:
         latent[:4] += 6.0
     order = np.argsort(np.argsort(latent, kind="stable"), kind="stable")
@@ -143,12 +144,15 @@ def make_weather(
         overcast = OVERCAST_KINDS[int(rng.integers(len(OVERCAST_KINDS)))]
         place = (rank - n_clear) / max(1, n_dates - n_overcast - n_clear - 1)
         cover = float(np.clip(0.1 + 0.85 * place + rng.normal(0, 0.05), 0.1, 0.95))
-        if rank < n_clear:
+        clouded_start = float(rng.uniform(0.45, 0.85))
+        if start_clouded and i < 4:
+            skies.append(Weather(kind, clouded_start))
+        elif rank < n_clear:
             skies.append(Weather("clear", 0.0))
-        elif rank >= n_dates - n_overcast and not (start_clouded and i < 4):
+        elif rank >= n_dates - n_overcast:
             skies.append(Weather(overcast, 1.0))
         else:
-            skies.append(Weather(kind, max(cover, 0.6) if start_clouded and i < 4 else min(cover, 0.95)))
+            skies.append(Weather(kind, cover))
     return tuple(skies)
 
 
@@ -180,8 +184,8 @@ def make_sky(
         height = noise - inner.min() + kind.edge * rng.uniform(2.5, 4.0)  # at least e ** 2.5 times the bounding value
     else:
         height = noise - np.quantile(inner, 1.0 - weather.cover)
-    bounding = HALF_THICKNESS * CLOUD_REFLECTANCE / (1.0 - CLOUD_REFLECTANCE)
-    thickness = bounding * np.exp(np.clip(height / kind.edge, -8.0, 8.0))
+    bounding = _bounding_opacity(kind.ice)
+    thickness = HALF_THICKNESS * bounding / (1.0 - bounding) * np.exp(np.clip(height / kind.edge, -8.0, 8.0))
     thickness = np.minimum(thickness, kind.thickest) * (thickness > 0.06)
     opacity = (thickness / (thickness + HALF_THICKNESS)).astype(np.float32)
     rows, columns = slice(pad - dy, pad - dy + shape[0]), slice(pad - dx, pad - dx + shape[1])
@@ -205,3 +209,7 @@ def see_through(clear: FloatArray, sky: Sky, vapour: float) -> FloatArray:
     cloud[band_index("B09")] = cloud[band_index("B8A")] * vapour * (1.35 + 0.9 * sky.ice)
     cloud[band_index("B10")] = 22.0 + 1900.0 * sky.ice
     return (below * (1.0 - sky.opacity) ** 1.5 + cloud[:, None, None] * sky.opacity).astype(np.float32)
+
+
+def _bounding_opacity(ice: float) -> float:
+    return CLOUD_REFLECTANCE + ice * (CIRRUS_REFLECTANCE - CLOUD_REFLECTANCE)

@@ -24,7 +24,7 @@ def _levels(*values: float) -> FloatArray:
 
 # B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B10 B11 B12
 CROP_TEMPERATE = _levels(1421, 1117, 997, 726, 1290, 2759, 3344, 3301, 3750, 862, 13, 2037, 1001)
-CROP_TROPICAL = _levels(1527, 1280, 1278, 1040, 1434, 2968, 3664, 3365, 4063, 433, 10, 2462, 1214)
+CROP_TROPICAL = _levels(1433, 1154, 1141, 834, 1277, 2920, 3660, 3380, 4060, 433, 10, 2180, 960)
 PASTURE = _levels(1437, 1149, 979, 844, 1216, 1949, 2268, 2233, 2578, 655, 13, 1910, 1067)
 SOIL_RED = _levels(1651, 1525, 1476, 1765, 1990, 2287, 2514, 2665, 2868, 1437, 36, 2713, 1941)
 SOIL_BROWN = _levels(1573, 1263, 1080, 1033, 1184, 1352, 1451, 1430, 1555, 855, 27, 1439, 1040)
@@ -66,7 +66,9 @@ SPECKLE_LOOKS = 5  # a flat stretch of forest savanna has 2.0 dB standard deviat
 SPECKLE_CORRELATION_PX = 1.38  # and correlations of 0.77, 0.38, 0.17 one, two, three pixels away
 
 # Texture that stays on its place: standard deviation relative to what the ground reflects.
-TEXTURE: dict[int, float] = {WATER: 0.03, FIELD: 0.045, GRASS: 0.06, FOREST: 0.11, TOWN: 0.10, ROAD: 0.04, DRYLAND: 0.07}
+TEXTURE: dict[int, float] = {
+    WATER: 0.03, FIELD: 0.045, GRASS: 0.06, FOREST: 0.11, TOWN: 0.10, ROAD: 0.04, DRYLAND: 0.07,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ CLIMATES: dict[str, Climate] = {
     ),
     "steppe": Climate(
         ("irrigated", "winter cereal", "fallow"), ("dry forest", "conifer"),
-        (0.03, 0.05, 0.05, 0.35), CROP_TEMPERATE, (SOIL_RED, SOIL_RED), 1.15, 0.42, 0.2, 30, 0.4, 70,
+        (0.03, 0.05, 0.05, 0.35), CROP_TEMPERATE, (SOIL_RED, SOIL_RED), 1.12, 0.36, 0.2, 30, 0.4, 70,
     ),
     "southern": Climate(
         ("summer crop", "early summer crop", "winter cereal", "meadow"), ("evergreen", "mixed"),
