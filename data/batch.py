@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from data.constants import N_S1, N_S2
+from util.errors import DataError
 
 _SERIES_PATH = re.compile(r"(ROIs\d+)/(\d+)/S[12]/\d+/[^/]*_patch_(\d+)\.tif")
 _MONO_PATH = re.compile(r"(ROIs\d+_[a-z]+)_s[12](?:_cloudy)?/s[12](?:_cloudy)?_(\d+)/[^/]*_p(\d+)\.tif")
@@ -139,31 +140,39 @@ class Collate:
 
         Returns:
             The batch, on the CPU; with n == 0 and empty tensors where every sample was skipped.
+
+        Raises:
+            DataError: if the samples differ in size or in their number of dates.
         """
         skipped = tuple(item for item in items if isinstance(item, Skipped))
         kept = [item for item in items if not isinstance(item, Skipped)]
         indexed = [item if isinstance(item, Indexed) else Indexed(at, item) for at, item in enumerate(kept)]
         if not indexed:
             return _empty_batch(self.use_sar, skipped)
-        series = [_as_series(item.sample["input"]) for item in indexed]
+        inputs = [_as_series(item.sample["input"]) for item in indexed]
+        targets = [_listed(item.sample["target"]["S2"]) for item in indexed]
+        _require_equal_shapes(indexed, inputs, targets)
         dates = None
-        if all("S2 TD" in item.sample["input"] for item in indexed):
-            dates = torch.stack([self._days(item.sample["input"]) for item in indexed])  # (B, T)
+        if all("S2 TD" in part for part in inputs):
+            dates = torch.stack([self._days(part) for part in inputs])  # (B, T)
         return Batch(
-            x=torch.from_numpy(np.stack([self._images(part) for part in series])),  # (B, T, C, H, W)
-            target=torch.from_numpy(np.stack([np.stack(_listed(item.sample["target"]["S2"])) for item in indexed])),
+            x=self._images(inputs),
+            target=_filled(targets),  # (B, 1, 13, H, W)
             dates=dates,
-            masks=torch.from_numpy(np.stack([np.stack(part["masks"]) for part in series])),  # (B, T, H, W)
-            coverage=torch.tensor([part["coverage"] for part in series], dtype=torch.float32),  # (B, T)
+            masks=_filled([part["masks"] for part in inputs]),  # (B, T, H, W)
+            coverage=torch.tensor([part["coverage"] for part in inputs], dtype=torch.float32),  # (B, T)
             info=tuple(sample_info(item.sample, item.index) for item in indexed),
             skipped=skipped,
         )
 
-    def _images(self, part: Part) -> np.ndarray:
+    def _images(self, inputs: Sequence[Part]) -> Tensor:
         if not self.use_sar:
-            return np.stack(part["S2"])
-        pairs = zip(part["S1"], part["S2"], strict=True)
-        return np.stack([np.concatenate(pair) for pair in pairs])  # (T, 2 + 13, H, W)
+            return _filled([part["S2"] for part in inputs])
+        first = inputs[0]["S2"]
+        images = torch.empty(len(inputs), len(first), N_S1 + N_S2, *first[0].shape[1:])  # (B, T, 15, H, W)
+        _fill(images.numpy()[:, :, :N_S1], [part["S1"] for part in inputs])
+        _fill(images.numpy()[:, :, N_S1:], [part["S2"] for part in inputs])
+        return images
 
     def _days(self, part: Part) -> Tensor:
         optical = torch.tensor(part["S2 TD"], dtype=torch.float32)
@@ -211,6 +220,38 @@ def _relative(joined: str) -> str:
 
 def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _filled(rows: Sequence[Sequence[np.ndarray]]) -> Tensor:
+    """Arrays in rows as one float32 tensor (rows, columns, ...); each is copied once."""
+    tensor = torch.empty(len(rows), len(rows[0]), *rows[0][0].shape)
+    _fill(tensor.numpy(), rows)
+    return tensor
+
+
+def _fill(room: np.ndarray, rows: Sequence[Sequence[np.ndarray]]) -> None:
+    for at, row in enumerate(rows):
+        for column, array in enumerate(row):
+            room[at, column] = array
+
+
+def _require_equal_shapes(
+    items: Sequence[Indexed], inputs: Sequence[Part], targets: Sequence[Sequence[np.ndarray]]
+) -> None:
+    first = (len(inputs[0]["S2"]), targets[0][0].shape[1:])
+    for item, part, target in zip(items, inputs, targets, strict=True):
+        shapes = {image.shape[1:] for image in (*part["S2"], *part["S1"], *target)}
+        if shapes != {first[1]} or len(part["S2"]) != first[0]:
+            info = sample_info(item.sample, item.index)
+            found = f"{len(part['S2'])} dates of {' and '.join(_size(shape) for shape in sorted(shapes))} pixels"
+            raise DataError(
+                f"{info.target_path}: its sample has {found}, the first of its batch {first[0]} dates of "
+                f"{_size(first[1])}; for samples of several sizes use --batch_size 1"
+            )
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(length) for length in shape)
 
 
 def _as_series(part: Part) -> Part:

@@ -1,0 +1,114 @@
+"""What both data sets do with one file: read it, check it, bring it into the range that networks see."""
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data.constants import DETECTORS, N_S1, N_S2
+from data.geotiff import RESCALE_METHODS, GeoRef, count_nan, optical_to_unit, read_with_georef, sar_to_unit
+from util.errors import DataError, UsageError
+
+Reading = tuple[np.ndarray, GeoRef]
+
+
+class EmptySplitError(DataError):
+    """A split without patches, in a root that exists."""
+
+
+class PatchReader:
+    """Reads patches of one data set.
+
+    Args:
+        root: folder that paths are relative to.
+        method: "default" or "resnet", how values are rescaled.
+        size_of: gives height and width that every patch must have, from the first file of the data set; asked once.
+
+    Attributes:
+        nan_values: NaN met so far by this reader, in this process.
+    """
+
+    def __init__(self, root: str, method: str, size_of: Callable[[], tuple[int, int]]) -> None:
+        self.root, self.method = root, method
+        self.nan_values = 0
+        self._size_of = size_of
+        self._size: tuple[int, int] | None = None
+
+    def radar(self, path: str) -> np.ndarray:
+        """A radar patch, float32 (2, H, W), rescaled."""
+        return self.scale_radar(path, self._read(path, N_S1)[0])
+
+    def optical(self, path: str, target: bool = False) -> Reading:
+        """An optical patch as stored, (13, H, W), and where it lies.
+
+        Raises:
+            DataError: if it cannot be used; also if it is a target and blank.
+        """
+        raw, georef = self._read(path, N_S2)
+        if target and not raw.any():
+            raise DataError(f"{os.path.join(self.root, path)}: every value is 0, there is no image to be a target")
+        return raw, georef
+
+    def scale_radar(self, path: str, decibel: np.ndarray) -> np.ndarray:
+        """Backscatter in dB as networks see it; NaN is counted, told once, and becomes 0."""
+        self._count_nan(path, decibel)
+        return sar_to_unit(decibel, self.method)
+
+    def scale_optical(self, path: str, raw: np.ndarray) -> np.ndarray:
+        """Stored optical values as networks see them, float32."""
+        self._count_nan(path, raw)
+        return optical_to_unit(raw, self.method)
+
+    def _read(self, path: str, bands: int) -> Reading:
+        if self._size is None:
+            self._size = self._size_of()
+        return read_with_georef(os.path.join(self.root, path), bands, self._size)
+
+    def _count_nan(self, path: str, values: np.ndarray) -> None:
+        found = count_nan(values)
+        if found and not self.nan_values:
+            warnings.warn(
+                f"{os.path.join(self.root, path)}: {found} of {values.size} values are NaN and become 0; "
+                "this is said once, though more files may have some",
+                stacklevel=2,
+            )
+        self.nan_values += found
+
+
+def checked_root(root: str | Path, flag: str, layout: str) -> str:
+    """The root with ~ resolved.
+
+    Raises:
+        DataError: if there is no such folder; the text names the flag and the layout expected.
+    """
+    if not str(root):
+        raise UsageError(f"{flag} is not given: it is the folder that holds {layout}")
+    resolved = os.path.expanduser(str(root))
+    if not os.path.isdir(resolved):
+        raise DataError(f"no folder {resolved} ({flag}); expected a folder that holds {layout}")
+    return resolved
+
+
+def check_choice(what: str, value: object, known: Sequence[object]) -> None:
+    """Raise a `UsageError` that lists the choices, if `value` is none of them."""
+    if value not in known:
+        raise UsageError(f"unknown {what} {value!r}; choose from {', '.join(str(choice) for choice in known)}")
+
+
+def check_options(cloud_masks: str | None, rescale_method: str) -> None:
+    """Refuse detectors and ways of rescaling that do not exist."""
+    check_choice("cloud_masks", cloud_masks, (*DETECTORS, None))
+    check_choice("rescale_method", rescale_method, RESCALE_METHODS)
+
+
+def empty_split(
+    root: str, flag: str, dataset: str, split: str, region: str, layout: str, n_bad: int
+) -> EmptySplitError:
+    """The error for a split without a single patch."""
+    skipped = f" ({n_bad} incomplete or misplaced ones were skipped)" if n_bad else ""
+    return EmptySplitError(
+        f"no patch of {dataset}, split {split!r}, region {region!r} in {root} ({flag}){skipped}; "
+        f"expected {layout.replace('ROOT', root.rstrip('/'), 1)}"
+    )
