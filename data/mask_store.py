@@ -247,7 +247,7 @@ class MaskStore:
     def _read(self, record_path: Path) -> Record | None:
         try:
             record = Record(record_path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (DamagedRecordError, OSError) as error:
             self._tell("damaged", f"damaged record in the mask store: computing it again ({error})")
