@@ -59,17 +59,18 @@ class ComparisonTable:
     def __init__(self) -> None:
         self._rows: dict[str, dict[str, list[dict[str, float]]]] = {}  # method -> group -> images
 
-    def add(self, method: str, per_image: Sequence[dict[str, float]], coverage: Tensor) -> None:
+    def add(self, method: str, per_image: Sequence[dict[str, float]], coverage: Tensor | None = None) -> None:
         """Take in a batch of one method.
 
         Args:
             method: its name in the table.
             per_image: the metrics of each image, as `EvaluationMeter.add` returns them.
-            coverage: (B,T), share of cloud of each input.
+            coverage: (B,T), share of cloud of each input; without it they count only among all samples.
         """
         groups = self._rows.setdefault(method, {})
-        for metrics, covers in zip(per_image, coverage.tolist(), strict=True):
-            for group in cloud_cover_bins(covers):
+        memberships = [(OVERALL,)] * len(per_image) if coverage is None else map(cloud_cover_bins, coverage.tolist())
+        for metrics, names in zip(per_image, memberships, strict=True):
+            for group in names:
                 groups.setdefault(group, []).append(metrics)
 
     def to_json(self) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def standard_deviation(variance: Image) -> Array:
 def plot_sample(
     folder: str | Path,
     sample_id: int,
-    inputs: Image,
+    inputs: Image | None,
     target: Image,
     prediction: "Exportable",
     masks: Image | None = None,
@@ -85,13 +85,13 @@ def plot_sample(
     Args:
         folder: where to; made if missing.
         sample_id: number of the sample.
-        inputs: (T,13,H,W) or (T,15,H,W).
+        inputs: (T,13,H,W) or (T,15,H,W), or None.
         target: (1,13,H,W) or (13,H,W).
         prediction: of this sample alone, leading dimensions of 1.
         masks: (T,H,W) cloud masks; 0.5 and above is cloud.
     """
     folder = Path(folder)
-    series = _array(inputs, dims=4)
+    series = () if inputs is None else _array(inputs, dims=4)
     truth, mean = _array(target), _array(prediction.mean)
     for date, image in enumerate(series):
         _save_pixels(folder / f"img-{sample_id}_{'in' if len(series) == 1 else f'in_t-{date}'}.png", to_rgb(image))
@@ -102,7 +102,7 @@ def plot_sample(
         deviation = standard_deviation(prediction.total)
         _save_map(folder / f"img-{sample_id}_var.png", deviation, f"standard deviation, {_UNIT}")
     if masks is not None:
-        _save_counts(folder / f"img-{sample_id}_mask.png", (_array(masks) >= 0.5).sum(axis=0), len(series))
+        _save_counts(folder / f"img-{sample_id}_mask.png", (_array(masks) >= 0.5).sum(axis=0), len(masks))
 
 
 def plot_samples(
