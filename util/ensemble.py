@@ -137,7 +137,7 @@ class Members:
             named = all(self.exports[position].infos[sample_id] for position in (positions[0], index))
             targets = [part["target"] for part in (fields[0], member) if "target" in part]
             # Without manifests only the number says which patch it is: let the targets prove it.
-            if not named and len(targets) == 2 and not np.array_equal(*targets, equal_nan=True):
+            if not named and len(targets) == 2 and not np.array_equal(targets[0], targets[1]):
                 raise DataError(f"sample {sample_id} has another target in {first} than in {folder}")
         return list(fields)
 
