@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -97,3 +98,24 @@ def test_settings_are_those_of_the_published_loader():
 def test_s2cloudless_is_imported_only_when_asked_for():
     code = "import sys, data.mask_store; assert not {'s2cloudless', 'lightgbm', 'torch', 'cv2'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+FORKED = """
+import multiprocessing, sys
+import numpy as np
+from data.cloud_masks import detect_clouds
+image = np.load(sys.argv[1])["image"]
+detect_clouds(image, "s2cloudless_mask")  # starts OpenMP's threads, which a forked child lacks
+child = multiprocessing.get_context("fork").Process(target=detect_clouds, args=(image, "s2cloudless_mask"))
+child.start()
+child.join(60)
+code = child.exitcode
+child.kill()
+sys.exit(code is None or code)
+"""
+
+
+def test_a_worker_forked_after_its_parent_detected_does_not_hang(golden):
+    """Data loader workers are such children: with more than one thread there, LightGBM waits for ever."""
+    command = [sys.executable, "-c", FORKED, str(golden / "cloud_masks.npz")]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "2"}, timeout=120)
