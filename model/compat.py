@@ -1,0 +1,62 @@
+"""Published UnCRtainTS runs: what their conf.json and checkpoints mean to us."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from data.constants import N_S2
+from model.config import ModelConfig
+from util.errors import DataError
+
+_OLD_BLOCK = re.compile(r"^((?:netG\.)?(?:in|out)_block)([1-9]\d*)\.")
+
+
+def read_conf(path: str | Path) -> ModelConfig:
+    """The flags of a network from a conf.json, ours or a published one.
+
+    Raises:
+        DataError: if the file cannot be read, is not JSON, or holds no configuration.
+    """
+    path = Path(path)
+    try:
+        conf = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON ({error}); restore the run's own conf.json") from error
+    if not isinstance(conf, dict) or "model" not in conf:
+        raise DataError(f"{path} holds no configuration: expected the flags of a run by name, 'model' among them")
+    return from_conf(conf, str(path))
+
+
+def from_conf(conf: Mapping[str, Any], source: str = "conf.json") -> ModelConfig:
+    """Our flags from those of a run.
+
+    A published configuration has no `head`: it is Gaussian for GNLL and MGNLL, else the mean. Its `out_conv` counts the
+    variances, as does ours; either way the head decides.
+
+    Raises:
+        DataError: if a value is of another kind.
+    """
+    if conf.get("head"):
+        return ModelConfig.from_conf(conf, source)
+    gaussian = conf.get("loss", "MGNLL") in ("GNLL", "MGNLL")
+    config = ModelConfig.from_conf({**conf, "head": "gaussian" if gaussian else "mean"}, source)
+    return as_published(replace(config, covmode="uni" if config.loss == "GNLL" else config.covmode))
+
+
+def as_published(config: ModelConfig) -> ModelConfig:
+    """What the published network did, whatever its flags said: it never read two of them (TRAPS 17)."""
+    return replace(config, low_res_size=32, padding_mode="reflect", out_conv=(*config.out_conv[:-1], N_S2))
+
+
+def rename_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters under today's names: the oldest checkpoints say `in_block1.` where later ones say `in_block.0.`."""
+    return {
+        _OLD_BLOCK.sub(lambda found: f"{found[1]}.{int(found[2]) - 1}.", key): value for key, value in state.items()
+    }
