@@ -42,15 +42,14 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Ensemble as the flags say; see `--help`."""
     args = build_parser().parse_args(argv)
-    folders = [Path(folder).resolve() for folder in args.exports]
+    if args.uncertainty == "epistemic" and len(args.exports) == 1:
+        raise UsageError("--uncertainty epistemic is the spread between members: name two or more export folders")
+    members, out = Members(args.exports, args.allow_missing), Path(args.res_dir)
+    folders = [member.folder.resolve() for member in members.exports]
     twice = next((folder for index, folder in enumerate(folders) if folder in folders[:index]), None)
     if twice is not None:
         raise UsageError(f"{twice} is named twice; every member counts once")
-    if args.uncertainty == "epistemic" and len(folders) == 1:
-        raise UsageError("--uncertainty epistemic is the spread between members: name two or more export folders")
-    members = Members(args.exports, args.allow_missing)
-    out = Path(args.res_dir)
-    if (out / "export").resolve() in [member.folder.resolve() for member in members.exports]:
+    if (out / "export").resolve() in folders:
         raise UsageError(f"--res_dir {out} would overwrite the exports of a member; choose another folder")
     print(f"ensemble of {len(members.exports)} members, {len(members.ids)} samples: {', '.join(members.names)}")
     if members.missing:

@@ -1,5 +1,6 @@
 """What any network must beat, and the table that sets methods side by side under one evaluator."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -97,19 +98,18 @@ class ComparisonTable:
 
 def _table(methods: dict[str, dict[str, Any]]) -> list[str]:
     """The lines of a Markdown table with aligned columns."""
-    best = {
-        name: (max if _HIGHER_IS_BETTER[name] else min)(entry[name] for entry in methods.values())
-        for name in IMAGE_METRICS
-    }
+    best = {}
+    for name, higher in _HIGHER_IS_BETTER.items():
+        values = [entry[name] for entry in methods.values() if not math.isnan(entry[name])]
+        best[name] = (max if higher else min)(values, default=math.nan)
     cells = [["method", *(f"{name} {'+' if _HIGHER_IS_BETTER[name] else '-'}" for name in IMAGE_METRICS)]]
     for method, entry in methods.items():
         row = [method]
         for name in IMAGE_METRICS:
             mark = "*" if entry[name] == best[name] and len(methods) > 1 else ""
-            infinite = entry.get("left out", {}).get(name, {}).get("inf", 0)
-            row.append(
-                f"{entry[name]:.{2 if name in ('PSNR', 'SAM') else 4}f}{mark}" + f" ({infinite} inf)" * bool(infinite)
-            )
+            left_out = entry.get("left out", {}).get(name, {})
+            note = "".join(f" ({count} {kind})" for kind, count in left_out.items() if count)
+            row.append(f"{entry[name]:.{2 if name in ('PSNR', 'SAM') else 4}f}{mark}{note}")
         cells.append(row)
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     lines = [

@@ -7,15 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from data.constants import N_S2
 from util.atomic import whole_file, write_json
 from util.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MANIFEST = "manifest.json"
 NIG_FIELDS = ("gamma", "alpha", "beta")
@@ -38,14 +40,14 @@ class Exportable(Protocol):
     """A prediction of one sample, in reflectance."""
 
     @property
-    def mean(self) -> Tensor:
+    def mean(self) -> "Tensor":
         """The predicted image."""
 
     @property
-    def total(self) -> Tensor | None:
+    def total(self) -> "Tensor | None":
         """The predictive variance; None where the head has none."""
 
-    def fields(self) -> dict[str, Tensor]:
+    def fields(self) -> "dict[str, Tensor]":
         """Parameters by name."""
 
 
@@ -66,7 +68,7 @@ class ExportWriter:
         self,
         sample_id: int,
         prediction: Exportable,
-        target: Tensor | None = None,
+        target: "Tensor | None" = None,
         info: Mapping[str, Any] | None = None,
     ) -> None:
         """Write one sample.

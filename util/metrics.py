@@ -109,15 +109,16 @@ def average_metrics(per_image: list[dict[str, float]]) -> tuple[dict[str, float]
         per_image: as from `batch_metrics`.
 
     Returns:
-        The mean over finite values (NaN where there are none), and for each metric with other values how many
-        were `nan` and how many `inf`: a perfect image has an infinite PSNR, which no average survives.
+        The mean over finite values (where there are none, that of the others: infinite or NaN), and for each metric
+        with other values how many were `nan` and how many `inf`: a perfect image has an infinite PSNR, which no
+        average survives.
     """
     names = list(dict.fromkeys(name for metrics in per_image for name in metrics))
     means, left_out = {}, {}
     for name in names:
         values = np.array([metrics[name] for metrics in per_image if name in metrics], dtype=np.float64)
         finite = values[np.isfinite(values)]
-        means[name] = float(finite.mean()) if finite.size else math.nan
+        means[name] = float((finite if finite.size else values).mean())
         if finite.size < values.size:
             left_out[name] = {"nan": int(np.isnan(values).sum()), "inf": int(np.isinf(values).sum())}
     return means, left_out

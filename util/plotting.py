@@ -220,7 +220,7 @@ def plot_reliability(reports: Mapping[str, Mapping[str, Any]], path: str | Path)
             "linewidth": 1,
         }
         axes.plot(rmv[drawn], rmse[drawn], label=f"{name}, ENCE {report['ENCE']:.3f}", **style)
-        end = max(end, *rmv[drawn], *rmse[drawn])
+        end = max(end, rmv[drawn].max(initial=0), rmse[drawn].max(initial=0))
     if end > 0:
         axes.plot([0, end], [0, end], "--", color="#666666", linewidth=1, label="calibrated")
         axes.set_xlim(0, 1.05 * end)
