@@ -264,6 +264,8 @@ def _refuse_contradictions(config: Config, typed: set[str]) -> None:
         raise UsageError(f"--max_samples_frac must lie in (0, 1], got {config.max_samples_frac}")
     if config.max_samples_count < 1:
         raise UsageError(f"--max_samples_count must be at least 1, got {config.max_samples_count}")
+    if config.loss in ("l1", "l2") and config.head != "mean":
+        raise UsageError(f"--loss {config.loss} trains no variance; use --head mean, got --head {config.head}")
     if config.loss in ("GNLL", "MGNLL") and config.head == "mean":
         raise UsageError(f"--loss {config.loss} needs a variance, --head mean has none; use --head nig or gaussian")
     if config.loss == "NIG" and config.head != "nig":

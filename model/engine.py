@@ -1,0 +1,269 @@
+"""One epoch of training, one pass of evaluation: the loops, and nothing else."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from data.batch import Batch
+from model.predictions import Prediction
+from util.atomic import whole_file
+from util.errors import DataError
+from util.run import autocast, out_of_memory_error
+
+if TYPE_CHECKING:
+    from model.build import Reconstructor
+
+Criterion = Callable[[Prediction, Tensor], Tensor]
+Observer = Callable[[int, Batch, Prediction], None]  # first sample's id, the batch, its prediction in reflectance
+
+
+class ScalarLog(Protocol):
+    """What the engine asks of a log; TensorBoard's SummaryWriter is one."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        """Note one number."""
+
+
+@dataclass
+class TrainState:
+    """All that moves during training; a checkpoint holds it, and holding it is enough to go on."""
+
+    model: "Reconstructor"
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler(enabled=False))
+    epoch: int = 0  # epochs that are done
+    best_loss: float = math.inf  # least validation loss so far
+    frozen: tuple[str, ...] = ()  # parameters that wait for --unfreeze_after
+    trainlog: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how to compute: the device, and the dtype of the backbone's autocast (None: float32)."""
+
+    device: torch.device
+    dtype: torch.dtype | None = None
+
+    def predict(self, model: "Reconstructor", batch: Batch) -> Prediction:
+        """The prediction for a batch on this device, in scaled units, float32."""
+        with autocast(self.device, self.dtype):
+            return model(batch.x, batch.dates)
+
+
+def train_one_epoch(
+    state: TrainState,
+    loader: Iterable[Batch],
+    criterion: Criterion,
+    compute: Compute,
+    *,
+    steps: int,
+    accumulate: int = 1,
+    clip_grad: float = 0.0,
+    display_step: int = 10,
+    log: ScalarLog | None = None,
+    rescue: Path | None = None,
+) -> dict[str, float]:
+    """Train on every batch of `loader` once; the caller advances the scheduler and `state.epoch`.
+
+    Args:
+        state: what is trained; changed in place.
+        loader: batches on the CPU.
+        criterion: (prediction, target), both in scaled units, to a scalar.
+        compute: device and precision.
+        steps: number of batches that `loader` gives.
+        accumulate: batches whose gradients are averaged into one step of the optimiser.
+        clip_grad: largest norm of the gradient, 0 for none.
+        display_step: batches between two looks at the loss on a device that runs ahead.
+        log: receives `train/loss` and `train/lr`.
+        rescue: folder for the batch and weights at hand if the loss is not finite.
+
+    Returns:
+        `train_loss` (mean over samples), `train_epoch_time` (s), `train_samples`.
+
+    Raises:
+        DataError: if the loss is not finite, or the device's memory is full.
+    """
+    model, device = state.model, compute.device
+    model.train()
+    total, samples, started = torch.zeros((), device=device), 0, time.perf_counter()
+    eager_check = device.type == "cpu"  # reading a number costs nothing there; elsewhere it waits for the device
+    bar = tqdm(loader, total=steps, desc=f"epoch {state.epoch + 1} train", unit="batch", dynamic_ncols=True)
+    state.optimizer.zero_grad(set_to_none=True)
+    for number, cpu_batch in enumerate(bar):
+        last_of_group = (number + 1) % accumulate == 0 or number + 1 == steps
+        if cpu_batch.n:
+            group = min(accumulate, steps - number // accumulate * accumulate)
+            with _memory_advice(device):
+                batch = cpu_batch.to(device, non_blocking=True)
+                prediction = compute.predict(model, batch)
+                loss = criterion(prediction, batch.target * model.scale_by)
+                state.scaler.scale(loss / group).backward()
+            total, samples = total + loss.detach() * batch.n, samples + batch.n
+            shown = (number + 1) % display_step == 0 or number + 1 == steps
+            if eager_check or shown:
+                _stop_if_not_finite(loss, state, cpu_batch, number, rescue)
+            if shown:
+                step = state.epoch * steps + number
+                bar.set_postfix(loss=f"{loss.item():.4g}", refresh=False)
+                if log is not None:
+                    log.add_scalar("train/loss", loss.item(), step)
+                    log.add_scalar("train/lr", state.optimizer.param_groups[0]["lr"], step)
+        if last_of_group:
+            _step(state, clip_grad)
+    if not samples:
+        raise DataError("no sample of the training split could be read; the list of unreadable patches tells why")
+    return {
+        "train_epoch_time": time.perf_counter() - started,
+        "train_loss": (total / samples).item(),
+        "train_samples": samples,
+    }
+
+
+def _step(state: TrainState, clip_grad: float) -> None:
+    if clip_grad > 0:
+        state.scaler.unscale_(state.optimizer)
+        nn.utils.clip_grad_norm_(state.model.parameters(), clip_grad)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+
+
+def _stop_if_not_finite(loss: Tensor, state: TrainState, batch: Batch, number: int, rescue: Path | None) -> None:
+    value = loss.item()
+    if math.isfinite(value):
+        return
+    saved = ""
+    if rescue is not None:
+        path = rescue / f"nan_epoch_{state.epoch + 1}_batch_{number}.pth.tar"
+        found = {
+            "epoch": state.epoch + 1,
+            "batch": number,
+            "loss": value,
+            "x": batch.x,
+            "target": batch.target,
+            "dates": batch.dates,
+            "paths": [info.target_path for info in batch.info],
+            "state_dict": state.model.state_dict(),
+        }
+        with whole_file(path) as temporary:
+            torch.save(found, temporary)
+        saved = f"; the batch and the weights are in {path}"
+    raise DataError(
+        f"the loss is {value} in epoch {state.epoch + 1}, batch {number}{saved}; try a lower --lr, --clip_grad 1, "
+        "or --precision fp32"
+    )
+
+
+@contextmanager
+def _memory_advice(device: torch.device) -> Iterator[None]:
+    """Turn a full memory into an error that names the flags which lower the need."""
+    try:
+        yield
+    except RuntimeError as error:
+        advice = out_of_memory_error(error, device)
+        if advice is None:
+            raise
+        raise advice from error
+
+
+@torch.inference_mode()
+def evaluate(
+    model: "Reconstructor",
+    loader: Iterable[Batch],
+    criterion: Criterion | None,
+    compute: Compute,
+    *,
+    title: str,
+    steps: int | None = None,
+    observers: Sequence[Observer] = (),
+) -> dict[str, float]:
+    """Predict every sample of `loader`, show each batch to the observers, and average the loss.
+
+    Args:
+        model: the network, put into eval mode.
+        loader: batches on the CPU.
+        criterion: (prediction, target) in scaled units; None if no loss is wanted.
+        compute: device and precision.
+        title: what the progress bar says.
+        steps: number of batches, for the progress bar.
+        observers: called with the id of the batch's first sample (samples are counted, TRAPS 7), the batch on the
+            device and the prediction in reflectance.
+
+    Returns:
+        `loss` (mean over samples, NaN without a criterion), `samples`, `epoch_time` (s).
+
+    Raises:
+        DataError: if no sample could be read, or the device's memory is full.
+    """
+    model.eval()
+    total, seen, started = torch.zeros((), device=compute.device), 0, time.perf_counter()
+    for cpu_batch in tqdm(loader, total=steps, desc=title, unit="batch", dynamic_ncols=True):
+        if not cpu_batch.n:
+            continue
+        with _memory_advice(compute.device):
+            batch = cpu_batch.to(compute.device, non_blocking=True)
+            prediction = compute.predict(model, batch)
+            if criterion is not None:
+                total = total + criterion(prediction, batch.target * model.scale_by) * batch.n
+            prediction = prediction.unscaled(model.scale_by)
+            for observe in observers:
+                observe(seen, batch, prediction)
+        seen += batch.n
+    if not seen:
+        raise DataError(f"no sample of the {title} split could be read; the list of unreadable patches tells why")
+    loss = (total / seen).item() if criterion is not None else math.nan
+    return {"loss": loss, "samples": seen, "epoch_time": time.perf_counter() - started}
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def profile_step(model: "Reconstructor", criterion: Criterion, batch: Batch, compute: Compute) -> dict[str, Any]:
+    """Measure one forward and backward pass.
+
+    Args:
+        model: the network.
+        criterion: the loss, in scaled units.
+        batch: one batch on the CPU.
+        compute: device and precision.
+
+    Returns:
+        `parameters`, `gflops_forward` (multiply and add counted apart), `forward_backward_s`, and on CUDA
+        `peak_memory_mib`.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model.train()
+    batch = batch.to(compute.device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        compute.predict(model, batch)
+    cuda = compute.device.type == "cuda"
+    for _ in range(2):  # the first pass warms up
+        if cuda:
+            torch.cuda.synchronize(compute.device)
+            torch.cuda.reset_peak_memory_stats(compute.device)
+        started = time.perf_counter()
+        criterion(compute.predict(model, batch), batch.target * model.scale_by).backward()
+        if cuda:
+            torch.cuda.synchronize(compute.device)
+        elapsed = time.perf_counter() - started
+        model.zero_grad(set_to_none=True)
+    report: dict[str, Any] = {
+        "parameters": count_parameters(model),
+        "gflops_forward": counter.get_total_flops() / 1e9,
+        "forward_backward_s": elapsed,
+    }
+    if cuda:
+        report["peak_memory_mib"] = torch.cuda.max_memory_allocated(compute.device) / 2**20
+    return report

@@ -1,0 +1,218 @@
+"""One split, looked at from every side: loss, metrics, calibration, baselines, plots, exports, log."""
+
+from contextlib import ExitStack
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from data.batch import Batch, Skipped
+from data.constants import DATE_ORIGIN, N_S2, RGB
+from model.engine import Compute, Criterion, Observer, evaluate
+from model.predictions import Prediction
+from util.atomic import whole_file, write_json
+from util.baselines import ComparisonTable, trivial_predictions
+from util.export import ExportWriter
+from util.metrics import EvaluationMeter
+from util.plotting import SampleRow, plot_coverage, plot_discard, plot_reliability, plot_sample, plot_samples
+from util.run import RunFolder
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+    from data.loaders import PatchLoader
+    from model.build import Reconstructor
+    from parse_args import Config
+
+HEADLINE = ("RMSE", "MAE", "PSNR", "SAM", "SSIM", "NLL", "ENCE", "UCE SE", "AUCE SE")
+
+
+class Evaluation:
+    """Evaluates a model on a split and leaves metrics, plots and exports in the run's folder.
+
+    Args:
+        config: the run's flags.
+        folder: where it writes.
+        criterion: the loss, in scaled units.
+        compute: device and precision.
+        log: TensorBoard, or None.
+    """
+
+    def __init__(
+        self, config: "Config", folder: RunFolder, criterion: Criterion, compute: Compute, log: "SummaryWriter | None"
+    ) -> None:
+        self.config, self.folder, self.criterion, self.compute, self.log = config, folder, criterion, compute, log
+
+    def run(
+        self, model: "Reconstructor", loader: "PatchLoader", split: str, epoch: int, *, baselines: bool = False
+    ) -> tuple[dict[str, Any], ComparisonTable | None]:
+        """Evaluate `model` on `loader`.
+
+        Args:
+            model: a Reconstructor.
+            loader: batches of the split.
+            split: "val" or "test", for names.
+            epoch: the epoch of the weights, for names.
+            baselines: put the trivial baselines beside the model, overall and by cloud cover.
+
+        Returns:
+            The metrics as they are written to `SPLIT_metrics.json`, and the table of the baselines or None.
+        """
+        meter = EvaluationMeter(has_variance=self.config.head != "mean")
+        table = ComparisonTable() if baselines else None
+        name = self.config.model
+        with ExitStack() as stack:
+            observers: list[Observer] = [_measure(meter, table, name)]
+            if table is not None:
+                observers.append(_compare(table))
+            if self.config.export_every > 0:
+                writer = stack.enter_context(ExportWriter(self.folder.exports(epoch, split)))
+                observers.append(_export(writer, self.config.export_every))
+            if self.config.plot_every > 0:
+                title = f"{self.config.experiment_name}, epoch {epoch}, {split}"
+                plots = _Plots(self.folder.plots(epoch, split), self.config.plot_every, title)
+                stack.callback(plots.close)
+                observers.append(plots)
+            if self.log is not None:
+                observers.append(_show(self.log, split, epoch, self.config.use_sar))
+            result = evaluate(
+                model,
+                loader,
+                self.criterion,
+                self.compute,
+                title=split,
+                steps=len(loader),
+                observers=observers,
+            )
+        metrics: dict[str, Any] = {"loss": result["loss"], "samples": result["samples"], **meter.summary()}
+        metrics |= {"legacy": self.config.legacy, "precision": str(self.compute.dtype or "float32")}
+        if self.log is not None:
+            for key, value in metrics.items():
+                if isinstance(value, float):
+                    self.log.add_scalar(f"{split}/{key}", value, epoch)
+        return metrics, table
+
+    def test(self, model: "Reconstructor", loader: "PatchLoader", epoch: int) -> dict[str, Any]:
+        """Evaluate on the test split beside the trivial baselines; write and print what came out.
+
+        Args:
+            model: a Reconstructor.
+            loader: batches of the test split.
+            epoch: the epoch of the weights.
+
+        Returns:
+            The metrics of `test_metrics.json`.
+        """
+        metrics, table = self.run(model, loader, "test", epoch, baselines=True)
+        assert table is not None
+        path = self.folder.write_metrics("test", metrics)
+        write_json(self.folder.path / "comparison.json", table.to_json())
+        with whole_file(self.folder.path / "comparison.md") as temporary:
+            temporary.write_text(table.markdown(), encoding="utf-8")
+        if "discard curve SE" in metrics:
+            named = {self.config.experiment_name: metrics}
+            plot_discard(metrics["discard curve SE"], self.folder.path)
+            plot_reliability(named, self.folder.path / "plot_test_reliability.png")
+            plot_coverage(named, self.folder.path / "plot_test_coverage.png")
+        print(f"\n{table.markdown()}")
+        shown = [name for name in HEADLINE if name in metrics]
+        print(", ".join(f"{name} {metrics[name]:.4g}" for name in shown))
+        print(f"metrics: {path}\ncomparison: {self.folder.path / 'comparison.md'}")
+        for name, every, place in (
+            ("plots", self.config.plot_every, self.folder.plots),
+            ("exports", self.config.export_every, self.folder.exports),
+        ):
+            if every > 0:
+                print(f"{name}: {place(epoch, 'test')}")
+        return metrics
+
+
+def report_skipped(skipped: list[Skipped]) -> None:
+    """List the patches that could not be read, each once."""
+    reasons = {entry.path: entry.reason for entry in skipped}
+    if reasons:
+        print(f"{len(reasons)} unreadable patches were skipped:")
+        for path, reason in reasons.items():
+            print(f"  {path}: {reason}")
+
+
+def _measure(meter: EvaluationMeter, table: ComparisonTable | None, name: str) -> Observer:
+    def observe(first: int, batch: Batch, prediction: Prediction) -> None:
+        rows = meter.add(batch.target, prediction, batch.masks)
+        if table is not None:
+            table.add(name, rows, batch.coverage)
+
+    return observe
+
+
+def _compare(table: ComparisonTable) -> Observer:
+    meters: dict[str, EvaluationMeter] = {}
+
+    def observe(first: int, batch: Batch, prediction: Prediction) -> None:
+        optical = batch.x[:, :, -N_S2:]
+        for name, mean in trivial_predictions(optical, batch.masks, batch.coverage).items():
+            meter = meters.setdefault(name, EvaluationMeter(has_variance=False))
+            table.add(name, meter.add(batch.target, mean), batch.coverage)
+
+    return observe
+
+
+def _export(writer: ExportWriter, every: int) -> Observer:
+    def observe(first: int, batch: Batch, prediction: Prediction) -> None:
+        for position in range(batch.n):
+            if (first + position) % every == 0:
+                item = prediction.item(position)
+                writer.write(first + position, item, batch.target[position], batch.info[position].to_json())
+
+    return observe
+
+
+class _Plots:
+    """Pictures of every k-th sample as it comes, and of the first few on one sheet at the end."""
+
+    MOST_ROWS = 4
+
+    def __init__(self, folder: Path, every: int, title: str) -> None:
+        self.folder, self.every, self.title = folder, every, title
+        self.rows: list[SampleRow] = []
+
+    def __call__(self, first: int, batch: Batch, prediction: Prediction) -> None:
+        for position in range(batch.n):
+            if (first + position) % self.every:
+                continue
+            item, inputs, target = prediction.item(position), batch.x[position], batch.target[position]
+            plot_sample(self.folder, first + position, inputs, target, item, batch.masks[position])
+            if len(self.rows) < self.MOST_ROWS:
+                info = batch.info[position]
+                dates = [(DATE_ORIGIN + timedelta(days=day)).isoformat() for day in info.input_days]
+                images = (inputs.cpu(), target[0].cpu(), item.mean[0, 0].cpu())
+                variance = None if item.total is None else item.total[0, 0].cpu()
+                cover = batch.coverage[position].tolist()
+                self.rows.append(SampleRow(*images, variance, dates, cover, f"{info.roi}, patch {info.patch}"))
+
+    def close(self) -> None:
+        """Draw the sheet."""
+        if self.rows:
+            plot_samples(self.rows, self.folder / "samples.png", self.title)
+
+
+def _show(log: "SummaryWriter", split: str, epoch: int, use_sar: bool) -> Observer:
+    """Pictures of the first sample for TensorBoard."""
+
+    def picture(image: torch.Tensor) -> torch.Tensor:
+        return (image[..., list(RGB), :, :].float() * 3).clamp(0, 1).cpu()
+
+    def observe(first: int, batch: Batch, prediction: Prediction) -> None:
+        if first:
+            return
+        log.add_images(f"{split}/inputs", picture(batch.x[0, :, -N_S2:]), epoch)
+        if use_sar:
+            log.add_images(f"{split}/radar VV", batch.x[0, :, :1].float().cpu(), epoch)
+        log.add_image(f"{split}/target", picture(batch.target[0, 0]), epoch)
+        log.add_image(f"{split}/prediction", picture(prediction.mean[0, 0]), epoch)
+        if prediction.total is not None:
+            deviation = prediction.total[0, 0].float().mean(0, keepdim=True).sqrt().cpu()
+            log.add_image(f"{split}/deviation, 0 to 0.1", (deviation * 10).clamp(0, 1), epoch)
+
+    return observe

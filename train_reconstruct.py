@@ -1,0 +1,172 @@
+"""Train a network that reconstructs clouded images, then test its best epoch.
+
+From the command line: flags -> run folder -> data -> model -> epochs, each validated and saved -> test of the best.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from parse_args import Config, parse, read_conf, resolve, restore
+from util.errors import UsageError, run_command
+
+if TYPE_CHECKING:
+    import torch
+
+    from data.loaders import Loaders
+    from model.engine import TrainState
+    from model.evaluation import Evaluation
+    from util.run import RunFolder
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train as the flags say; see `--help`."""
+    values, typed = parse("train", argv)
+    checkpoint = ""
+    if values["resume_from"]:
+        checkpoint, typed = values["trained_checkp"], typed - {"trained_checkp"}
+        conf = Path(values["res_dir"]) / values["experiment_name"] / "conf.json"
+        if not conf.is_file():
+            raise UsageError(f"--resume_from: nothing to go on with, {conf} is missing; start without --resume_from")
+        config, notes = restore(read_conf(conf), values, typed, "train")
+    else:
+        config, notes = resolve(values, typed)
+    for flag in ("root3",) if config.pretrain else ("root1", "root2"):
+        if not getattr(config, flag):
+            raise UsageError(
+                f"--{flag} is missing: the folder of {'SEN12MS-CR' if flag == 'root3' else 'SEN12MS-CR-TS'}"
+            )
+    for text in notes:
+        print(f"note: {text}")
+    train(config, checkpoint)
+    return 0
+
+
+def train(config: Config, checkpoint: str = "") -> None:
+    """Run the whole training of `config`, going on from `checkpoint` or the latest epoch if it is to resume."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    from data.loaders import build_loaders
+    from model.build import build_loss
+    from model.engine import Compute, count_parameters, profile_step
+    from model.evaluation import Evaluation
+    from util.atomic import write_json
+    from util.run import RunFolder, choose_device, choose_precision, seed_everything
+
+    device = choose_device(config.device)
+    dtype, reason = choose_precision(config.precision, device)
+    folder = RunFolder(Path(config.res_dir), config.experiment_name)
+    seed_everything(config.rdm_seed)
+    loaders = build_loaders(config)
+    state = start(config, folder, checkpoint, device)
+    folder.create()
+    write_json(folder.conf, config.to_json())
+    compute, criterion = Compute(device, dtype), build_loss(config)
+    parts = {"train": loaders.train, "val": loaders.val, "test": loaders.test}
+    sizes = ", ".join(f"{name} {len(part.patches) if part else 0}" for name, part in parts.items())
+    print(f"{config.experiment_name}: {config.model}, head {config.head}, {count_parameters(state.model):,} parameters")
+    print(f"samples: {sizes}; on {device}, precision {reason}")
+    if config.profile:
+        for name, value in profile_step(state.model, criterion, next(iter(loaders.train)), compute).items():
+            print(f"{name}: {value:,.4g}")
+        return
+    with SummaryWriter(str(folder.logs), purge_step=state.epoch * len(loaders.train) if state.epoch else None) as log:
+        evaluation = Evaluation(config, folder, criterion, compute, log)
+        run_epochs(config, state, loaders, evaluation, folder)
+        test_best(config, state, loaders, evaluation, folder)
+    print(f"run folder: {folder.path}\nTensorBoard: tensorboard --logdir {folder.logs.parent}")
+
+
+def start(config: Config, folder: "RunFolder", checkpoint: str, device: "torch.device") -> "TrainState":
+    """A fresh state, one that starts from given weights, or one that goes on where a checkpoint stopped."""
+    from model.build import build_model, build_optimizer, build_scheduler
+    from model.checkpoint import resume
+    from model.engine import TrainState
+    from model.pretrained import freeze, load_pretrained
+
+    model = build_model(config).to(device)
+    optimizer = build_optimizer(model, config)
+    state = TrainState(model, optimizer, build_scheduler(optimizer, config))
+    if config.resume_from:
+        epochs = folder.epochs()
+        if not checkpoint and not config.resume_at and not epochs:
+            print(f"note: no epoch is done yet in {folder.path}; starting from the first")
+        else:
+            path = Path(checkpoint) if checkpoint else folder.checkpoint(config.resume_at or epochs[-1])
+            resume(path, state)
+            print(f"going on after epoch {state.epoch}, from {path}")
+            return state
+    if config.trained_checkp:
+        report = load_pretrained(model, Path(config.trained_checkp))
+        print(report)
+        state.frozen = freeze(model, report) if config.unfreeze_after > 0 else ()
+    return state
+
+
+def run_epochs(
+    config: Config, state: "TrainState", loaders: "Loaders", evaluation: "Evaluation", folder: "RunFolder"
+) -> None:
+    """Train every epoch that is left; after each validate, keep the best, and save all that is needed to go on."""
+    from model.checkpoint import save_state
+    from model.engine import train_one_epoch
+    from model.pretrained import unfreeze
+    from util.atomic import write_json
+    from util.plotting import plot_training
+
+    while state.epoch < config.epochs:
+        epoch = state.epoch + 1
+        if state.frozen and epoch > config.unfreeze_after:
+            print(f"epoch {epoch}: {len(state.frozen)} frozen weights train from here on")
+            unfreeze(state.model)
+            state.frozen = ()
+        loaders.set_epoch(epoch)
+        row = train_one_epoch(
+            state,
+            loaders.train,
+            evaluation.criterion,
+            evaluation.compute,
+            steps=len(loaders.train),
+            accumulate=config.accumulate,
+            clip_grad=config.clip_grad,
+            display_step=config.display_step,
+            log=evaluation.log,
+            rescue=folder.path,
+        )
+        state.scheduler.step()
+        state.epoch = epoch
+        state.trainlog[str(epoch)] = row
+        if loaders.val is not None and epoch % config.val_every == 0 and epoch > config.val_after:
+            metrics, _ = evaluation.run(state.model, loaders.val, "val", epoch)
+            row |= {"val_loss": metrics["loss"], "val_RMSE": metrics["RMSE"], "val_PSNR": metrics["PSNR"]}
+            folder.write_metrics(f"val_epoch_{epoch}", metrics)
+            best = metrics["loss"] <= state.best_loss
+            words = "the best so far" if best else f"best so far {state.best_loss:.4f}"
+            print(f"epoch {epoch}: val loss {metrics['loss']:.4f} ({words}), PSNR {metrics['PSNR']:.2f} dB", flush=True)
+            if best:  # before the epoch's own checkpoint, so that a kill in between repeats this epoch
+                state.best_loss = metrics["loss"]
+                save_state(folder.best, state, config)
+        write_json(folder.path / "trainlog.json", state.trainlog)
+        plot_training(state.trainlog, folder.path / "plot_training.png")
+        save_state(folder.checkpoint(epoch), state, config)
+
+
+def test_best(
+    config: Config, state: "TrainState", loaders: "Loaders", evaluation: "Evaluation", folder: "RunFolder"
+) -> None:
+    """Test the weights that were best on validation, or the last ones where no epoch was validated."""
+    from model.checkpoint import load_weights, save_state
+    from model.evaluation import report_skipped
+
+    if not folder.best.exists():
+        print("note: no epoch was validated; the last one is tested")
+        save_state(folder.best, state, config)
+    epoch = load_weights(folder.best, state.model)
+    if loaders.test is None:
+        print("note: there is no test split to test on")
+    else:
+        evaluation.test(state.model, loaders.test, epoch)
+    report_skipped(loaders.skipped)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))
