@@ -163,7 +163,8 @@ def _export(writer: ExportWriter, every: int) -> Observer:
         for position in range(batch.n):
             if (first + position) % every == 0:
                 item = prediction.item(position)
-                writer.write(first + position, item, batch.target[position], batch.info[position].to_json())
+                info = batch.info[position].to_json() | {"coverage": batch.coverage[position].tolist()}
+                writer.write(first + position, item, batch.target[position], info)
 
     return observe
 
