@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from model.student_t import student_t_crps, student_t_nll, student_t_quantile
+from model.student_t import student_t_nll, student_t_quantile
+from util.scores import student_t_scores
 
 if TYPE_CHECKING:
     from model.predictions import NIG
@@ -77,8 +78,8 @@ def interval(belief: "NIG", level: float) -> tuple[Tensor, Tensor]:
 
 
 def crps(belief: "NIG", target: Tensor) -> Tensor:
-    """The continuous ranked probability score of the predictive Student-t, per element; alpha at least 1."""
-    return student_t_crps(target - belief.delta, width(belief), 2 * belief.alpha)
+    """The continuous ranked probability score of the predictive Student-t, per element; alpha above 1."""
+    return student_t_scores(target - belief.delta, total(belief), 2 * belief.alpha)[1]
 
 
 def sum_beliefs(a: "NIG", b: "NIG") -> "NIG":

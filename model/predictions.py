@@ -7,7 +7,8 @@ from typing import TypeVar
 from torch import Tensor
 
 from model import nig
-from model.student_t import normal_crps, normal_nll, normal_quantile
+from model.student_t import normal_nll, normal_quantile
+from util.scores import normal_scores
 
 Self = TypeVar("Self", bound="_Container")
 
@@ -99,7 +100,7 @@ class Gaussian(_Container):
 
     def crps(self, target: Tensor) -> Tensor:
         """The continuous ranked probability score, per element, in the unit of the mean."""
-        return normal_crps(_aligned(self.mean, target) - target, self.variance)
+        return normal_scores(_aligned(self.mean, target) - target, self.variance)[1]
 
     def interval(self, level: float) -> tuple[Tensor, Tensor]:
         """Lower and upper end of the central interval of probability `level`; ValueError unless 0 < level < 1."""

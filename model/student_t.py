@@ -14,7 +14,6 @@ RATIO = (-1 / 8, 1 / 192, -1 / 640, 17 / 14336, -31 / 18432, 691 / 180224)
 SLOPE = (1 / 8, -1 / 64, 1 / 128, -17 / 2048, 31 / 2048, -691 / 16384)
 
 QUANTILE_NODES = 4097  # in 1/dof over [0, 1]: error below 1e-6 for levels up to 0.9999
-CRPS_NODES = (257, 1025)  # in 1/dof over [0, 1/2] and |z|/(1+|z|) over [0, 1]: error below 1e-5
 
 
 def _shift(x: Tensor) -> int:
@@ -141,67 +140,3 @@ def _cell(position: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
     place = torch.where((position >= 0) & (position <= 1), position, torch.nan) * (nodes - 1)
     low = place.nan_to_num(0.0).long().clamp(0, nodes - 2)
     return low, place - low
-
-
-def _crps_unit(z: np.ndarray, dof: np.ndarray) -> np.ndarray:
-    """CRPS of a Student-t of scale 1 at distance z >= 0, float64, dof > 1 (infinite: the normal)."""
-    from scipy.special import gammaln, stdtr
-
-    finite = np.where(np.isinf(dof), 1e12, dof)  # at 1e12 the Student-t is the normal to 1e-12
-    ratio = gammaln(finite / 2 + 0.5) - gammaln(finite / 2)
-    ratio = np.where(finite > 1e6, 0.5 * np.log(finite / 2) - 0.25 / finite, ratio)
-    density = np.exp(ratio - 0.5 * np.log(np.pi * finite) - (finite + 1) / 2 * np.log1p(z * z / finite))
-    shifted = gammaln(finite) - gammaln(finite - 0.5)
-    shifted = np.where(finite > 1e6, 0.5 * np.log(finite) - 0.375 / finite, shifted)
-    spread = 2 * np.sqrt(finite / np.pi) / (finite - 1) * np.exp(2 * ratio - shifted)
-    return z * (2 * stdtr(dof, z) - 1) + 2 * density * (finite + z * z) / (finite - 1) - spread
-
-
-@lru_cache(maxsize=1)
-def _crps_table() -> np.ndarray:
-    """CRPS of unit scale over 1 + |z|, on the grid of CRPS_NODES, flat."""
-    inverse = np.linspace(0.0, 0.5, CRPS_NODES[0])[:, None]
-    place = np.linspace(0.0, 1.0, CRPS_NODES[1])[None, :-1]
-    z = place / (1.0 - place)
-    with np.errstate(divide="ignore"):
-        values = _crps_unit(z, 1.0 / inverse) / (1.0 + z)
-    at_infinity = np.ones((CRPS_NODES[0], 1))  # far away the CRPS is the distance
-    return np.concatenate([values, at_infinity], axis=1).ravel()
-
-
-def student_t_crps(error: Tensor, scale: Tensor, dof: Tensor) -> Tensor:
-    """The continuous ranked probability score of a Student-t, per element; for evaluation, not for training.
-
-    Args:
-        error: value minus location.
-        scale: scale of the Student-t (not its standard deviation), positive.
-        dof: degrees of freedom, at least 2.
-
-    Returns:
-        Same shape, in the unit of `error`; NaN where dof is below 2. Interpolated in a table of the closed form
-        (relative error below 1e-5), because torch has no incomplete beta function.
-
-    Source:
-        Jordan et al. 2019 (scoringRules), Student-t with scale.
-    """
-    table = torch.from_numpy(_crps_table()).to(error.device, error.dtype)
-    distance = error.abs() / scale
-    row, down = _cell(2.0 / dof, CRPS_NODES[0])
-    column, across = _cell(distance / (1.0 + distance), CRPS_NODES[1])
-    corner = row * CRPS_NODES[1] + column
-    upper = torch.lerp(table[corner], table[corner + 1], across)
-    corner = corner + CRPS_NODES[1]
-    lower = torch.lerp(table[corner], table[corner + 1], across)
-    return scale * (1.0 + distance) * torch.lerp(upper, lower, down)
-
-
-def normal_crps(error: Tensor, variance: Tensor) -> Tensor:
-    """The continuous ranked probability score of a normal distribution, per element.
-
-    Source:
-        Gneiting and Raftery 2007, eq. 21.
-    """
-    sigma = variance.sqrt()
-    z = error / sigma
-    density = torch.exp(-0.5 * z.square()) * math.sqrt(2 / math.pi)
-    return sigma * (z * torch.erf(z * math.sqrt(0.5)) + density - 1 / math.sqrt(math.pi))

@@ -9,7 +9,7 @@ from scipy import stats
 
 from model import nig
 from model.predictions import NIG
-from model.student_t import log_gamma_ratio, log_gamma_ratio_slope, student_t_crps, student_t_quantile
+from model.student_t import log_gamma_ratio, log_gamma_ratio_slope, student_t_quantile
 
 DOUBLE = torch.float64
 
@@ -273,14 +273,6 @@ def test_crps_is_that_of_the_student_t():
     rng = np.random.default_rng(10)
     y = b.delta + torch.from_numpy(rng.standard_t(2.5, b.delta.shape) * 0.2)
     exact = scoringrules.crps_t(y.numpy(), 2 * b.alpha.numpy(), b.delta.numpy(), nig.width(b).numpy())
-    np.testing.assert_allclose(nig.crps(b, y).numpy(), exact, rtol=1e-5)  # interpolation: 2e-6
+    np.testing.assert_allclose(nig.crps(b, y).numpy(), exact, rtol=2e-6)
     single = nig.crps(b.map(lambda t: t.float()), y.float())
     np.testing.assert_allclose(single.numpy(), exact, rtol=3e-5, atol=1e-7)
-
-
-def test_crps_at_the_ends_of_its_table():
-    error, one = torch.tensor([0.0, 1.0, 2.0, 1e9], dtype=DOUBLE), torch.ones(4, dtype=DOUBLE)
-    normal = student_t_crps(error, one, torch.full_like(one, math.inf))
-    # of the standard normal at 0, 1, 2; far away the distance itself
-    np.testing.assert_allclose(normal.numpy(), [0.23369498, 0.60244136, 1.45279182, 1e9], rtol=3e-6)
-    assert student_t_crps(error, one, torch.full_like(one, 1.9)).isnan().all()
