@@ -8,9 +8,6 @@ Works on any folder in the layout of SEN12MS-CR-TS, such as one of `python -m ut
 import argparse
 import json
 import os
-import platform
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +16,7 @@ from statistics import median
 
 import numpy as np
 
+from benchmarks.provenance import provenance
 from data.cloud_masks import detect_clouds
 from data.constants import DETECTORS, N_S2
 from data.geotiff import read_bands
@@ -42,9 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         with tempfile.TemporaryDirectory() as folder:
             patches.append(measure(args.root, Path(folder), args.detector, images))
     result = {
-        "device": f"{_cpu()}, {os.cpu_count()} cores, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}",
-        "commit": _commit(),
-        "command": " ".join(["python -m benchmarks.mask_store_speed", *(argv if argv is not None else sys.argv[1:])]),
+        **provenance("benchmarks.mask_store_speed", argv),
         "detector": args.detector,
         "patches": patches,
         "times faster, all dates": round(median(p["compute_s"] / p["load_all_s"] for p in patches), 1),
@@ -114,17 +110,6 @@ def _seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mask_store_speed", description=__doc__)
     parser.add_argument("--root", type=Path, required=True, help="a folder in the layout of SEN12MS-CR-TS")
@@ -136,4 +121,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    raise SystemExit(run_command(main))
