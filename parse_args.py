@@ -77,7 +77,7 @@ class Config:
     low_res_size: int = flag("model", 32, "pixels across of the map on which dates are compared")
     use_v: bool = flag("model", False, "attention carries values as well as weights")
     separate_out: bool = flag("model", False, "separate last layers for mean and variance")
-    covmode: str = flag("model", "diag", "variance of a Gaussian head: one a band, one for all bands, or one a band without correlation terms", choices=("diag", "iso", "uni"))
+    covmode: str = flag("model", "diag", "variance of a Gaussian head: diag and uni one for each band, iso one for all", choices=("diag", "iso", "uni"))
     scale_by: float = flag("model", 1.0, "the network sees reflectance multiplied by this; 10 steadies the likelihood losses")
 
     loss: str = flag("training", "MGNLL", "what is minimised", choices=LOSSES)
@@ -139,6 +139,16 @@ class Config:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
+class _Help(argparse.HelpFormatter):
+    """Tells the defaults that are worth telling."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, default = action.help or "", action.default
+        if default in ("", None, False, True, argparse.SUPPRESS):
+            return text
+        return f"{text} (default: {list(default) if isinstance(default, tuple) else default})"
+
+
 def build_parser(mode: str, *, bare: bool = False) -> argparse.ArgumentParser:
     """The parser of a script.
 
@@ -147,7 +157,7 @@ def build_parser(mode: str, *, bare: bool = False) -> argparse.ArgumentParser:
         bare: leave out what was not typed, to learn what was.
     """
     about = {"train": "Train a network that reconstructs clouded images.", "test": "Test a trained network."}[mode]
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=about, formatter_class=_Help)
     groups = {name: parser.add_argument_group(name) for name in ("model", "training", "data", "run")}
     hints = get_type_hints(Config)
     for entry in fields(Config):
@@ -170,7 +180,7 @@ def build_parser(mode: str, *, bare: bool = False) -> argparse.ArgumentParser:
         else:
             kind = info["kind"] or hints[entry.name]
             choices = info["choices"] or None
-            metavar = None if choices else "X" if kind in (int, float, workers) else "TEXT"
+            metavar = None if choices else {int: "N", workers: "N", float: "X"}.get(kind, "TEXT")
             group.add_argument(*names, type=kind, choices=choices, metavar=metavar, **common)
     return parser
 
@@ -270,8 +280,6 @@ def _refuse_contradictions(config: Config, typed: set[str]) -> None:
         raise UsageError(f"--loss {config.loss} needs a variance, --head mean has none; use --head nig or gaussian")
     if config.loss == "NIG" and config.head != "nig":
         raise UsageError(f"--loss NIG needs --head nig, got --head {config.head}")
-    if config.loss == "MGNLL" and config.head == "gaussian" and config.covmode == "uni":
-        raise UsageError("--loss MGNLL has no --covmode uni; use --loss GNLL, or --covmode diag")
     if config.loss == "fusion" and config.model != "fusion_net":
         raise UsageError(f"--loss fusion belongs to --model fusion_net, got --model {config.model}")
     if config.n_head and config.encoder_widths[0] % config.n_head and not config.pretrain:

@@ -23,26 +23,31 @@ def _levels(*values: float) -> FloatArray:
 
 
 # B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B10 B11 B12
-CROP_TEMPERATE = _levels(1421, 1117, 997, 726, 1290, 2759, 3344, 3301, 3750, 862, 13, 2037, 1001)
-CROP_TROPICAL = _levels(1433, 1154, 1141, 834, 1277, 2920, 3660, 3380, 4060, 433, 10, 2180, 960)
-PASTURE = _levels(1437, 1149, 979, 844, 1216, 1949, 2268, 2233, 2578, 655, 13, 1910, 1067)
-SOIL_RED = _levels(1651, 1525, 1476, 1765, 1990, 2287, 2514, 2665, 2868, 1437, 36, 2713, 1941)
-SOIL_BROWN = _levels(1573, 1263, 1080, 1033, 1184, 1352, 1451, 1430, 1555, 855, 27, 1439, 1040)
-STUBBLE = _levels(1514, 1341, 1265, 1320, 1751, 2445, 2828, 2843, 3288, 802, 14, 3128, 1874)
-FOREST_LEAF = _levels(1519, 1252, 1159, 938, 1147, 2086, 2516, 2244, 2710, 316, 9, 1564, 782)
-FOREST_BARE = _levels(1380, 1042, 764, 610, 773, 1088, 1249, 1211, 1422, 426, 11, 1093, 626)
-WATER_TURBID = _levels(1606, 1417, 1339, 1208, 1131, 838, 829, 707, 714, 571, 23, 481, 325)
-# No deep water lies in the patches: the darkest values of the red and infrared there, lowered towards path radiance.
-WATER_CLEAR = _levels(1480, 1130, 800, 520, 470, 400, 380, 340, 330, 120, 12, 160, 110)
-ROOF_DARK = _levels(1443, 1131, 886, 755, 921, 1152, 1257, 1155, 1323, 387, 10, 1146, 759)
-ROOF_GREY = _levels(1672, 1454, 1270, 1300, 1410, 1574, 1682, 1656, 1790, 1085, 32, 1778, 1506)
-ROOF_BRIGHT = _levels(1729, 1608, 1492, 1642, 1735, 1998, 2161, 2246, 2373, 1316, 36, 2293, 1894)
-ASPHALT = _levels(1596, 1333, 1176, 1180, 1266, 1370, 1448, 1372, 1526, 899, 29, 1547, 1258)
-
 # Light scattered by the air alone: below the 0.1 % quantile of every band of the darkest patch.
 PATH_RADIANCE = _levels(1280, 890, 560, 350, 290, 220, 190, 160, 130, 60, 7, 40, 25)
 # One unit of haze (aerosol), which whitens the short waves most.
 HAZE = _levels(110, 100, 85, 70, 60, 50, 45, 42, 38, 10, 0, 20, 15)
+# The autumn patch is hazier than the others (B01 nowhere below 1476, against 1343): its levels come less this.
+AUTUMN_HAZE = 1.2 * HAZE
+
+CROP_TEMPERATE = _levels(1421, 1117, 997, 726, 1290, 2759, 3344, 3301, 3750, 862, 13, 2037, 1001)
+# The West African patch lies between clouds: CROP_TROPICAL (NDVI 0.55 to 0.6) comes less 70 to 170 for stray light,
+# FOREST_LEAF (its darker cluster) less 20 to 70.
+CROP_TROPICAL = _levels(1433, 1134, 1111, 814, 1257, 2880, 3560, 3330, 3960, 433, 10, 2150, 950)
+PASTURE = _levels(1437, 1149, 979, 844, 1216, 1949, 2268, 2233, 2578, 655, 13, 1910, 1067)
+SOIL_RED = _levels(1651, 1525, 1476, 1765, 1990, 2287, 2514, 2665, 2868, 1437, 36, 2713, 1941) - AUTUMN_HAZE
+SOIL_BROWN = _levels(1573, 1263, 1080, 1033, 1184, 1352, 1451, 1430, 1555, 855, 27, 1439, 1040) - AUTUMN_HAZE
+STUBBLE = _levels(1514, 1341, 1265, 1320, 1751, 2445, 2828, 2843, 3288, 802, 14, 3128, 1874)
+FOREST_LEAF = _levels(1449, 1182, 1089, 868, 1077, 2026, 2456, 2204, 2650, 316, 9, 1534, 762)
+FOREST_BARE = _levels(1380, 1042, 764, 610, 773, 1088, 1249, 1211, 1422, 426, 11, 1093, 626)
+WATER_TURBID = _levels(1606, 1417, 1339, 1208, 1131, 838, 829, 707, 714, 571, 23, 481, 325) - AUTUMN_HAZE
+# No deep water lies in the patches: the darkest values of the red and infrared there, lowered towards path radiance.
+WATER_CLEAR = _levels(1480, 1130, 800, 520, 470, 400, 380, 340, 330, 120, 12, 160, 110)
+ROOF_DARK = _levels(1443, 1131, 886, 755, 921, 1152, 1257, 1155, 1323, 387, 10, 1146, 759)
+ROOF_GREY = _levels(1672, 1454, 1270, 1300, 1410, 1574, 1682, 1656, 1790, 1085, 32, 1778, 1506) - AUTUMN_HAZE
+ROOF_BRIGHT = _levels(1729, 1608, 1492, 1642, 1735, 1998, 2161, 2246, 2373, 1316, 36, 2293, 1894) - AUTUMN_HAZE
+ASPHALT = _levels(1596, 1333, 1176, 1180, 1266, 1370, 1448, 1372, 1526, 899, 29, 1547, 1258) - AUTUMN_HAZE
+
 # An optically thick cloud of liquid water: the brightest 0.5 % of the clouded patches, scaled to a reflectance of one
 # in the limit (they have about 0.72 of it). B09 and B10 are worked out in data/synthetic_clouds.py.
 CLOUD = _levels(6700, 6850, 6850, 7350, 7250, 8200, 9000, 8200, 9500, 1400, 25, 7900, 6000)
@@ -149,7 +154,7 @@ CLIMATES: dict[str, Climate] = {
     ),
     "continental": Climate(
         ("winter cereal", "summer crop", "early summer crop", "fallow"), ("deciduous", "mixed", "conifer"),
-        (0.06, 0.25, 0.04, 0.02), CROP_TEMPERATE, (SOIL_BROWN, SOIL_RED), 0.95, 0.26, 0.3, 345, 0.3, 90,
+        (0.06, 0.25, 0.04, 0.02), CROP_TEMPERATE, (SOIL_BROWN, SOIL_RED), 0.95, 0.23, 0.3, 345, 0.3, 90,
     ),
     "mediterranean": Climate(
         ("winter cereal", "irrigated", "plantation", "fallow"), ("evergreen", "dry forest", "conifer"),

@@ -232,10 +232,10 @@ def _draw_reflectance(
     """The ground bare and in full leaf, (13, H, W) each, texture included."""
     n = len(crops)
     mix = rng.beta(1.5, 1.5, n).astype(np.float32)[:, None]
-    gain = (climate.soil_gain * rng.normal(1, 0.06, (n, 1))).astype(np.float32)
+    gain = (climate.soil_gain * np.clip(rng.normal(1, 0.06, (n, 1)), 0.85, 1.12)).astype(np.float32)
     soils = _brighten(climate.soils[0] * mix + climate.soils[1] * (1 - mix), gain)
-    tint = 1 + 0.04 * rng.standard_normal((len(climate.crops), 13), dtype=np.float32)
-    leaves = _brighten(climate.crop, tint[crops] * rng.normal(1, 0.05, (n, 1)).astype(np.float32))
+    tint = 1 + 0.03 * np.clip(rng.standard_normal((len(climate.crops), 13), dtype=np.float32), -2, 2)
+    leaves = _brighten(climate.crop, tint[crops] * np.clip(rng.normal(1, 0.04, (n, 1)), 0.9, 1.08).astype(np.float32))
     bare, green = np.moveaxis(soils[field], -1, 0).copy(), np.moveaxis(leaves[field], -1, 0).copy()
     turbid = np.float32(rng.beta(1.2, 1.2))
     lake = covers.WATER_TURBID * turbid + covers.WATER_CLEAR * (1 - turbid)

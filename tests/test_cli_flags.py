@@ -124,6 +124,7 @@ def test_widths_in_every_spelling(typed):
         ("--covmode iso", "gaussian", 14),
         ("--loss GNLL", "nig", 52),
         ("--head gaussian --loss GNLL", "gaussian", 26),
+        ("--covmode uni", "gaussian", 26),
         ("--head gaussian", "gaussian", 26),
         ("--legacy", "gaussian", 26),
         ("--head gaussian --out_conv [26]", "gaussian", 26),
@@ -146,7 +147,6 @@ def test_pretraining_is_mono_temporal():
     [
         ("--loss NIG --head gaussian", "--loss NIG needs --head nig"),
         ("--loss MGNLL --head mean", "needs a variance"),
-        ("--head gaussian --covmode uni", "--loss GNLL"),
         ("--loss l1 --head nig", "trains no variance"),
         ("--loss fusion", "fusion_net"),
         ("--min_cov 0.6 --max_cov 0.2", "--min_cov <= --max_cov"),

@@ -35,18 +35,18 @@ class TemporalAggregator(nn.Module):
         self.mode = mode
         self.attn_dropout = nn.Dropout(ATTENTION_DROPOUT)
 
-    def forward(self, maps: Tensor, attention: Tensor, padded: Tensor) -> Tensor:
+    def forward(self, maps: Sequence[Tensor], attention: Tensor, padded: Tensor) -> Tensor:
         """Weighted sum.
 
         Args:
-            maps: (B, T, C, H, W).
+            maps: (B, C, H, W) of each date.
             attention: (N, B, T, h, w), of lower resolution (or higher, where H or W is small).
             padded: (B, T) bool.
 
         Returns:
             (B, C, H, W).
         """
-        b, t, c, h, w = maps.shape
+        b, _, h, w = maps[0].shape
         present = (~padded).to(attention.dtype)
         if self.mode == "mean":
             weights = (present / present.sum(dim=1, keepdim=True).clamp(min=1))[None, :, :, None, None]
@@ -54,12 +54,17 @@ class TemporalAggregator(nn.Module):
             heads = attention if self.mode == "att_group" else attention.mean(dim=0, keepdim=True)
             resized = resize(heads.flatten(0, 1), h, w).unflatten(0, (-1, b))  # (N, B, T, H, W)
             weights = self.attn_dropout(resized) * present[None, :, :, None, None]
-        groups = maps.unflatten(2, (weights.shape[0], -1))  # (B, T, N, C / N, H, W)
-        by_date = weights.permute(1, 2, 0, 3, 4).unsqueeze(3).to(maps.dtype)  # (B, T, N, 1, H, W)
-        out = by_date[:, 0] * groups[:, 0]
-        for date in range(1, t):
-            out = torch.addcmul(out, by_date[:, date], groups[:, date])
+        by_date = weights.permute(2, 1, 0, 3, 4).unsqueeze(3).to(maps[0].dtype)  # (T, B, N, 1, H, W)
+        groups = [one.unflatten(1, (weights.shape[0], -1)) for one in maps]  # (B, N, C / N, H, W)
+        out = groups[0] * by_date[0]
+        for of_date, weight in zip(groups[1:], by_date[1:], strict=True):
+            out = torch.addcmul(out, of_date, weight)
         return out.flatten(1, 2)
+
+
+def channels_last(maps: Tensor) -> Tensor:
+    """(B, C, H, W) laid out as processors like it: norms and 1 x 1 convolutions are faster with channels innermost."""
+    return maps.contiguous(memory_format=torch.channels_last) if maps.device.type == "cpu" else maps
 
 
 def resize(maps: Tensor, height: int, width: int) -> Tensor:
@@ -87,6 +92,7 @@ class Uncrtaints(nn.Module):
         self.in_channels, self.is_mono = in_channels, config.pretrain
         self.pad_value, self.scale_by = config.pad_value, config.scale_by
         self.low_res_size, self.use_v = config.low_res_size, config.use_v
+        self.dates_coupled = config.encoder_norm == "batch"  # its statistics are those of all dates together
 
         self.in_conv = ConvBlock([in_channels, encoder[0]], config.encoder_norm)
         block, padding = config.block_type, config.padding_mode
@@ -138,13 +144,8 @@ class Uncrtaints(nn.Module):
         b, t = x.shape[:2]
         pad_value = torch.tensor(self.pad_value, device=x.device) * self.scale_by  # rounds as x * scale_by did
         padded = (x == pad_value).flatten(2).all(dim=-1)
-        maps = x.flatten(0, 1)
-        if x.device.type == "cpu":  # 1 x 1 convolutions and batch norms are faster so
-            maps = maps.contiguous(memory_format=torch.channels_last)
-        maps = self.in_conv(maps)
-        for block in self.in_block:
-            maps = block(maps)
-        out = maps if self.is_mono else self._merge(maps.unflatten(0, (b, t)), dates, padded)
+        maps = self._encode(x)
+        out = maps[0] if self.is_mono else self._merge(maps, dates, padded)
         for block in self.out_block:
             out = block(out)
         if not self.separate_out:
@@ -155,11 +156,24 @@ class Uncrtaints(nn.Module):
             out = self.out_conv_mean_1(out)
         return out.unsqueeze(1)
 
-    def _merge(self, maps: Tensor, dates: Tensor | None, padded: Tensor) -> Tensor:
-        """(B, T, C, H, W) to (B, C, H, W)."""
-        small = F.adaptive_max_pool2d(maps.flatten(0, 1), self.low_res_size).unflatten(0, padded.shape)
+    def _encode(self, x: Tensor) -> list[Tensor]:
+        """(B, T, C, H, W) to maps (B, C', H, W) of each date."""
+        if x.device.type == "cpu" and not self.dates_coupled:
+            # one by one: buffers of the size that the decoder needs too, which the allocator finds again
+            return [self._encode_date(channels_last(one)) for one in x.unbind(1)]
+        return list(self._encode_date(channels_last(x.flatten(0, 1))).unflatten(0, x.shape[:2]).unbind(1))
+
+    def _encode_date(self, maps: Tensor) -> Tensor:
+        maps = self.in_conv(maps)
+        for block in self.in_block:
+            maps = block(maps)
+        return maps
+
+    def _merge(self, maps: Sequence[Tensor], dates: Tensor | None, padded: Tensor) -> Tensor:
+        """Maps (B, C, H, W) of each date to one (B, C, H, W)."""
+        small = torch.stack([F.adaptive_max_pool2d(one, self.low_res_size) for one in maps], dim=1)
         attention, values = self.temporal_encoder(small, dates, padded)
-        out = self.temporal_aggregator(maps, attention, padded)
+        out = channels_last(self.temporal_aggregator(maps, attention, padded))
         if values is None:
             return out
         return self.include_v(torch.cat([out, resize(values, *out.shape[-2:]).to(out.dtype)], dim=1))

@@ -1,0 +1,1 @@
+"""Blocks that backbones are made of, and the heads."""
