@@ -70,7 +70,8 @@ def observe(rng: np.random.Generator, land: Landscape, day: float, sky: Sky) -> 
     vapour = float(np.clip(climate.vapour * (1.0 - climate.vapour_swing * season) * rng.normal(1, 0.04), 0.08, 0.6))
     ground[band_index("B09")] = ground[band_index("B8A")] * vapour
     ground[band_index("B10")] = 8.0 + 75.0 * vapour**2
-    clear = path + (ground - path) * rng.normal(1.0, 0.012) + covers.HAZE[:, None, None] * min(0.6, abs(rng.normal(0, 0.25)))
+    gain, haze = rng.normal(1.0, 0.012), min(0.6, abs(rng.normal(0, 0.25)))
+    clear = path + (ground - path) * gain + haze * covers.HAZE[:, None, None]
     noise = rng.standard_normal(clear.shape, dtype=np.float32) * covers.SENSOR_NOISE[:, None, None]
     return Observation(_measure(see_through(clear, sky, vapour), noise), _measure(clear, noise), sky)
 

@@ -203,8 +203,8 @@ def see_through(clear: FloatArray, sky: Sky, vapour: float) -> FloatArray:
     Returns:
         (13, H, W) reflectance x 10000; where the sky is empty it equals `clear`.
     """
-    path = PATH_RADIANCE[:, None, None]
-    below = np.minimum(clear, path) + np.maximum(clear - path, 0.0) * (1.0 - SHADE[:, None, None] * sky.shade)
+    # taken off, not multiplied: where there is no shade, not even the last digit changes
+    below = clear - np.maximum(clear - PATH_RADIANCE[:, None, None], 0.0) * (SHADE[:, None, None] * sky.shade)
     cloud = CLOUD * (1.0 - sky.ice) + ICE * sky.ice
     cloud[band_index("B09")] = cloud[band_index("B8A")] * vapour * (1.35 + 0.9 * sky.ice)
     cloud[band_index("B10")] = 22.0 + 1900.0 * sky.ice
