@@ -19,7 +19,8 @@ from util.errors import DataError
 
 RESCALE_METHODS = ("default", "resnet")
 _RESNET_OPTICAL, _RESNET_SAR = 2000.0, 2.0  # digital numbers per unit; upper end of the radar range
-_STORED_TYPE = {N_S1: "float32", N_S2: "uint16"}  # by number of bands, as the data sets store them
+# By number of bands, as the data sets store them; the size of SEN12MS-CR-TS' archives says that its radar is float64.
+_STORED_TYPES = {N_S1: ("float32", "float64"), N_S2: ("uint16",)}
 _DATE = re.compile(r"(?:^|_)(\d{4}-\d{2}-\d{2})(?=_|\.|$)")
 
 
@@ -42,8 +43,8 @@ def read_bands(
 
     Args:
         path: the file.
-        expected_bands: 13 (optical, uint16) or 2 (radar, float32): the number of bands in the file; the type is
-            checked with it. None takes what comes.
+        expected_bands: 13 (optical, uint16) or 2 (radar, float32 or float64, which is read as float32): the number of
+            bands in the file; the type is checked with it. None takes what comes.
         expected_size: pixels, (height, width) or one number for a square; None takes what comes.
         indexes: positions of the bands to read, from 0; None reads all.
 
@@ -54,7 +55,7 @@ def read_bands(
         DataError: if the file is missing, truncated, or has other bands, another size or type.
     """
     with _opened(path, expected_bands, expected_size) as source:
-        return _pixels(path, source, indexes)
+        return _pixels(path, source, indexes, expected_bands)
 
 
 def read_with_georef(
@@ -62,7 +63,7 @@ def read_with_georef(
 ) -> tuple[np.ndarray, GeoRef]:
     """What `read_bands` and `read_georef` give, for one opening of the file."""
     with _opened(path, expected_bands, expected_size) as source:
-        return _pixels(path, source, None), _georef(source)
+        return _pixels(path, source, None, expected_bands), _georef(source)
 
 
 def read_georef(path: str | Path) -> GeoRef:
@@ -209,14 +210,16 @@ def _check(path: str | Path, source: Any, bands: int | None, size: int | tuple[i
             found = f"{source.height} x {source.width}"
             raise DataError(f"{path}: expected {height} x {width} pixels, found {found}; all patches must be alike")
     types = set(source.dtypes)
-    wanted = _STORED_TYPE.get(bands) if bands is not None else None
-    if wanted is not None and types != {wanted}:
-        raise DataError(f"{path}: expected {wanted} values, found {', '.join(sorted(types))}")
+    wanted = _STORED_TYPES.get(bands, ()) if bands is not None else ()
+    if wanted and not (len(types) == 1 and types <= set(wanted)):
+        raise DataError(f"{path}: expected {' or '.join(wanted)} values, found {', '.join(sorted(types))}")
 
 
-def _pixels(path: str | Path, source: Any, indexes: Sequence[int] | None) -> np.ndarray:
+def _pixels(path: str | Path, source: Any, indexes: Sequence[int] | None, bands: int | None) -> np.ndarray:
+    out_dtype = "float32" if bands == N_S1 else None
+    positions = None if indexes is None else [index + 1 for index in indexes]
     try:
-        pixels: np.ndarray = source.read(None if indexes is None else [index + 1 for index in indexes])
+        pixels: np.ndarray = source.read(positions, out_dtype=out_dtype)
     except RasterioIOError as error:
         raise DataError(f"truncated or damaged image: {path} ({error}); fetch it again") from error
     return pixels

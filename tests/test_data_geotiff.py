@@ -83,6 +83,15 @@ def test_truncated_files_are_named(tmp_path, compress, share):
         read_bands(path)
 
 
+def test_radar_in_double_precision_is_read_as_single(tmp_path):
+    decibel = np.random.default_rng(3).uniform(-30, 5, (2, 8, 8))
+    path = written(tmp_path / "s1.tif", decibel)
+    read = read_bands(path, expected_bands=2)
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, decibel.astype(np.float32))
+    assert read_bands(path).dtype == np.float64  # as stored, where nothing is expected
+
+
 @pytest.mark.parametrize(
     ("array", "expected", "message"),
     [
@@ -90,7 +99,11 @@ def test_truncated_files_are_named(tmp_path, compress, share):
         (optical(), {"expected_size": 256}, "bad.tif: expected 256 x 256 pixels, found 20 x 24"),
         (optical(), {"expected_size": (24, 20)}, "bad.tif: expected 24 x 20 pixels, found 20 x 24"),
         (optical(dtype="float32"), {"expected_bands": 13}, "bad.tif: expected uint16 values, found float32"),
-        (optical(2, dtype="uint16"), {"expected_bands": 2}, "bad.tif: expected float32 values, found uint16"),
+        (
+            optical(2, dtype="uint16"),
+            {"expected_bands": 2},
+            "bad.tif: expected float32 or float64 values, found uint16",
+        ),
     ],
 )
 def test_other_contents_are_refused(tmp_path, array, expected, message):
