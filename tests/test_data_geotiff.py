@@ -102,7 +102,7 @@ def test_radar_in_double_precision_is_read_as_single(tmp_path):
         (
             optical(2, dtype="uint16"),
             {"expected_bands": 2},
-            "bad.tif: expected float32 or float64 values, found uint16",
+            "expected float32 or float64 values, found uint16",
         ),
     ],
 )

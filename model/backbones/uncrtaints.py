@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from data.constants import N_S1, N_S2
 from model.layers.conv import ConvBlock, build_block
 from model.layers.ltae import TemporalEncoder
+from model.layers.recompute import Pointwise
 from model.registry import register
 from util.errors import UsageError
 
@@ -108,7 +109,7 @@ class Uncrtaints(nn.Module):
                 value_widths=(config.d_model, encoder[-1]) if self.use_v else None,
             )
             if self.use_v:
-                self.include_v = nn.Conv2d(2 * encoder[-1], encoder[-1], 1)
+                self.include_v = Pointwise(2 * encoder[-1], encoder[-1])
             self.temporal_aggregator = TemporalAggregator(config.agg_mode)
         joined = zip([encoder[-1], *decoder[:-1]], decoder, strict=True)
         self.out_block = nn.ModuleList(build_block(block, a, b, config.decoder_norm, padding) for a, b in joined)

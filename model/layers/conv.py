@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.layers.recompute import forgetful_conv
+from model.layers.recompute import Pointwise, forgetful_conv
 from util.errors import UsageError
 
 NORMS = ("group", "batch", "instance", "none")
@@ -59,7 +59,8 @@ class ConvLayers(nn.Module):
         mode = cast(Literal["reflect"], padding_mode)
         layers: list[nn.Module] = []
         for i, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
-            layers.append(nn.Conv2d(before, after, kernel, padding=kernel // 2, padding_mode=mode))
+            wide = nn.Conv2d(before, after, kernel, padding=kernel // 2, padding_mode=mode) if kernel > 1 else None
+            layers.append(wide or Pointwise(before, after))
             if norm != "none":
                 layers.append(build_norm(norm, after))
             if last_relu or i < len(widths) - 2:
@@ -97,7 +98,7 @@ class ResidualBlock(nn.Module):
         self.conv2 = ConvLayers([width, width], 3, norm, padding_mode=padding_mode)
         self.conv3 = ConvLayers([width, width], 3, norm, padding_mode=padding_mode)
         if before != width:
-            self.proj = nn.Conv2d(before, width, 1, bias=False)
+            self.proj = Pointwise(before, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, K, H, W)."""
@@ -150,19 +151,19 @@ class MBConv(nn.Module):
             raise UsageError(f"mbconv blocks need widths of 4 or more, got {before}")
         self.padding_mode = "constant" if padding_mode == "zeros" else padding_mode
         layers = nn.Sequential(
-            nn.Conv2d(before, hidden, 1, bias=False),
+            Pointwise(before, hidden, bias=False),
             build_norm(norm, hidden),
             nn.GELU(),
             nn.Conv2d(hidden, hidden, 3, groups=hidden, bias=False),  # the border is padded before
             build_norm(norm, hidden),
             nn.GELU(),
             SqueezeExcite(hidden, squeezed),
-            nn.Conv2d(hidden, width, 1, bias=False),
+            Pointwise(hidden, width, bias=False),
             build_norm(norm, width),
         )
         self.conv = PreNorm(build_norm(norm, before), layers)
         if before != width:
-            self.proj = nn.Conv2d(before, width, 1, bias=False)
+            self.proj = Pointwise(before, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, K, H, W)."""
