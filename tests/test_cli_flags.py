@@ -18,7 +18,8 @@ TRAIN = (
 )
 TEST = (
     "--experiment_name my_first_experiment -root1 path/to/SEN12MSCRtrain --root2 path/to/SEN12MSCRtest "
-    "--root3 path/to/SEN12MSCR --input_t 3 --region all --export_every 1 --res_dir ./inference --weight_folder ./results"
+    "--root3 path/to/SEN12MSCR --input_t 3 --region all --export_every 1 --res_dir ./inference "
+    "--weight_folder ./results"
 )
 # Facts of the published parser that a user's command line may lean on.
 PUBLISHED_DEFAULTS = {

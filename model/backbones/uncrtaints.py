@@ -64,8 +64,11 @@ class TemporalAggregator(nn.Module):
 
 
 def channels_last(maps: Tensor) -> Tensor:
-    """(B, C, H, W) laid out as processors like it: norms and 1 x 1 convolutions are faster with channels innermost."""
-    return maps.contiguous(memory_format=torch.channels_last) if maps.device.type == "cpu" else maps
+    """(B, C, H, W) laid out as processors like it: norms and 1 x 1 convolutions are faster with channels innermost.
+
+    Always a copy: of a single image, views pass for channels-last that later layers do not take for such.
+    """
+    return maps.clone(memory_format=torch.channels_last) if maps.device.type == "cpu" else maps
 
 
 def resize(maps: Tensor, height: int, width: int) -> Tensor:
