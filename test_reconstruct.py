@@ -30,10 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def test(config: Config, weights: Path) -> None:
     """Restore the network of the run folder `weights` and evaluate it on the test split of `config`."""
     from data.loaders import build_test_loader
-    from model.build import build_loss, build_model
-    from model.checkpoint import load_weights
+    from model.build import build_loss
     from model.engine import Compute, count_parameters
     from model.evaluation import Evaluation, report_skipped
+    from model.restore import restore_model
     from util.atomic import write_json
     from util.run import RunFolder, choose_device, choose_precision, seed_everything
 
@@ -42,8 +42,7 @@ def test(config: Config, weights: Path) -> None:
     seed_everything(config.rdm_seed)
     source = RunFolder(weights.parent, weights.name)
     checkpoint = source.checkpoint(config.resume_at) if config.resume_at > 0 else source.best
-    model = build_model(config).to(device)
-    epoch = load_weights(checkpoint, model)
+    model, epoch = restore_model(config, checkpoint, device)
     loader = build_test_loader(config)
     folder = RunFolder(Path(config.res_dir), config.experiment_name)
     folder.create()
