@@ -313,7 +313,9 @@ def default_store(root: str | Path) -> Path:
     """Where masks go if nobody says so: `.mask_store` in the root if it can be written, else the user's cache."""
     root = Path(root)
     beside = root / ".mask_store"
-    if os.access(beside if beside.exists() else root, os.W_OK):
+    place = beside if beside.exists() else root
+    # the mode as well: for the superuser os.access says yes to everything
+    if os.access(place, os.W_OK) and place.stat().st_mode & 0o222:
         return beside
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "cloudless-uncertainty" / hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]

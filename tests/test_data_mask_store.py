@@ -216,6 +216,20 @@ def test_default_store_lies_in_the_root_or_the_cache(tmp_path, monkeypatch):
     assert default_store(tmp_path / "other") != elsewhere
 
 
+def test_a_root_that_is_read_only_by_its_mode_stays_untouched_also_by_the_superuser(tree, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root, series = tree
+    before = root.stat().st_mode
+    root.chmod(0o555)
+    try:
+        assert default_store(root).parent == tmp_path / "cache" / "cloudless-uncertainty"
+        MaskStore(None, RULES).masks(root, series[0])
+        assert not (root / ".mask_store").exists()
+        assert list((tmp_path / "cache").rglob("*.npz"))
+    finally:
+        root.chmod(before)
+
+
 def test_imported_coverage_wins_and_stays(tree, tmp_path, monkeypatch):
     root, series = tree
     imported = ImportedCoverage(Path("f.npy"), {f"Data/{path}": 0.25 for path in series[0][:3]})
