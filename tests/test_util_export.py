@@ -69,11 +69,25 @@ def test_a_smaller_last_batch_overwrites_nothing(tmp_path):
     assert manifest["units"]["var"] == "reflectance squared"
 
 
-def test_a_later_writer_adds_to_the_manifest(tmp_path):
-    for sample_id in (4, 0, 4):
+def test_a_later_writer_replaces_all_samples_of_an_earlier_one(tmp_path):
+    for name in ("img-7_covar.npy", "img-7_note.npy", "readme.txt"):
+        (tmp_path / name).write_bytes(b"not ours to judge")
+    for sample_ids in ((0, 1, 2), (0, 2)):
         with ExportWriter(tmp_path) as writer:
-            writer.write(sample_id, Mean(image(sample_id)), None, {"patch": str(sample_id)})
-    assert read_exports(tmp_path).infos == {0: {"patch": "0"}, 4: {"patch": "4"}}
+            for sample_id in sample_ids:
+                writer.write(sample_id, nig(sample_id), None, {"patch": str(sample_id)})
+    assert read_exports(tmp_path).infos == {0: {"patch": "0"}, 2: {"patch": "2"}}
+    assert not list(tmp_path.glob("img-1_*"))
+    assert sorted(path.name for path in tmp_path.glob("*7*")) == ["img-7_note.npy"]
+    assert (tmp_path / "readme.txt").exists()
+
+
+def test_a_writer_that_writes_nothing_takes_nothing_away(tmp_path):
+    with ExportWriter(tmp_path) as writer:
+        writer.write(0, Mean(image(0)), None, {"patch": "1"})
+    with contextlib.suppress(RuntimeError), ExportWriter(tmp_path):
+        raise RuntimeError("no memory for the first batch")
+    assert read_exports(tmp_path).infos == {0: {"patch": "1"}}
 
 
 def test_a_writer_that_fails_midway_leaves_a_manifest_of_what_is_whole(tmp_path):

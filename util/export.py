@@ -32,6 +32,7 @@ UNITS = {
 _VERSION = 1
 _MANIFEST_EVERY_S = 10.0  # a killed run loses the manifest entries of so many seconds, never a file
 _PREDICTION = re.compile(r"img-(\d+)_pred\.npy")
+_SAMPLE_FILE = re.compile(r"img-\d+_(pred|target|var|gamma|alpha|beta|covar)\.npy")
 
 Image = npt.NDArray[np.float32]
 
@@ -55,12 +56,14 @@ class ExportWriter:
     """Writes `img-ID_{pred,target,var,gamma,alpha,beta}.npy` and `manifest.json`; use it in a `with` block.
 
     Args:
-        folder: where to; made if missing. Samples of an earlier writer stay, and those written again are replaced.
+        folder: where to; made if missing. With the first sample all samples of an earlier writer go, lest predictions
+            of an older model stay among the new ones; files of other names are left alone.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._samples = _read_manifest(self.folder) or {}
+        self._samples: dict[int, dict[str, Any]] = {}
+        self._began = False
         self._saved_at = time.monotonic()
         self._unsaved = False
 
@@ -79,6 +82,9 @@ class ExportWriter:
             target: reflectance, alike.
             info: what the manifest tells about it, ready for JSON: region, patch, dates, paths.
         """
+        if not self._began:
+            _remove_samples(self.folder)
+            self._began = True
         arrays = {"pred": prediction.mean}
         if prediction.total is not None:
             arrays["var"] = prediction.total
@@ -198,6 +204,19 @@ def _exports_below(folder: Path) -> Path:
 
 def _prediction_ids(folder: Path) -> list[int]:
     return sorted(int(match[1]) for path in folder.iterdir() if (match := _PREDICTION.fullmatch(path.name)))
+
+
+def _remove_samples(folder: Path) -> None:
+    """Remove the samples of an earlier writer, its manifest last: killed in between, reading them is an error."""
+    if not folder.is_dir():
+        return
+    try:
+        for path in folder.iterdir():
+            if _SAMPLE_FILE.fullmatch(path.name):
+                path.unlink()
+        (folder / MANIFEST).unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot replace the exports in {folder}: {error.strerror or error}") from error
 
 
 def _field_path(folder: Path, sample_id: int, field: str) -> Path:
