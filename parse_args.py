@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from data.constants import N_S2, REGIONS
+from model.defaults import check_network, settle_network
 from util.errors import DataError, UsageError
 
 MODELS = ("uncrtaints", "conv3d_mamba", "fusion_net", "utae", "unet")
@@ -214,7 +215,7 @@ def resolve(values: Mapping[str, Any], typed: set[str]) -> tuple[Config, list[st
     value = {name: given for name, given in values.items() if name in known}
     for name in ("encoder_widths", "decoder_widths", "out_conv"):
         value[name] = _widths(name, value[name])
-    notes = []
+    notes = settle_network(value, typed, {entry.name: entry.default for entry in fields(Config)})
     if value["pretrain"]:
         value.update(input_t=1, n_head=1, positional_encoding=False, sample_type="pretrain")
     elif value["sample_type"] == "pretrain":
@@ -282,15 +283,7 @@ def _refuse_contradictions(config: Config, typed: set[str]) -> None:
         raise UsageError(f"--loss NIG needs --head nig, got --head {config.head}")
     if config.loss == "fusion" and config.model != "fusion_net":
         raise UsageError(f"--loss fusion belongs to --model fusion_net, got --model {config.model}")
-    if config.n_head and config.encoder_widths[0] % config.n_head and not config.pretrain:
-        raise UsageError(f"--n_head {config.n_head} must divide --encoder_widths {config.encoder_widths[0]}")
-    if config.d_model % config.n_head:
-        raise UsageError(f"--n_head {config.n_head} must divide --d_model {config.d_model}")
-    if config.encoder_widths[-1] != config.decoder_widths[-1] and config.model == "uncrtaints":
-        raise UsageError(
-            f"--encoder_widths ends in {config.encoder_widths[-1]}, --decoder_widths in {config.decoder_widths[-1]}; "
-            "uncrtaints needs them equal"
-        )
+    check_network(config)
     if config.device != "cpu" and config.device.split(":")[0] != "cuda":
         raise UsageError(f"--device takes cuda, cuda:N or cpu, got {config.device!r}")
     try:

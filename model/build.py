@@ -75,13 +75,14 @@ def build_model(config: Any) -> Reconstructor:
 def initialise_as_published(layer: nn.Module) -> None:
     """Draw the weights of one layer as UnCRtainTS does, for `--legacy` (TRAPS 18).
 
-    Convolutions and linear layers: Xavier normal weights (1-D convolutions: standard normal), standard normal biases.
-    Batch norms: standard normal weights, zero biases. Group norms and the attention's queries keep their start.
+    Convolutions (transposed ones too) and linear layers: Xavier normal weights (1-D convolutions: standard normal),
+    standard normal biases. Batch norms: standard normal weights, zero biases. Group norms and the attention's queries
+    keep their start.
     """
     if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
         nn.init.normal_(layer.weight)
         nn.init.zeros_(layer.bias)
-    elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear):
+    elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
         if isinstance(layer, nn.Conv1d):
             nn.init.normal_(layer.weight)
         else:

@@ -31,6 +31,8 @@ FLAGS_OF = {  # where a mismatch comes from, by the start of a parameter's name
     "in_block": ("encoder_widths", "encoder_norm", "block_type"),
     "temporal_encoder": ("pretrain", "n_head", "d_model", "d_k", "use_v", "encoder_widths"),
     "include_v": ("use_v",),
+    "down_blocks": ("encoder_widths", "encoder_norm"),
+    "up_blocks": ("decoder_widths", "decoder_norm"),
     "out_block": ("decoder_widths", "decoder_norm", "block_type"),
     "out_conv_": ("separate_out", "head", "covmode"),
     "out_conv.": ("head", "covmode", "out_conv", "separate_out"),

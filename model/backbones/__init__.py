@@ -1,5 +1,5 @@
 """The networks; importing this package registers them."""
 
-from model.backbones import uncrtaints
+from model.backbones import uncrtaints, unet, utae
 
-__all__ = ["uncrtaints"]
+__all__ = ["uncrtaints", "unet", "utae"]

@@ -39,11 +39,12 @@ class DateCode(nn.Module):
 class AttentionHeads(nn.Module):
     """Attention over dates: learned queries `Q` (N, d_k) that are the same everywhere, keys from the features."""
 
-    def __init__(self, n_head: int, d_k: int, d_model: int) -> None:
+    def __init__(self, n_head: int, d_k: int, d_model: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.Q = nn.Parameter(torch.empty(n_head, d_k))
         nn.init.normal_(self.Q, std=math.sqrt(2 / d_k))
         self.fc1_k = nn.Linear(d_model, n_head * d_k)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: Tensor, padded: Tensor) -> Tensor:
         """Attention of every head.
@@ -53,12 +54,12 @@ class AttentionHeads(nn.Module):
             padded: (P, T) bool.
 
         Returns:
-            (P, N, T), summing to 1 over dates.
+            (P, N, T), summing to 1 over dates but for dropout.
         """
         n_head, d_k = self.Q.shape
         keys = self.fc1_k(features).unflatten(-1, (n_head, d_k))  # (P, T, N, d_k)
         logits = torch.einsum("ptnk,nk->pnt", keys, self.Q) / math.sqrt(d_k)
-        return logits.masked_fill(padded.unsqueeze(1), PADDED_LOGIT).softmax(dim=-1)
+        return self.dropout(logits.masked_fill(padded.unsqueeze(1), PADDED_LOGIT).softmax(dim=-1))
 
 
 class TemporalEncoder(nn.Module):
@@ -69,11 +70,12 @@ class TemporalEncoder(nn.Module):
         n_head, d_model, d_k: heads, channels of the features, channels of keys and queries.
         dated: whether the features know their dates.
         value_widths: layers that make the values, d_model first; None for attention alone.
+        attention_dropout: share of the attention that is dropped in training, before values and callers see it.
 
     Source:
         Garnot & Landrieu 2020 and U-TAE 2021, in the variants of UnCRtainTS (Ebel et al. 2023): without values the
-        "tiny" one; no dropout on the attention, which the up-sampled attention gets. Changes: always float32, for the
-        sines of dates; the keys start as torch's linear layers do.
+        "tiny" one; its own U-TAE drops attention here, the others where they have up-sampled it. Changes: always
+        float32, for the sines of dates; the keys start as torch's linear layers do.
     """
 
     def __init__(
@@ -84,13 +86,14 @@ class TemporalEncoder(nn.Module):
         d_k: int,
         dated: bool = True,
         value_widths: Sequence[int] | None = None,
+        attention_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         for flag, size in (("encoder_widths", width), ("d_model", d_model)):
             if size % n_head:
                 raise UsageError(f"--n_head {n_head} must divide --{flag} {size}")
         self.inconv = nn.Conv1d(width, d_model, 1)
-        self.attention_heads = AttentionHeads(n_head, d_k, d_model)
+        self.attention_heads = AttentionHeads(n_head, d_k, d_model, attention_dropout)
         self.in_norm = nn.GroupNorm(n_head, width)
         self.date_code = DateCode(d_model // n_head, n_head) if dated else None
         self.mlp: nn.Sequential | None = None
