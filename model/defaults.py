@@ -65,7 +65,8 @@ def check_network(config: Any) -> None:
                 f"--encoder_widths {encoder} and --decoder_widths {decoder} of --model {config.model} go from the full "
                 f"resolution to the lowest: expected as many of both and the same last one, as {list(UNET_WIDTHS)}"
             )
-        by_heads = [] if config.pretrain else encoder if config.agg_mode == "att_group" else encoder[-1:]
+        without_time = config.pretrain or config.model == "unet"
+        by_heads = [] if without_time else encoder if config.agg_mode == "att_group" else encoder[-1:]
     else:
         if encoder[-1] != decoder[-1] and config.model == "uncrtaints":
             raise UsageError(
