@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from data.constants import N_S2
-from model.checkpoint import PREFIX, load_checkpoint
+from model.weights import PREFIX, load_checkpoint, network
 from util.errors import DataError
+
+LEAST_SHARE = 0.5  # of a checkpoint's weights that must fit
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,18 @@ def load_pretrained(model: nn.Module, path: str | Path) -> PretrainedReport:
         What was loaded and what was not. Of a last layer of another size, the rows of the 13 means are loaded.
 
     Raises:
-        DataError: if nothing fits (TRAPS 10), or the file cannot be read.
+        DataError: if less than half of the weights fit (TRAPS 10), or the file cannot be read.
     """
     given: dict[str, Tensor] = load_checkpoint(path)["state_dict_G"]
-    net = model.get_submodule("netG")
+    net = network(model)
     wanted = net.state_dict()
     fitting = {key: given[key] for key in wanted if key in given and given[key].shape == wanted[key].shape}
-    weights = [key for key in fitting if fitting[key].is_floating_point()]
-    if not weights:
-        raise DataError(f"{path} has no weight that fits this network; is it of another --model, or of other widths?")
+    used, held = (sum(value.numel() for value in state.values()) for state in (fitting, given))
+    if used < LEAST_SHARE * held:  # a bias here and there always fits
+        raise DataError(
+            f"{path} is of another architecture: {used:,} of its {held:,} weights fit this network; "
+            "is it of another --model, --block_type, or of other widths?"
+        )
     missing = {key: _why_missing(key, given, wanted) for key in wanted if key not in fitting}
     extra = {
         key: "no such weight here" if key not in wanted else f"another shape, {tuple(value.shape)}"

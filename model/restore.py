@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from model.build import Reconstructor, build_model
-from model.checkpoint import is_published, load_checkpoint, load_strictly
 from model.compat import as_published, read_conf
 from model.config import ModelConfig
 from model.predictions import Prediction
+from model.weights import is_published, load_checkpoint, load_strictly
 from util.errors import DataError
 
 WEIGHTS = "model.pth.tar"

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -106,6 +106,20 @@ class ResidualBlock(nn.Module):
         return self.conv3(self.conv2(self.conv1(x))) + shortcut
 
 
+class _PixelMean(torch.autograd.Function):
+    """(B, C, H, W) to (B, C), float32, with a gradient that is spread without being written out."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.shape, ctx.dtype = x.shape, x.dtype
+        return x.mean(dim=(2, 3)).float()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        share = grad / (ctx.shape[2] * ctx.shape[3])
+        return share.to(ctx.dtype)[:, :, None, None].expand(ctx.shape)
+
+
 class SqueezeExcite(nn.Module):
     """A weight in (0, 1) for each channel, from the channels' means.
 
@@ -122,7 +136,7 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W), weighted."""
-        weights = self.fc(x.mean(dim=(2, 3), dtype=torch.float32))
+        weights = self.fc(_PixelMean.apply(x))
         return x * weights[:, :, None, None].to(x.dtype)
 
 

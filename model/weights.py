@@ -1,0 +1,139 @@
+"""Files of weights: written whole or not at all, read without running code, fitted strictly or refused by name."""
+
+import io
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.compat import rename_keys
+from util.atomic import whole_file
+from util.errors import DataError
+
+PREFIX = "netG."  # of a backbone's parameters in a whole network
+FLAGS_OF = {  # where a mismatch comes from, by the start of a parameter's name
+    "in_conv": ("use_sar", "encoder_widths", "encoder_norm"),
+    "in_block": ("encoder_widths", "encoder_norm", "block_type"),
+    "temporal_encoder": ("pretrain", "n_head", "d_model", "d_k", "use_v", "encoder_widths"),
+    "include_v": ("use_v",),
+    "down_blocks": ("encoder_widths", "encoder_norm"),
+    "up_blocks": ("decoder_widths", "decoder_norm"),
+    "out_block": ("decoder_widths", "decoder_norm", "block_type"),
+    "out_conv_": ("separate_out", "head", "covmode"),
+    "out_conv.": ("head", "covmode", "out_conv", "separate_out"),
+}
+
+
+def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint whole or not at all.
+
+    Args:
+        path: the file; what stands there stays until the new one is complete.
+        content: tensors and plain values only, so that it can be read back without running code.
+
+    Raises:
+        DataError: if the disk is full or the folder cannot be written.
+    """
+    buffer = io.BytesIO()  # torch's own writer hides why the disk refused
+    torch.save(dict(content), buffer)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """Read a checkpoint, ours or a published one, under today's parameter names.
+
+    Args:
+        path: the file; only tensors and plain values are accepted from it.
+        map_location: where tensors go.
+
+    Returns:
+        The dict, with `state_dict_G` (and `state_dict`) present.
+
+    Raises:
+        DataError: if the file is missing, cut short, holds code, or is no checkpoint.
+    """
+    path = Path(path)
+    try:
+        content = torch.load(path, map_location=map_location, weights_only=True)
+    except FileNotFoundError as error:
+        raise DataError(f"there is no checkpoint {path}; give the run's folder or one of its .pth.tar files") from error
+    except pickle.UnpicklingError as error:
+        raise DataError(
+            f"{path} is refused: it holds more than tensors and plain values and could run code, or it is no "
+            "checkpoint; take it from where it was trained"
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        raise DataError(f"{path} cannot be read as a checkpoint; is it complete? ({first_line(error)})") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is no checkpoint: expected a dict with 'state_dict', got a {type(content).__name__}")
+    state = content.get("state_dict_G") or _without_prefix(content.get("state_dict"))
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise DataError(
+            f"{path} is no checkpoint: expected weights under 'state_dict', found {sorted(map(str, content))}"
+        )
+    if not isinstance(content.get("epoch", 0), int | None):
+        raise DataError(f"{path} is no checkpoint: expected a number under 'epoch', found {content['epoch']!r}")
+    state = rename_keys(state)
+    return {**content, "state_dict_G": state, "state_dict": {PREFIX + key: value for key, value in state.items()}}
+
+
+def is_published(content: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint was written by UnCRtainTS rather than by us."""
+    return "version" not in content
+
+
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Give a network all its weights.
+
+    Args:
+        model: has the backbone as `netG`.
+        state: weights by name, without `netG.`.
+        source: where they come from, for the error.
+
+    Raises:
+        DataError: if a weight is missing, superfluous or of another shape; all are listed, with the flags to look at.
+    """
+    expected: dict[str, Tensor] = network(model).state_dict()
+    missing = [f"{key} {_size(value)}" for key, value in expected.items() if key not in state]
+    extra = [f"{key} {_size(value)}" for key, value in state.items() if key not in expected]
+    shared = [key for key in expected if key in state]
+    misshapen = [
+        f"{key} {_size(state[key])} instead of {_size(expected[key])}"
+        for key in shared
+        if state[key].shape != expected[key].shape
+    ]
+    if missing or extra or misshapen:
+        lists = {"missing": missing, "superfluous": extra, "of another shape": misshapen}
+        what = "; ".join(f"{name}: {', '.join(found)}" for name, found in lists.items() if found)
+        flags = ", ".join(f"--{flag}" for flag in _flags_of([*missing, *extra, *misshapen]))
+        raise DataError(f"{source} is of another architecture than the flags describe; {what}; look at {flags}")
+    network(model).load_state_dict(state)
+
+
+def network(model: nn.Module) -> nn.Module:
+    """The backbone of a whole network."""
+    return model.get_submodule("netG")
+
+
+def _without_prefix(state: Any) -> Any:
+    if not isinstance(state, dict):
+        return state
+    return {str(key).removeprefix(PREFIX): value for key, value in state.items()}
+
+
+def _flags_of(keys: list[str]) -> list[str]:
+    found = [flag for key in keys for start, flags in FLAGS_OF.items() if key.startswith(start) for flag in flags]
+    return list(dict.fromkeys(["model", *found]))
+
+
+def _size(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, cut to one short line."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
