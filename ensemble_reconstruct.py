@@ -54,7 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"ensemble of {len(members.exports)} members, {len(members.ids)} samples: {', '.join(members.names)}")
     if members.missing:
         print(f"note: {len(members.missing)} predictions are missing; the members that are there were averaged")
-    ensemble(args, members, out)
+    from util.run import memory_advice
+
+    with memory_advice(args.device, "samples are mixed one by one; use --device cpu, or a machine with more memory"):
+        ensemble(args, members, out)
     return 0
 
 

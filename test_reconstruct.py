@@ -23,7 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = with_values(config, precomputed="")
     for text in notes:
         print(f"note: {text}")
-    test(config, weights)
+    from util.run import memory_advice
+
+    with memory_advice(config.device, "lower --batch_size, use --precision bf16, or add --device cpu"):
+        test(config, weights)
     return 0
 
 
@@ -51,8 +54,10 @@ def test(config: Config, weights: Path) -> None:
     print(f"{checkpoint}, epoch {epoch}: {config.model}, head {config.head}, {count_parameters(model):,} parameters")
     print(f"test samples: {len(loader.patches)}; on {device}, precision {reason}")
     evaluation = Evaluation(config, folder, build_loss(config), Compute(device, dtype), None)
-    evaluation.test(model, loader, epoch)
-    report_skipped(loader.skipped)
+    try:
+        evaluation.test(model, loader, epoch)
+    finally:
+        report_skipped(loader.skipped)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 From the command line: flags -> run folder -> data -> model -> epochs, each validated and saved -> test of the best.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parse_args import Config, parse, read_conf, resolve, restore
-from util.errors import UsageError, run_command
+from util.errors import DataError, UsageError, run_command
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from model.engine import TrainState
     from model.evaluation import Evaluation
     from util.run import RunFolder
+
+TO_SAVE_MEMORY = (
+    "lower --batch_size (--accumulate N keeps the gradient that of the larger batch), --input_t or the widths, "
+    "or use --precision bf16"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
     for text in notes:
         print(f"note: {text}")
-    train(config, checkpoint)
+    from util.run import memory_advice
+
+    with memory_advice(config.device, TO_SAVE_MEMORY):
+        train(config, checkpoint)
     return 0
 
 
@@ -49,7 +58,7 @@ def train(config: Config, checkpoint: str = "") -> None:
     from data.loaders import build_loaders
     from model.build import build_loss
     from model.engine import Compute, count_parameters, profile_step
-    from model.evaluation import Evaluation
+    from model.evaluation import Evaluation, report_skipped
     from util.atomic import write_json
     from util.run import RunFolder, choose_device, choose_precision, seed_everything
 
@@ -72,8 +81,11 @@ def train(config: Config, checkpoint: str = "") -> None:
         return
     with SummaryWriter(str(folder.logs), purge_step=state.epoch * len(loaders.train) if state.epoch else None) as log:
         evaluation = Evaluation(config, folder, criterion, compute, log)
-        run_epochs(config, state, loaders, evaluation, folder)
-        test_best(config, state, loaders, evaluation, folder)
+        try:
+            run_epochs(config, state, loaders, evaluation, folder)
+            test_best(config, state, loaders, evaluation, folder)
+        finally:
+            report_skipped(loaders.skipped)
     print(f"run folder: {folder.path}\nTensorBoard: tensorboard --logdir {folder.logs.parent}")
 
 
@@ -148,6 +160,11 @@ def run_epochs(
         write_json(folder.path / "trainlog.json", state.trainlog)
         plot_training(state.trainlog, folder.path / "plot_training.png")
         save_state(folder.checkpoint(epoch), state, config)
+        if math.isnan(row.get("val_loss", 0.0)):
+            raise DataError(
+                f"the validation loss is NaN after epoch {epoch}, whose weights are in {folder.checkpoint(epoch)}; "
+                "try a lower --lr, --clip_grad 1, or --precision fp32"
+            )
 
 
 def test_best(
@@ -155,7 +172,6 @@ def test_best(
 ) -> None:
     """Test the weights that were best on validation, or the last ones where no epoch was validated."""
     from model.checkpoint import load_weights, save_state
-    from model.evaluation import report_skipped
 
     if not folder.best.exists():
         print("note: no epoch was validated; the last one is tested")
@@ -165,7 +181,6 @@ def test_best(
         print("note: there is no test split to test on")
     else:
         evaluation.test(state.model, loaders.test, epoch)
-    report_skipped(loaders.skipped)
 
 
 if __name__ == "__main__":

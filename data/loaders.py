@@ -74,13 +74,24 @@ class PatchLoader(DataLoader[Any]):
         self.skipped: list[Skipped] = list(subset.whole.bad_samples)
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for batch in super().__iter__():
+        for batch in self._batches():
             for bad in batch.skipped:
                 if not self.skip_bad:
                     raise DataError(f"{bad.reason}; --skip_bad_samples goes on without it")
                 if bad not in self.skipped:
                     self.skipped.append(bad)
             yield batch
+
+    def _batches(self) -> Iterator[Batch]:
+        try:
+            yield from super().__iter__()
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error) or "exited unexpectedly" not in str(error):
+                raise
+            raise DataError(
+                "a process that loads data was ended from outside, perhaps for want of memory; "
+                "lower --num_workers or --batch_size, or give a container more shared memory (--shm-size)"
+            ) from error
 
     def set_epoch(self, epoch: int) -> None:
         """Take the order and the dates of this epoch from the next iteration on."""

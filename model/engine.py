@@ -2,21 +2,20 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data.batch import Batch
+from data.batch import Batch, SampleInfo
+from model.checkpoint import save_checkpoint
 from model.predictions import Prediction
-from util.atomic import whole_file
 from util.errors import DataError
-from util.run import autocast, out_of_memory_error
+from util.run import autocast
 
 if TYPE_CHECKING:
     from model.build import Reconstructor
@@ -90,35 +89,38 @@ def train_one_epoch(
         `train_loss` (mean over samples), `train_epoch_time` (s), `train_samples`.
 
     Raises:
-        DataError: if the loss is not finite, or the device's memory is full.
+        DataError: if the loss is not finite, or no sample could be read.
     """
     model, device = state.model, compute.device
     model.train()
     total, samples, started = torch.zeros((), device=device), 0, time.perf_counter()
     eager_check = device.type == "cpu"  # reading a number costs nothing there; elsewhere it waits for the device
-    bar = tqdm(loader, total=steps, desc=f"epoch {state.epoch + 1} train", unit="batch", dynamic_ncols=True)
+    title = f"epoch {state.epoch + 1} train"
+    unseen: list[_Step] = []  # those whose loss nobody has looked at yet
     state.optimizer.zero_grad(set_to_none=True)
-    for number, cpu_batch in enumerate(bar):
-        last_of_group = (number + 1) % accumulate == 0 or number + 1 == steps
-        if cpu_batch.n:
-            group = min(accumulate, steps - number // accumulate * accumulate)
-            with _memory_advice(device):
+    with tqdm(loader, total=steps, desc=title, unit="batch", dynamic_ncols=True) as bar:
+        for number, cpu_batch in enumerate(bar):
+            last_of_group = (number + 1) % accumulate == 0 or number + 1 == steps
+            if cpu_batch.n:
+                group = min(accumulate, steps - number // accumulate * accumulate)
                 batch = cpu_batch.to(device, non_blocking=True)
                 prediction = compute.predict(model, batch)
                 loss = criterion(prediction, batch.target * model.scale_by)
                 state.scaler.scale(loss / group).backward()
-            total, samples = total + loss.detach() * batch.n, samples + batch.n
-            shown = (number + 1) % display_step == 0 or number + 1 == steps
-            if eager_check or shown:
-                _stop_if_not_finite(loss, state, cpu_batch, number, rescue)
-            if shown:
-                step = state.epoch * steps + number
-                bar.set_postfix(loss=f"{loss.item():.4g}", refresh=False)
-                if log is not None:
-                    log.add_scalar("train/loss", loss.item(), step)
-                    log.add_scalar("train/lr", state.optimizer.param_groups[0]["lr"], step)
-        if last_of_group:
-            _step(state, clip_grad)
+                total, samples = total + loss.detach() * batch.n, samples + batch.n
+                unseen.append(_Step(number, loss.detach(), cpu_batch.info))
+                shown = (number + 1) % display_step == 0 or number + 1 == steps
+                if eager_check or shown:
+                    _stop_if_not_finite(unseen, state, cpu_batch, rescue)
+                    unseen.clear()
+                if shown:
+                    step = state.epoch * steps + number
+                    bar.set_postfix(loss=f"{loss.item():.4g}", refresh=False)
+                    if log is not None:
+                        log.add_scalar("train/loss", loss.item(), step)
+                        log.add_scalar("train/lr", state.optimizer.param_groups[0]["lr"], step)
+            if last_of_group:
+                _step(state, clip_grad)
     if not samples:
         raise DataError("no sample of the training split could be read; the list of unreadable patches tells why")
     return {
@@ -137,42 +139,39 @@ def _step(state: TrainState, clip_grad: float) -> None:
     state.optimizer.zero_grad(set_to_none=True)
 
 
-def _stop_if_not_finite(loss: Tensor, state: TrainState, batch: Batch, number: int, rescue: Path | None) -> None:
-    value = loss.item()
-    if math.isfinite(value):
+class _Step(NamedTuple):
+    """One step of training: its number, its loss, and the samples it saw."""
+
+    number: int
+    loss: Tensor
+    info: tuple[SampleInfo, ...]
+
+
+def _stop_if_not_finite(steps: Sequence[_Step], state: TrainState, batch: Batch, rescue: Path | None) -> None:
+    """Raise at the first step whose loss is not finite; `batch` is that of the last one, and saved if it is the one."""
+    losses = torch.stack([step.loss for step in steps]).tolist()
+    first = next((index for index, loss in enumerate(losses) if not math.isfinite(loss)), None)
+    if first is None:
         return
-    saved = ""
+    number, value, saved = steps[first].number, losses[first], ""
     if rescue is not None:
         path = rescue / f"nan_epoch_{state.epoch + 1}_batch_{number}.pth.tar"
-        found = {
+        found: dict[str, Any] = {
             "epoch": state.epoch + 1,
             "batch": number,
+            "noticed_at_batch": steps[-1].number,
             "loss": value,
-            "x": batch.x,
-            "target": batch.target,
-            "dates": batch.dates,
-            "paths": [info.target_path for info in batch.info],
+            "samples": [info.to_json() for info in steps[first].info],
             "state_dict": state.model.state_dict(),
         }
-        with whole_file(path) as temporary:
-            torch.save(found, temporary)
-        saved = f"; the batch and the weights are in {path}"
+        if first == len(steps) - 1:  # else the weights have moved since, and the samples have to be read again
+            found |= {"x": batch.x, "target": batch.target, "dates": batch.dates}
+        save_checkpoint(path, found)
+        saved = f"; the samples and the weights are in {path}"
     raise DataError(
         f"the loss is {value} in epoch {state.epoch + 1}, batch {number}{saved}; try a lower --lr, --clip_grad 1, "
         "or --precision fp32"
     )
-
-
-@contextmanager
-def _memory_advice(device: torch.device) -> Iterator[None]:
-    """Turn a full memory into an error that names the flags which lower the need."""
-    try:
-        yield
-    except RuntimeError as error:
-        advice = out_of_memory_error(error, device)
-        if advice is None:
-            raise
-        raise advice from error
 
 
 @torch.inference_mode()
@@ -202,14 +201,14 @@ def evaluate(
         `loss` (mean over samples, NaN without a criterion), `samples`, `epoch_time` (s).
 
     Raises:
-        DataError: if no sample could be read, or the device's memory is full.
+        DataError: if no sample could be read.
     """
     model.eval()
     total, seen, started = torch.zeros((), device=compute.device), 0, time.perf_counter()
-    for cpu_batch in tqdm(loader, total=steps, desc=title, unit="batch", dynamic_ncols=True):
-        if not cpu_batch.n:
-            continue
-        with _memory_advice(compute.device):
+    with tqdm(loader, total=steps, desc=title, unit="batch", dynamic_ncols=True) as bar:
+        for cpu_batch in bar:
+            if not cpu_batch.n:
+                continue
             batch = cpu_batch.to(compute.device, non_blocking=True)
             prediction = compute.predict(model, batch)
             if criterion is not None:
@@ -217,7 +216,7 @@ def evaluate(
             prediction = prediction.unscaled(model.scale_by)
             for observe in observers:
                 observe(seen, batch, prediction)
-        seen += batch.n
+            seen += batch.n
     if not seen:
         raise DataError(f"no sample of the {title} split could be read; the list of unreadable patches tells why")
     loss = (total / seen).item() if criterion is not None else math.nan

@@ -202,7 +202,7 @@ def _show(log: "SummaryWriter", split: str, epoch: int, use_sar: bool) -> Observ
     """Pictures of the first sample for TensorBoard."""
 
     def picture(image: torch.Tensor) -> torch.Tensor:
-        return (image[..., list(RGB), :, :].float() * 3).clamp(0, 1).cpu()
+        return (image[..., list(RGB), :, :].float() * 3).nan_to_num().clamp(0, 1).cpu()
 
     def observe(first: int, batch: Batch, prediction: Prediction) -> None:
         if first:

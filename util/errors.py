@@ -32,7 +32,8 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
 
     Returns:
         What `main` returned (None counts as 0), or the exit code of the `UserError` it raised, which is
-        printed to stderr as one line. With `--debug` among the arguments the traceback is printed too.
+        printed to stderr as one line; an OSError that nobody else told is printed so too, with exit code 1.
+        With `--debug` among the arguments the traceback is printed as well.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -43,6 +44,12 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
         message = " ".join(str(error).split())
         print(f"error: {message}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:  # what no module expects: a disk that fails, a folder that closes; tell it in one line
+        if "--debug" in words:
+            traceback.print_exc()
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error} (--debug shows where)", file=sys.stderr)
+        return DATA
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

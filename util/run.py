@@ -2,9 +2,10 @@
 
 import os
 import random
+import re
 import sys
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,8 @@ def choose_device(name: str) -> torch.device:
     Raises:
         UsageError: if there is no such device; the message names `--device cpu`.
     """
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UsageError(f"--device takes cuda, cuda:N or cpu, got {name!r}")
     device = torch.device(name)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -135,15 +138,20 @@ def note(text: str) -> None:
     print(text, file=sys.stdout, flush=True)
 
 
-def out_of_memory_error(error: BaseException, device: torch.device) -> DataError | None:
-    """A `DataError` with advice if `error` says that the memory of the device is full, else None."""
-    text = str(error).lower()
-    full = (
-        isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text
-    )
-    if not full:
-        return None
-    return DataError(
-        f"out of memory on {device}: lower --batch_size (with --accumulate N the gradient stays that of the larger "
-        "batch), use --precision bf16, or lower --input_t or the widths"
-    )
+@contextmanager
+def memory_advice(device: str, flags: str) -> Iterator[None]:
+    """Turn a full memory, of the device or of this machine, into a `DataError` that says what lowers the need.
+
+    Args:
+        device: where the block computes.
+        flags: what to try.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        text = str(error).lower()
+        known = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
+        if not isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) and not any(word in text for word in known):
+            raise
+        where = "of this machine" if isinstance(error, MemoryError) else f"on {device}"
+        raise DataError(f"out of memory {where}: {flags}") from error
