@@ -6,6 +6,8 @@ Spelling and defaults are those of UnCRtainTS; what its flags did not do, or did
 
 import argparse
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date
@@ -15,6 +17,7 @@ from typing import Any, get_type_hints
 from data.constants import N_S2, REGIONS
 from model.defaults import check_network, settle_network
 from util.errors import DataError, UsageError
+from util.stored_flags import check_stored
 
 MODELS = ("uncrtaints", "conv3d_mamba", "fusion_net", "utae", "unet")
 LOSSES = ("l1", "l2", "GNLL", "MGNLL", "NIG", "fusion")
@@ -267,8 +270,11 @@ def _refuse_contradictions(config: Config, typed: set[str]) -> None:
     """Raise a `UsageError` for the first pair of flags that cannot both be followed."""
     positive = "epochs batch_size lr scale_by input_t n_head d_model d_k low_res_size accumulate val_every display_step"
     for name in positive.split():
-        if getattr(config, name) <= 0:
+        if not 0 < getattr(config, name) < math.inf:  # NaN fails too
             raise UsageError(f"--{name} must be above 0, got {getattr(config, name)}")
+    for name in ("gamma", "clip_grad", "weight_reg", "lambda1", "lambda2", "rdm_seed"):
+        if not 0 <= getattr(config, name) < math.inf:
+            raise UsageError(f"--{name} must not be below 0, got {getattr(config, name)}")
     if not 0.0 <= config.min_cov <= config.max_cov <= 1.0:
         raise UsageError(f"expected 0 <= --min_cov <= --max_cov <= 1, got {config.min_cov} and {config.max_cov}")
     if not 0.0 < config.max_samples_frac <= 1.0:
@@ -284,7 +290,9 @@ def _refuse_contradictions(config: Config, typed: set[str]) -> None:
     if config.loss == "fusion" and config.model != "fusion_net":
         raise UsageError(f"--loss fusion belongs to --model fusion_net, got --model {config.model}")
     check_network(config)
-    if config.device != "cpu" and config.device.split(":")[0] != "cuda":
+    if config.experiment_name in ("", ".", ".."):
+        raise UsageError(f"--experiment_name must name a folder below --res_dir, got {config.experiment_name!r}")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", config.device):
         raise UsageError(f"--device takes cuda, cuda:N or cpu, got {config.device!r}")
     try:
         date.fromisoformat(config.ref_date)
@@ -296,7 +304,7 @@ def read_conf(path: str | Path) -> dict[str, Any]:
     """The flags in a conf.json, ours or a published one (which has no `head`).
 
     Raises:
-        DataError: if it cannot be read, is not JSON, or holds no configuration.
+        DataError: if it cannot be read, is not JSON, holds no configuration, or a value of another kind.
     """
     try:
         stored = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -306,6 +314,7 @@ def read_conf(path: str | Path) -> dict[str, Any]:
         raise DataError(f"{path} is not valid JSON ({error}); restore it or give another with --load_config") from error
     if not isinstance(stored, dict) or "model" not in stored:
         raise DataError(f"{path} holds no configuration: expected the flags of a run by name, 'model' among them")
+    check_stored(stored, path, Config)
     if "head" not in stored:
         stored["head"] = "gaussian" if stored.get("loss", "MGNLL") in ("GNLL", "MGNLL") else "mean"
     return stored

@@ -13,7 +13,7 @@ from rasterio.errors import RasterioError
 from rasterio.merge import merge
 from rasterio.transform import array_bounds
 
-from data.constants import N_S1, N_S2
+from data.constants import N_DATES, N_S1, N_S2
 from data.geotiff import GeoRef, read_with_georef
 from data.series_index import get_pairedS1
 from util.errors import DataError
@@ -65,7 +65,7 @@ def expand_custom(entry: Mapping[str, Any], root: str | Path) -> CustomSample:
     """One custom sample with every path spelled out, from either of its two forms."""
     if isinstance(entry, Mapping) and "inputs" in entry and isinstance(entry.get("target"), list):
         target = [str(path) for path in entry["target"]]
-        dates = [int(date) for date in entry["inputs"]]
+        dates = _image_numbers(entry["inputs"])
         sample = {
             "input": {
                 "S1": [get_pairedS1(target, root, mod="s1", time=date) for date in dates],
@@ -81,6 +81,12 @@ def expand_custom(entry: Mapping[str, Any], root: str | Path) -> CustomSample:
             f"a custom sample needs as many radar as optical input dates, and one target; expected {_FORMS}"
         )
     return sample
+
+
+def _image_numbers(given: Any) -> list[int]:
+    if not isinstance(given, list) or not all(type(number) is int and 0 <= number < N_DATES for number in given):
+        raise DataError(f"inputs of a custom sample are image numbers, 0 to {N_DATES - 1}, not {given!r}")
+    return list(given)
 
 
 def _paths(entry: Any, part: str) -> dict[str, list[list[str]]]:

@@ -147,7 +147,12 @@ def _already_there(out: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
     if not out.is_dir() or not any(out.iterdir()):
         return None
     note = out / "sample_data.json"
-    found: dict[str, Any] = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+    try:
+        found = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+    except ValueError:  # whatever it is, it is not ours
+        found = {}
+    if not isinstance(found, dict):
+        found = {}
     if any(found.get(key, "") != value for key, value in asked.items()):
         came = "sample data of other arguments" if found else "other files"
         raise UsageError(f"{out} holds {came}; name a new folder, or remove it first")
