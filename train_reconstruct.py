@@ -53,14 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(config: Config, checkpoint: str = "") -> None:
     """Run the whole training of `config`, going on from `checkpoint` or the latest epoch if it is to resume."""
-    from torch.utils.tensorboard import SummaryWriter
-
     from data.loaders import build_loaders
     from model.build import build_loss
     from model.engine import Compute, count_parameters, profile_step
     from model.evaluation import Evaluation, report_skipped
     from util.atomic import write_json
-    from util.run import RunFolder, choose_device, choose_precision, seed_everything
+    from util.run import RunFolder, choose_device, choose_precision, seed_everything, tensorboard_log
 
     device = choose_device(config.device)
     dtype, reason = choose_precision(config.precision, device)
@@ -79,7 +77,7 @@ def train(config: Config, checkpoint: str = "") -> None:
         for name, value in profile_step(state.model, criterion, next(iter(loaders.train)), compute).items():
             print(f"{name}: {value:,.4g}")
         return
-    with SummaryWriter(str(folder.logs), purge_step=state.epoch * len(loaders.train) if state.epoch else None) as log:
+    with tensorboard_log(folder.logs, state.epoch * len(loaders.train) if state.epoch else None) as log:
         evaluation = Evaluation(config, folder, criterion, compute, log)
         try:
             run_epochs(config, state, loaders, evaluation, folder)

@@ -214,6 +214,6 @@ def _show(log: "SummaryWriter", split: str, epoch: int, use_sar: bool) -> Observ
         log.add_image(f"{split}/prediction", picture(prediction.mean[0, 0]), epoch)
         if prediction.total is not None:
             deviation = prediction.total[0, 0].float().mean(0, keepdim=True).sqrt().cpu()
-            log.add_image(f"{split}/deviation, 0 to 0.1", (deviation * 10).clamp(0, 1), epoch)
+            log.add_image(f"{split}/deviation, 0 to 0.1", (deviation * 10).nan_to_num().clamp(0, 1), epoch)
 
     return observe

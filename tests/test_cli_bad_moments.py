@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,7 @@ def test_a_full_disk_while_saving_leaves_the_previous_checkpoints(begun, tree, c
     full_for(monkeypatch, call_name, ".tar")
     words = training(tree, begun, "--resume_from", "--epochs", 2)
     message = refused(capsys, train_reconstruct.main, *words)
-    assert re.search(rf"disk full while saving {begun}/{NAME}/model.*\.pth\.tar; what stood there before", message)
+    assert re.search(rf"disk full while saving {begun}/{NAME}/model.*\.pth\.tar: make room; what stood there", message)
     assert checkpoints(begun) == before
     assert_whole(begun)
     monkeypatch.undo()
@@ -94,7 +95,7 @@ def test_a_full_disk_at_any_other_file(begun, tree, tmp_path, capsys, monkeypatc
         assert not list((tmp_path / "inference").rglob("*.npy"))
     else:
         message = refused(capsys, train_reconstruct.main, *training(tree, tmp_path / "new"))
-    assert re.search(rf"disk full while saving {tmp_path}/\S*{re.escape(what)}; ", message)
+    assert re.search(rf"disk full while saving {tmp_path}/\S*{re.escape(what)}: make room", message)
     assert_whole(tmp_path)
 
 
@@ -115,15 +116,23 @@ def test_a_full_disk_in_a_process_of_its_own(begun, tree):
 
 
 def test_a_full_disk_under_tensorboard(tree, tmp_path, capsys, monkeypatch):
-    from torch.utils.tensorboard import SummaryWriter
+    from tensorboard.summary.writer.record_writer import RecordWriter
 
-    def refuse(*_, **__):
+    def refuse(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(SummaryWriter, "add_scalar", refuse)
+    hook = threading.excepthook
+    monkeypatch.setattr(RecordWriter, "write", refuse)  # it is called in a thread of its own
     message = refused(capsys, train_reconstruct.main, *training(tree, tmp_path / "results"))
-    assert "No space left on device" in message
+    assert f"cannot write the log in {tmp_path}/logs/{NAME}: No space left on device; make room" in message
+    assert threading.excepthook is hook
     assert_whole(tmp_path)
+
+
+def test_logs_that_cannot_be_made(tree, tmp_path, capsys):
+    (tmp_path / "logs").write_text("")
+    message = refused(capsys, train_reconstruct.main, *training(tree, tmp_path / "results"))
+    assert f"cannot write the log in {tmp_path}/logs/{NAME}: " in message
 
 
 def test_a_full_disk_under_the_mask_store(tree, tmp_path, capsys, monkeypatch):

@@ -41,7 +41,9 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise DataError(f"disk full while saving {path}; what stood there before is untouched") from error
+            raise DataError(
+                f"disk full while saving {path}: make room; what stood there before is untouched"
+            ) from error
         if error.filename in (None, str(temporary), str(path)):  # else it is about a file that the block reads
             text = f"cannot write {path}: {error.strerror or error}; what stood there before is untouched"
             raise DataError(text) from error

@@ -4,16 +4,20 @@ import os
 import random
 import re
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from util.atomic import write_json
 from util.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,35 @@ def seed_everything(seed: int) -> None:
 def note(text: str) -> None:
     """Tell the user something in passing, past any progress bar."""
     print(text, file=sys.stdout, flush=True)
+
+
+@contextmanager
+def tensorboard_log(folder: Path, purge_step: int | None = None) -> "Iterator[SummaryWriter]":
+    """TensorBoard's log in a folder; events from `purge_step` on, of an earlier run, are hidden.
+
+    Raises:
+        DataError: if it cannot be written: the folder is none, or the disk is full.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    before = threading.excepthook
+
+    def quiet(args: threading.ExceptHookArgs) -> None:
+        if not isinstance(args.exc_value, OSError):  # those of the writer's thread come again at the next event
+            before(args)
+
+    threading.excepthook = quiet
+    try:
+        with SummaryWriter(str(folder), purge_step=purge_step) as log:
+            yield log
+    except OSError as error:
+        if error.filename is not None and not str(error.filename).startswith(str(folder)):
+            raise
+        raise DataError(
+            f"cannot write the log in {folder}: {error.strerror or error}; make room, and go on with --resume_from"
+        ) from error
+    finally:
+        threading.excepthook = before
 
 
 @contextmanager
