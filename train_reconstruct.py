@@ -29,14 +29,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train as the flags say; see `--help`."""
     values, typed = parse("train", argv)
     checkpoint = ""
-    if values["resume_from"]:
-        checkpoint, typed = values["trained_checkp"], typed - {"trained_checkp"}
-        conf = Path(values["res_dir"]) / values["experiment_name"] / "conf.json"
-        if not conf.is_file():
-            raise UsageError(f"--resume_from: nothing to go on with, {conf} is missing; start without --resume_from")
-        config, notes = restore(read_conf(conf), values, typed, "train")
+    conf = Path(values["res_dir"]) / values["experiment_name"] / "conf.json"
+    if values["resume_from"] and conf.is_file():
+        stored = read_conf(conf)
+        start_from = stored.get("trained_checkp") or ""
+        if not _same_file(values["trained_checkp"], start_from):  # else: the command line of the start, typed again
+            checkpoint = values["trained_checkp"]
+        values["trained_checkp"] = start_from
+        config, notes = restore(stored, values, typed - {"trained_checkp"}, "train")
     else:
         config, notes = resolve(values, typed)
+        if config.resume_from and not (config.root3 if config.pretrain else config.root1):
+            raise UsageError(f"--resume_from: nothing to go on with, {conf} is missing; start without --resume_from")
+        if config.resume_from:
+            notes.append(f"{conf} is not there yet: this training starts with the flags given")
     for flag in ("root3",) if config.pretrain else ("root1", "root2"):
         if not getattr(config, flag):
             raise UsageError(
@@ -49,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with memory_advice(config.device, TO_SAVE_MEMORY):
         train(config, checkpoint)
     return 0
+
+
+def _same_file(one: str, other: str) -> bool:
+    return bool(one and other) and Path(one).resolve() == Path(other).resolve()
 
 
 def train(config: Config, checkpoint: str = "") -> None:
@@ -66,8 +76,6 @@ def train(config: Config, checkpoint: str = "") -> None:
     seed_everything(config.rdm_seed)
     loaders = build_loaders(config)
     state = start(config, folder, checkpoint, device)
-    folder.create()
-    write_json(folder.conf, config.to_json())
     compute, criterion = Compute(device, dtype), build_loss(config)
     parts = {"train": loaders.train, "val": loaders.val, "test": loaders.test}
     sizes = ", ".join(f"{name} {len(part.patches) if part else 0}" for name, part in parts.items())
@@ -77,6 +85,12 @@ def train(config: Config, checkpoint: str = "") -> None:
         for name, value in profile_step(state.model, criterion, next(iter(loaders.train)), compute).items():
             print(f"{name}: {value:,.4g}")
         return
+    earlier = None if config.resume_from else folder.set_aside()
+    if earlier is not None:
+        print(f"note: an earlier training of this name is now in {earlier}")
+    folder.create()
+    folder.sweep()
+    write_json(folder.conf, config.to_json())
     with tensorboard_log(folder.logs, state.epoch * len(loaders.train) if state.epoch else None) as log:
         evaluation = Evaluation(config, folder, criterion, compute, log)
         try:

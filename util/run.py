@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,8 @@ class RunFolder:
     @property
     def logs(self) -> Path:
         """TensorBoard's folder."""
-        return self.res_dir.parent / "logs" / self.name
+        parent = self.res_dir.parent if self.res_dir.name not in ("", "..") else self.res_dir / ".."
+        return parent / "logs" / self.name
 
     def checkpoint(self, epoch: int) -> Path:
         """The checkpoint written after `epoch`."""
@@ -65,6 +67,29 @@ class RunFolder:
     def exports(self, epoch: int, split: str) -> Path:
         """Where the arrays of one evaluation go."""
         return self.path / "export" / f"epoch_{epoch}" / split
+
+    def set_aside(self) -> Path | None:
+        """Move an earlier training of this name, and its logs, out of the way, so that the two are not mixed up.
+
+        Returns:
+            Where it is now; None if there was none.
+        """
+        if not (self.best.exists() or self.epochs()):
+            return None
+        number = next(n for n in count(1) if not (self.res_dir / f"{self.name}_earlier_{n}").exists())
+        earlier = RunFolder(self.res_dir, f"{self.name}_earlier_{number}")
+        for here, there in ((self.path, earlier.path), (self.logs, earlier.logs)):
+            try:
+                if here.exists() and not there.exists():
+                    here.rename(there)
+            except OSError as error:
+                raise DataError(f"cannot move {here} to {there}: {error.strerror}; choose another --res_dir") from error
+        return earlier.path
+
+    def sweep(self) -> None:
+        """Remove the temporary files that a killed training was writing; no other must be writing here."""
+        for leftover in self.path.rglob(".*.tmp*"):
+            leftover.unlink(missing_ok=True)
 
     def create(self) -> None:
         """Make the folder, or say why it cannot be made."""
@@ -133,7 +158,8 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     torch.manual_seed(seed)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # not use_deterministic_algorithms, which imports the compiler: 1.5 to 3 s at every start
+    torch.set_deterministic_debug_mode("warn")
     torch.backends.cudnn.benchmark = False
 
 
