@@ -60,8 +60,10 @@ def selective_scan(
     _check_shapes(u, delta, A, B, C, D, z, delta_bias)
     if backend == "auto" and torch.float64 in (u.dtype, A.dtype):
         backend = "torch"  # the only one in float64
-    name, _ = choose_backend(backend, u.device)
-    y, last = _run(name, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    scan = _scan
+    if torch.compiler.is_compiling():  # a network being compiled steps out of its graph
+        scan = torch.compiler.disable(_scan)  # not as a decorator: it imports the compiler, which takes a second
+    y, last = scan(backend, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     return (y, last) if return_last_state else y
 
 
@@ -127,10 +129,9 @@ def _failed_trial(device: str) -> str | None:
     return failed_trial(device)
 
 
-@torch.compiler.disable
-def _run(name: str, *arguments: Any) -> tuple[Tensor, Tensor]:
-    """The scan by one backend; a compiled network steps out of its graph here."""
-    return _BACKENDS[name](*arguments)
+def _scan(backend: str, u: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    name, _ = choose_backend(backend, u.device)
+    return _BACKENDS[name](u, *others)
 
 
 def _scan_triton(*arguments: Any) -> tuple[Tensor, Tensor]:
