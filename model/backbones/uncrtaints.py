@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 AGGREGATIONS = ("att_group", "att_mean", "mean")
 ATTENTION_DROPOUT = 0.1
+LARGE_IMAGE = 64 * 64  # pixels
 
 
 class TemporalAggregator(nn.Module):
@@ -66,9 +67,12 @@ class TemporalAggregator(nn.Module):
 def channels_last(maps: Tensor) -> Tensor:
     """(B, C, H, W) laid out as processors like it: norms and 1 x 1 convolutions are faster with channels innermost.
 
-    Always a copy: of a single image, views pass for channels-last that later layers do not take for such.
+    Small images stay as they are: little is gained, and sums in the published order settle near-ties of the max-pool
+    as in published float32 gradients. Else always a copy: of a single image, views pass for channels-last that later
+    layers do not take for such.
     """
-    return maps.clone(memory_format=torch.channels_last) if maps.device.type == "cpu" else maps
+    large = maps.shape[-2] * maps.shape[-1] >= LARGE_IMAGE
+    return maps.clone(memory_format=torch.channels_last) if large and maps.device.type == "cpu" else maps
 
 
 def resize(maps: Tensor, height: int, width: int) -> Tensor:
@@ -189,6 +193,8 @@ class Uncrtaints(nn.Module):
                 f"expected x of shape (B, T, {self.in_channels}, H, W) ({bands}), got {tuple(x.shape)}; "
                 "--use_sar says whether radar goes in"
             )
+        if min(x.shape[-2:]) < 2:
+            raise ValueError(f"expected images of 2 x 2 pixels or more, got {x.shape[-2]} x {x.shape[-1]}")
         if self.is_mono and x.shape[1] != 1:
             raise ValueError(f"expected one date, as the network was pre-trained on single images; got {x.shape[1]}")
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.layers.recompute import Pointwise, forgetful_conv
+from model.layers.recompute import Pointwise, forgetful_conv, full_precision
 from util.errors import UsageError
 
 NORMS = ("group", "batch", "instance", "none")
@@ -54,8 +54,6 @@ class ConvLayers(nn.Module):
         self, widths: Sequence[int], kernel: int, norm: str, last_relu: bool = True, padding_mode: str = "reflect"
     ) -> None:
         super().__init__()
-        if padding_mode not in PADDING_MODES:
-            raise UsageError(f"unknown --padding_mode {padding_mode!r}; choose {', '.join(PADDING_MODES)}")
         mode = cast(Literal["reflect"], padding_mode)
         layers: list[nn.Module] = []
         for i, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
@@ -107,12 +105,12 @@ class ResidualBlock(nn.Module):
 
 
 class _PixelMean(torch.autograd.Function):
-    """(B, C, H, W) to (B, C), float32, with a gradient that is spread without being written out."""
+    """(B, C, H, W) to (B, C), float32 or more, with a gradient that is spread without being written out."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.shape, ctx.dtype = x.shape, x.dtype
-        return x.mean(dim=(2, 3)).float()
+        return full_precision(x.mean(dim=(2, 3)))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -222,7 +220,7 @@ def normalise(norm: nn.Module, training: bool, x: Tensor, first: bool) -> Tensor
             norm.eps,
         )
     if x.is_cuda and x.dtype != torch.float32 and isinstance(norm, nn.GroupNorm):
-        return norm(x.float()).to(x.dtype)  # as autocast does: the CUDA kernel takes no mixed dtypes
+        return norm(full_precision(x)).to(x.dtype)  # as autocast does: the CUDA kernel takes no mixed dtypes
     return norm(x)
 
 
@@ -248,4 +246,6 @@ def build_block(kind: str, before: int, width: int, norm: str, padding_mode: str
     """
     if kind not in BLOCKS:
         raise UsageError(f"unknown block {kind!r}; choose --block_type {', '.join(BLOCKS)}")
+    if padding_mode not in PADDING_MODES:
+        raise UsageError(f"unknown --padding_mode {padding_mode!r}; choose {', '.join(PADDING_MODES)}")
     return (MBConv if kind == "mbconv" else ResidualBlock)(before, width, norm, padding_mode)

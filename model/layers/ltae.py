@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from model.layers.recompute import full_precision
 from util.errors import UsageError
 
 DATE_PERIOD = 1000.0  # longest period of the date code is 2 pi times this, in days
@@ -124,7 +125,7 @@ class TemporalEncoder(nn.Module):
             got = "none" if dates is None else f"shape {tuple(dates.shape)}"
             raise ValueError(f"expected dates of shape {(b, t)} (one a map, in days), got {got}")
         with torch.autocast(maps.device.type, enabled=False):
-            pixels = maps.float().permute(0, 3, 4, 2, 1).reshape(b * h * w, c, t)
+            pixels = full_precision(maps).permute(0, 3, 4, 2, 1).reshape(b * h * w, c, t)
             features = self.inconv(self.in_norm(pixels)).transpose(1, 2)  # (P, T, d_model)
             if self.date_code is not None and dates is not None:
                 features = features + self.date_code(dates).repeat_interleave(h * w, dim=0)

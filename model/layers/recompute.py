@@ -17,7 +17,7 @@ Prepare = Callable[[Tensor, bool], Tensor]
 
 
 class Pointwise(nn.Conv2d):
-    """A 1 x 1 convolution; on a processor a product of matrices over pixels, which keeps channels innermost."""
+    """A 1 x 1 convolution; on a processor, where channels are innermost, a product of matrices that keeps them so."""
 
     def __init__(self, before: int, after: int, bias: bool = True) -> None:
         super().__init__(before, after, 1, bias=bias)
@@ -25,6 +25,11 @@ class Pointwise(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, K, H, W)."""
         return convolve(x, self.weight, self.bias)
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """float32, or float64 if x is of that."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, groups: int = 1) -> Tensor:
@@ -53,7 +58,8 @@ def _convolve_backward(
 
 
 def _is_product(x: Tensor, weight: Tensor) -> bool:
-    return x.device.type == "cpu" and weight.shape[2:] == (1, 1)
+    innermost = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return x.device.type == "cpu" and weight.shape[2:] == (1, 1) and innermost
 
 
 class _ForgetfulConv(torch.autograd.Function):
