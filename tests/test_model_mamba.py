@@ -102,3 +102,14 @@ def test_inner_bias_options():
     assert layer.in_proj.bias.shape == (64,)
     assert layer.dt_proj.weight.shape == (32, 3)
     assert layer(torch.zeros(1, 2, 16)).shape == (1, 2, 16)
+
+
+def test_compiled_it_is_the_same():
+    """The scan leaves the compiled graph and comes back; no compiler is needed for this backend."""
+    torch.manual_seed(0)
+    layer = Mamba(16)
+    x = torch.randn(3, 5, 16)
+    compiled = torch.compile(layer, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), layer(x))
+    grads = [torch.autograd.grad(net(x).square().sum(), list(layer.parameters())) for net in (compiled, layer)]
+    torch.testing.assert_close(*grads)

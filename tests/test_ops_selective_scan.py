@@ -1,5 +1,6 @@
 """The selective scan: reference values, gradients, the choice of a backend, and how much it keeps."""
 
+import argparse
 import importlib.util
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import selective_scan as benchmark
 from benchmarks.selective_scan import make_inputs, naive_scan
 from model.ops import choose_backend, selective_scan
 from model.ops import selective_scan_torch as blocks
@@ -236,3 +238,13 @@ def test_mamba_ssm_equals_the_plain_loop(length):
         pytest.skip(str(error))
     y = selective_scan(**arguments, backend="mamba_ssm")
     torch.testing.assert_close(y, naive_scan(**arguments)[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["inputs", "loop", "torch"])
+def test_benchmark_measures_each(name):
+    sizes = {"sequences": 4, "dates": 3, "channels": 5, "states": 2}
+    found = benchmark.measure(argparse.Namespace(only=name, device="cpu", repeats=2, **sizes))
+    assert len(found["step_s"]) == (0 if name == "inputs" else 2)
+    assert found["peak_mb"] > 1
+    # 11 arrays of 4 x 3 x 5 and 6 of 4 x 3 x 2 floats
+    assert benchmark.least_bytes(argparse.Namespace(**sizes)) == 4 * (11 * 60 + 6 * 24)

@@ -99,7 +99,7 @@ class Mamba(nn.Module):
         y = selective_scan(
             u.transpose(1, 2),
             dt.transpose(1, 2),
-            -torch.exp(self.A_log.float()),
+            -torch.exp(self.A_log),
             B.transpose(1, 2),
             C.transpose(1, 2),
             self.D,
