@@ -66,7 +66,7 @@ class ModelConfig:
             expected = type(getattr(defaults, name))
             fits = isinstance(value, expected) or (expected is float and isinstance(value, int))
             if not fits or (expected is int and isinstance(value, bool)):
-                raise DataError(f"{source}: expected a {expected.__name__} for {name!r}, got {value!r}")
+                raise DataError(f"{source}: expected {expected.__name__} for {name!r}, got {value!r}")
             if expected is tuple and not (value and all(isinstance(v, int) and v > 0 for v in value)):
                 raise DataError(f"{source}: expected positive whole numbers for {name!r}, got {list(value)!r}")
         return cls(**found)

@@ -78,7 +78,7 @@ def load_pretrained(model: nn.Module, path: str | Path) -> PretrainedReport:
     for kind in ("weight", "bias"):
         here, there = _last_layer(wanted, kind), _last_layer(given, kind)
         if here in missing and there in extra and wanted[here].shape[1:] == given[there].shape[1:]:
-            rows = torch.cat([given[there][:N_S2], wanted[here][N_S2:]])
+            rows = torch.cat([given[there][:N_S2], wanted[here][N_S2:].cpu()])
             fitting[here] = rows
             partly[here] = f"the {N_S2} rows of the means, from {there}; the other {len(rows) - N_S2} start fresh"
             del missing[here], extra[there]
