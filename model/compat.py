@@ -1,6 +1,5 @@
 """Published UnCRtainTS runs: what their conf.json and checkpoints mean to us."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from data.constants import N_S2
 from model.config import ModelConfig
-from util.errors import DataError
+from parse_args import read_conf as read_flags
 
 _OLD_BLOCK = re.compile(r"^((?:netG\.)?(?:in|out)_block)([1-9]\d*)\.")
 
@@ -22,16 +21,7 @@ def read_conf(path: str | Path) -> ModelConfig:
     Raises:
         DataError: if the file cannot be read, is not JSON, or holds no configuration.
     """
-    path = Path(path)
-    try:
-        conf = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON ({error}); restore the run's own conf.json") from error
-    if not isinstance(conf, dict) or "model" not in conf:
-        raise DataError(f"{path} holds no configuration: expected the flags of a run by name, 'model' among them")
-    return from_conf(conf, str(path))
+    return from_conf(read_flags(path), str(path))
 
 
 def from_conf(conf: Mapping[str, Any], source: str = "conf.json") -> ModelConfig:
