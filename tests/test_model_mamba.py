@@ -113,3 +113,10 @@ def test_compiled_it_is_the_same():
     torch.testing.assert_close(compiled(x), layer(x))
     grads = [torch.autograd.grad(net(x).square().sum(), list(layer.parameters())) for net in (compiled, layer)]
     torch.testing.assert_close(*grads)
+
+
+def test_gradcheck_in_float64():
+    torch.manual_seed(0)
+    layer = Mamba(4, d_state=2).double()
+    x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(layer, (x,))
