@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from e2e import Commands, SampleData
+from e2e import TINY, Commands, SampleData
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +35,19 @@ def commands(tmp_path_factory):
     ) as server:
         yield Commands(server, tmp_path_factory.mktemp("commands"))
         server.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def members(commands, sample_data, tmp_path_factory) -> Path:
+    """A Gaussian network of three optical dates, and a NIG network of two with radar: trained, tested, exported."""
+    folder = tmp_path_factory.mktemp("members")
+    lines = {
+        "gaussian": "--loss MGNLL --head gaussian --input_t 3 --scale_by 1",
+        "nig": "--loss NIG --head nig --input_t 2 --scale_by 10 --use_sar",
+    }
+    for name, line in lines.items():
+        run = ["--epochs 1 --lr 0.003 --res_dir", folder / "results", "--experiment_name", name]
+        commands.run("train_reconstruct.py", TINY, line, sample_data.roots, *run).ok()
+        run = ["--device cpu --weight_folder", folder / "results", "--experiment_name", name]
+        commands.run("test_reconstruct.py", *run, "--res_dir", folder / "inference").ok()
+    return folder
