@@ -17,7 +17,7 @@ from util.atomic import whole_file
 from util.errors import DataError, run_command
 
 SEEDS = (1, 2)  # of the ensemble's members
-DATA = {"rois": 20, "patches": 6, "size": 64, "seed": 1}
+DATA = {"rois": 20, "patches": 5, "size": 64, "seed": 1}
 # The published architecture at half its width and depth, for two cores and a few minutes.
 NETWORK = (
     "--model uncrtaints --encoder_widths 64 --decoder_widths 64 64 64 --n_head 8 --d_model 128 --input_t 3 --use_sar"
