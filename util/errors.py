@@ -2,6 +2,7 @@
 
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 
 USAGE, DATA = 2, 1  # exit codes
@@ -33,9 +34,12 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
     Returns:
         What `main` returned (None counts as 0), or the exit code of the `UserError` it raised, which is
         printed to stderr as one line; an OSError that nobody else told is printed so too, with exit code 1.
-        With `--debug` among the arguments the traceback is printed as well.
+        With `--debug` among the arguments the traceback is printed as well, and warnings name the line they come from.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    format_warning = warnings.formatwarning
+    if "--debug" not in words:
+        warnings.formatwarning = _warning_in_one_line
     try:
         return main(argv) or 0
     except UserError as error:
@@ -53,3 +57,11 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    finally:
+        warnings.formatwarning = format_warning
+
+
+def _warning_in_one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return f"warning: {' '.join(str(message).split())}\n"
