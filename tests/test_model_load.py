@@ -174,7 +174,7 @@ def test_what_is_missing_is_said(tmp_path):
         ("{", r"conf.json is not valid JSON"),
         ("[1]", "conf.json holds no configuration"),
         ('{"lr": 1}', "conf.json holds no configuration.*'model' among them"),
-        ('{"model": "uncrtaints", "head": "nig", "d_k": "four"}', r"conf.json: expected a whole number for 'd_k', got 'four'"),
+        ('{"model": "uncrtaints", "head": "nig", "d_k": "four"}', "conf.json: expected a whole number for 'd_k'"),
     ],
 )
 def test_an_unreadable_configuration(tmp_path, text, message):
