@@ -4,26 +4,21 @@
 outputs, nothing cropped. x and y are 24-bit integers (being multiples of 2^-24); mean and variance follow from `raw`.
 """
 
-import copy
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.baselines import PlainUncrtaints, dense_gaussian_nll, plain_moments
 from data.constants import N_S2
 from model import load_model
 from model.backbones import uncrtaints
-from model.backbones.uncrtaints import TemporalAggregator, resize
 from model.build import build_loss, build_model
 from model.config import ModelConfig
-from model.layers import recompute
-from model.layers.conv import BLOCKS, NORMS, PADDING_MODES, MBConv, build_block
-from model.layers.ltae import TemporalEncoder
+from model.layers.conv import BLOCKS, NORMS, PADDING_MODES
 from model.layers.recompute import Pointwise
 from util.errors import UsageError
 
@@ -150,88 +145,6 @@ def _with(moments, target):
     return mean, target, variance
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("norm", NORMS)
-def test_gradients_of_a_block_are_right(norm, training):
-    torch.manual_seed(0)
-    block = build_block("mbconv", 4, 4, norm, "reflect").double().train(training)
-    x = torch.rand(2, 4, 3, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(block, (x,), atol=1e-7)
-
-
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("norm", NORMS)
-def test_forgetting_changes_no_gradient(norm, training, monkeypatch):
-    torch.manual_seed(0)
-    block = build_block("mbconv", 8, 8, norm, "circular").double().train(training)
-    start = copy.deepcopy(block.state_dict())
-    x = torch.rand(2, 8, 5, 6, dtype=torch.float64, requires_grad=True)
-    runs = []
-    for plain in (False, True):
-        if plain:
-            monkeypatch.setattr(recompute._ForgetfulConv, "apply", remember)
-        block.load_state_dict(start)
-        block.zero_grad()
-        x.grad = None
-        out = block(x)
-        out.square().sum().backward()
-        runs.append([out.detach(), x.grad, *(p.grad for p in block.parameters()), *block.buffers()])
-        runs[-1] = [tensor.clone() for tensor in runs[-1]]
-    for ours, plainly in zip(*runs, strict=True):
-        torch.testing.assert_close(ours, plainly, rtol=1e-10, atol=1e-10)
-
-
-def remember(prepare, groups, x, weight, *_):
-    """What the forgetful convolution computes, left to autograd."""
-    return recompute.convolve(prepare(x, True), weight, groups=groups)
-
-
-@pytest.mark.parametrize("norm", NORMS)
-def test_a_block_without_a_graph_gives_the_same(norm):
-    # inference overwrites intermediate maps; it must not overwrite its input
-    block = build_block("mbconv", 8, 8, norm, "zeros").eval()
-    x = torch.rand(2, 8, 5, 7)
-    before = x.clone()
-    with torch.no_grad():
-        alone = block(x)
-    assert torch.equal(x, before)
-    torch.testing.assert_close(alone, block(x).detach())
-
-
-def test_frozen_weights_get_no_gradient_and_the_others_the_same():
-    block, x = build_block("mbconv", 8, 8, "batch", "reflect"), torch.rand(2, 8, 6, 6)
-    block(x).square().sum().backward()
-    full = {name: parameter.grad for name, parameter in block.named_parameters()}
-    block.zero_grad(set_to_none=True)
-    for name, parameter in block.named_parameters():
-        parameter.requires_grad_("fn.3" in name or "fn.6" in name)
-    block(x).square().sum().backward()
-    for name, parameter in block.named_parameters():
-        if parameter.requires_grad:
-            torch.testing.assert_close(parameter.grad, full[name], msg=name)
-        else:
-            assert parameter.grad is None, name
-
-
-def test_a_block_keeps_less_than_half_of_what_autograd_keeps():
-    # what is measured by benchmarks/training_step.py, here by counting: the bytes that wait for the backward pass
-    kept: dict[int, int] = {}
-
-    def count(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    x = torch.rand(1, 16, 32, 32).contiguous(memory_format=torch.channels_last).requires_grad_()
-    totals = []
-    for block in (build_block("mbconv", 16, 16, "batch", "reflect"), PlainUncrtaints(13, 16, 1).out_block[0]):
-        kept.clear()
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            out = block(x)
-        totals.append(sum(kept.values()))
-        del out
-    assert totals[0] < 0.45 * totals[1]
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -275,22 +188,6 @@ def test_images_smaller_than_the_attention_map(height, width):
     assert model(x, dates).mean.shape == (1, 1, N_S2, height, width)
 
 
-def test_attention_of_small_images_is_averaged_as_published():
-    # published: average-pooling by 32 // H; maps of an image of 16 pixels repeat each pixel, so it is the same
-    attention = torch.rand(6, 3, 16, 16).repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)
-    torch.testing.assert_close(resize(attention, 16, 16), F.avg_pool2d(attention, 2))
-
-
-def test_low_res_size_is_read():
-    # published: never read, 32 hard-coded (TRAPS 17)
-    sizes = []
-    for size in (4, 8):
-        model = small(low_res_size=size).eval()
-        model.netG.temporal_encoder.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[-2:]))
-        model(*series(1, 3, 24, 16))
-    assert sizes == [(4, 4), (8, 8)]
-
-
 def test_separate_layers_give_the_channels_of_one():
     separate, joint = small(separate_out=True).eval(), small().eval()
     state = {key: value for key, value in separate.netG.state_dict().items() if "out_conv" not in key}
@@ -300,67 +197,6 @@ def test_separate_layers_give_the_channels_of_one():
     joint.netG.load_state_dict(state)
     x, dates = series()
     torch.testing.assert_close(joint.netG(x, dates), separate.netG(x, dates), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("pad_value", [0.0, 0.3])
-def test_a_padded_date_gets_no_attention(pad_value):
-    model = small(pad_value=pad_value).eval()
-    x, dates = series(2, 4)
-    x[0, 2] = pad_value
-    x[1, 1, 0] = pad_value  # one band alone is no padding
-    seen = []
-    model.netG.temporal_aggregator.register_forward_pre_hook(lambda _, args: seen.append(args[1:]))
-    model(x, dates)
-    attention, padded = seen[0]
-    assert padded.tolist() == [[False, False, True, False], [False] * 4]
-    assert (attention[:, 0, 2] == 0).all()
-    assert (attention[:, 1] > 0).all()
-    torch.testing.assert_close(attention.sum(dim=2), torch.ones_like(attention[:, :, 0]))
-
-
-@pytest.mark.parametrize("mode", ["att_group", "att_mean", "mean"])
-def test_maps_of_a_padded_date_do_not_enter_the_sum(mode):
-    aggregate = TemporalAggregator(mode).eval()
-    maps = list(torch.rand(3, 2, 8, 6, 6))
-    attention = torch.rand(4, 2, 3, 3, 3)
-    padded = torch.tensor([[False, True, False], [False, False, False]])
-    before = aggregate(maps, attention, padded)
-    maps[1] = maps[1].clone()
-    maps[1][0] += 100.0
-    torch.testing.assert_close(aggregate(maps, attention, padded)[0], before[0])
-    maps[1][1] += 100.0
-    assert not torch.allclose(aggregate(maps, attention, padded)[1], before[1])
-
-
-def test_a_padded_date_still_enters_the_group_norm_of_the_attention():
-    # published weights expect it: with the padded date cut off, the attention of the others differs
-    torch.manual_seed(0)
-    encoder = TemporalEncoder(8, 2, 8, 4).eval()
-    maps, dates = torch.rand(1, 3, 8, 2, 2), torch.tensor([[10.0, 20.0, 30.0]])
-    padded = torch.tensor([[False, False, True]])
-    with_padding, _ = encoder(maps, dates, padded)
-    without, _ = encoder(maps[:, :2], dates[:, :2], padded[:, :2])
-    assert (with_padding[:, :, :2] - without).abs().max() > 1e-4
-    alike, _ = encoder(maps.clone().index_fill_(1, torch.tensor([2]), 5.0), dates, padded)
-    assert (with_padding - alike).abs().max() > 1e-4
-
-
-def test_mean_leaves_padded_dates_out():
-    model = small(agg_mode="mean").eval()
-    x, dates = series(1, 3)
-    x[:, 2] = 0
-    torch.testing.assert_close(model(x, dates).mean, model(x[:, :2], dates[:, :2]).mean)
-
-
-def test_order_of_dates_does_not_matter_but_dates_do():
-    model = small().eval()
-    x, dates = series(2, 3)
-    mean = model(x, dates).mean
-    order = [2, 0, 1]
-    torch.testing.assert_close(model(x[:, order], dates[:, order]).mean, mean)
-    assert (model(x, dates[:, order]).mean - mean).abs().max() > 1e-5
-    undated = small(positional_encoding=False).eval()
-    assert torch.equal(undated(x, None).mean, undated(x, dates).mean)
 
 
 def test_what_does_not_fit_is_refused_in_words():
@@ -440,9 +276,3 @@ def test_the_head_starts_last(legacy, separate_out):
     torch.testing.assert_close(prediction.alpha, torch.full_like(prediction.alpha, 3.0))
     torch.testing.assert_close(prediction.gamma, torch.ones_like(prediction.gamma))
     torch.testing.assert_close(prediction.total.sqrt(), torch.full_like(prediction.total, 0.1))
-
-
-def test_blocks_of_other_widths_join_by_a_projection():
-    assert not hasattr(MBConv(8, 8, "group", "reflect"), "proj")
-    block = MBConv(8, 12, "group", "reflect")
-    assert block(torch.rand(1, 8, 5, 5)).shape == (1, 12, 5, 5)

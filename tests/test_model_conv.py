@@ -1,0 +1,98 @@
+"""Convolution blocks: gradients are right, memory is saved, inputs are left alone."""
+
+import copy
+
+import pytest
+import torch
+
+from benchmarks.baselines import PlainUncrtaints
+from model.layers import recompute
+from model.layers.conv import NORMS, MBConv, build_block
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("norm", NORMS)
+def test_gradients_of_a_block_are_right(norm, training):
+    torch.manual_seed(0)
+    block = build_block("mbconv", 4, 4, norm, "reflect").double().train(training)
+    x = torch.rand(2, 4, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(block, (x,), atol=1e-7)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("norm", NORMS)
+def test_forgetting_changes_no_gradient(norm, training, monkeypatch):
+    torch.manual_seed(0)
+    block = build_block("mbconv", 8, 8, norm, "circular").double().train(training)
+    start = copy.deepcopy(block.state_dict())
+    x = torch.rand(2, 8, 5, 6, dtype=torch.float64, requires_grad=True)
+    runs = []
+    for plain in (False, True):
+        if plain:
+            monkeypatch.setattr(recompute._ForgetfulConv, "apply", remember)
+        block.load_state_dict(start)
+        block.zero_grad()
+        x.grad = None
+        out = block(x)
+        out.square().sum().backward()
+        runs.append([out.detach(), x.grad, *(p.grad for p in block.parameters()), *block.buffers()])
+        runs[-1] = [tensor.clone() for tensor in runs[-1]]
+    for ours, plainly in zip(*runs, strict=True):
+        torch.testing.assert_close(ours, plainly, rtol=1e-10, atol=1e-10)
+
+
+def remember(prepare, groups, x, weight, *_):
+    """What the forgetful convolution computes, left to autograd."""
+    return recompute.convolve(prepare(x, True), weight, groups=groups)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_block_without_a_graph_gives_the_same(norm):
+    # inference overwrites intermediate maps; it must not overwrite its input
+    block = build_block("mbconv", 8, 8, norm, "zeros").eval()
+    x = torch.rand(2, 8, 5, 7)
+    before = x.clone()
+    with torch.no_grad():
+        alone = block(x)
+    assert torch.equal(x, before)
+    torch.testing.assert_close(alone, block(x).detach())
+
+
+def test_frozen_weights_get_no_gradient_and_the_others_the_same():
+    block, x = build_block("mbconv", 8, 8, "batch", "reflect"), torch.rand(2, 8, 6, 6)
+    block(x).square().sum().backward()
+    full = {name: parameter.grad for name, parameter in block.named_parameters()}
+    block.zero_grad(set_to_none=True)
+    for name, parameter in block.named_parameters():
+        parameter.requires_grad_("fn.3" in name or "fn.6" in name)
+    block(x).square().sum().backward()
+    for name, parameter in block.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(parameter.grad, full[name], msg=name)
+        else:
+            assert parameter.grad is None, name
+
+
+def test_a_block_keeps_less_than_half_of_what_autograd_keeps():
+    # what is measured by benchmarks/training_step.py, here by counting: the bytes that wait for the backward pass
+    kept: dict[int, int] = {}
+
+    def count(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    x = torch.rand(1, 16, 32, 32).contiguous(memory_format=torch.channels_last).requires_grad_()
+    totals = []
+    for block in (build_block("mbconv", 16, 16, "batch", "reflect"), PlainUncrtaints(13, 16, 1).out_block[0]):
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            out = block(x)
+        totals.append(sum(kept.values()))
+        del out
+    assert totals[0] < 0.45 * totals[1]
+
+
+def test_blocks_of_other_widths_join_by_a_projection():
+    assert not hasattr(MBConv(8, 8, "group", "reflect"), "proj")
+    block = MBConv(8, 12, "group", "reflect")
+    assert block(torch.rand(1, 8, 5, 5)).shape == (1, 12, 5, 5)
