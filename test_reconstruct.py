@@ -38,9 +38,12 @@ def test(config: Config, weights: Path) -> None:
     from model.evaluation import Evaluation, report_skipped
     from model.restore import restore_model
     from util.atomic import write_json
+    from util.memory import keep_freed_memory
     from util.run import RunFolder, choose_device, choose_precision, seed_everything
 
     device = choose_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     dtype, reason = choose_precision(config.precision, device)
     seed_everything(config.rdm_seed)
     source = RunFolder(weights.parent, weights.name)

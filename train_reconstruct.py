@@ -68,9 +68,12 @@ def train(config: Config, checkpoint: str = "") -> None:
     from model.engine import Compute, count_parameters, profile_step
     from model.evaluation import Evaluation, report_skipped
     from util.atomic import write_json
+    from util.memory import keep_freed_memory
     from util.run import RunFolder, choose_device, choose_precision, seed_everything, tensorboard_log
 
     device = choose_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     dtype, reason = choose_precision(config.precision, device)
     folder = RunFolder(Path(config.res_dir), config.experiment_name)
     seed_everything(config.rdm_seed)
