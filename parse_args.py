@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from datetime import date
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -341,8 +341,3 @@ def restore(
     if "head" not in typed and ("loss" in typed or "covmode" in typed) and mode == "train":
         merged["head"] = ""
     return resolve(merged, typed | {"head"} if merged["head"] else typed)
-
-
-def with_values(config: Config, **changes: Any) -> Config:
-    """A copy of `config` with some flags changed."""
-    return replace(config, **changes)

@@ -1,9 +1,10 @@
 """Test a trained network: restore its run, predict the test split, and write metrics, plots and exports."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from parse_args import Config, parse, read_conf, restore, with_values
+from parse_args import Config, parse, read_conf, restore
 from util.errors import UsageError, run_command
 
 
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config, notes = restore(read_conf(conf), values, typed, "test")
     if config.precomputed and "precomputed" not in typed and not Path(config.precomputed).exists():
         notes.append(f"the run's --precomputed {config.precomputed} is not here; masks come from the data's own store")
-        config = with_values(config, precomputed="")
+        config = replace(config, precomputed="")
     for text in notes:
         print(f"note: {text}")
     from util.run import memory_advice

@@ -3,7 +3,6 @@
 import os
 import random
 import re
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -163,11 +162,6 @@ def seed_everything(seed: int) -> None:
     buffers: Any = torch.utils.deterministic  # Any: the attribute is made at run time
     buffers.fill_uninitialized_memory = False  # filling every new buffer takes a twentieth of a step
     torch.backends.cudnn.benchmark = False
-
-
-def note(text: str) -> None:
-    """Tell the user something in passing, past any progress bar."""
-    print(text, file=sys.stdout, flush=True)
 
 
 @contextmanager
