@@ -1,12 +1,28 @@
-"""What the end-to-end tests share: small sample data with stored masks, and command lines as real processes."""
+"""What tests share: small trees of series, sample data with stored masks, and command lines as real processes."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from e2e import TINY, Commands, SampleData
+from fake_trees import write_small_tree
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    """The series of `write_small_tree`; modules that need others make their own."""
+    root = tmp_path_factory.mktemp("series_2020-01-01_x")  # TRAPS 14: a root with underscores and a date
+    write_small_tree(root)
+    return root
+
+
+@pytest.fixture
+def copy(tree, tmp_path) -> Path:
+    """A tree to damage."""
+    return Path(shutil.copytree(tree, tmp_path / "copy"))
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ from data.mask_record import Entry, write_record
 from data.mask_store import MaskStore, default_store
 
 SIZE = 32
+ROI = "ROIs1868/73"  # of the test split
+CLEAR = (4, 9)  # dates without cloud in `write_small_tree`
 DETECTOR = "s2cloudless_mask"
 FIRST_DAY = date(2018, 1, 5)
 COVERAGES = tuple(round(0.05 + 0.9 * ((7 * day) % 30) / 30, 3) for day in range(30))
@@ -86,6 +88,21 @@ def write_series(
     if stored:
         store = MaskStore(default_store(root), DETECTOR)
         write_record(store.folder(root) / roi / f"patch_{patch}.npz", entries)
+
+
+def write_small_tree(root: Path) -> None:
+    """Patches 9 and 10 of a test region and 3 of a training region; clear on dates 4 and 9."""
+    for patch in (9, 10):
+        write_series(root, ROI, patch, clear_at(*CLEAR))
+    write_series(root, "ROIs1970/21", 3, clear_at(*CLEAR))
+
+
+def at(root: Path, sensor: str, day: int, patch: int = 9) -> Path:
+    return root / series_path(ROI, sensor, day, patch)
+
+
+def days_of(day: date) -> int:
+    return (day - date(2014, 4, 3)).days
 
 
 def triplet_path(roi: str, sensor: str, patch: int) -> str:

@@ -1,16 +1,16 @@
 """Samples of one's own making: mosaics in space, their georeference, the two forms of a list."""
 
 import json
-import shutil
-from datetime import date
-from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
 from fake_trees import (
+    ROI,
     SIZE,
+    at,
     clear_at,
+    days_of,
     optical_day,
     optical_level,
     place,
@@ -23,33 +23,6 @@ from data.custom import read_custom_list
 from data.dataLoader import SEN12MSCRTS, get_pairedS1
 from data.geotiff import write_geotiff
 from util.errors import DataError
-
-ROI = "ROIs1868/73"  # of the test split
-CLEAR = (4, 9)
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory) -> Path:
-    """Patches 9 and 10 of a test region and 3 of a training region; clear on dates 4 and 9."""
-    root = tmp_path_factory.mktemp("series_2020-01-01_x")  # TRAPS 14: a root with underscores and a date
-    for patch in (9, 10):
-        write_series(root, ROI, patch, clear_at(*CLEAR))
-    write_series(root, "ROIs1970/21", 3, clear_at(*CLEAR))
-    return root
-
-
-@pytest.fixture
-def copy(tree, tmp_path) -> Path:
-    """A tree to damage."""
-    return Path(shutil.copytree(tree, tmp_path / "copy"))
-
-
-def at(root: Path, sensor: str, day: int, patch: int = 9) -> Path:
-    return root / series_path(ROI, sensor, day, patch)
-
-
-def days_of(day) -> int:
-    return (day - date(2014, 4, 3)).days
 
 
 def test_paired_files_are_found_by_sensor_and_date(tree):

@@ -1,18 +1,20 @@
 """The series data set: what an item holds, how files are paired, what it says about bad ones."""
 
 import os
-import shutil
-from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from fake_trees import (
+    CLEAR,
     COVERAGES,
     DETECTOR,
+    ROI,
     SIZE,
+    at,
     clear_at,
+    days_of,
     mask_of,
     optical_day,
     optical_level,
@@ -27,33 +29,6 @@ from torch.utils.data import DataLoader
 import data.patches
 from data.dataLoader import SEN12MSCRTS
 from util.errors import DataError, UsageError
-
-ROI = "ROIs1868/73"  # of the test split
-CLEAR = (4, 9)
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory) -> Path:
-    """Patches 9 and 10 of a test region and 3 of a training region; clear on dates 4 and 9."""
-    root = tmp_path_factory.mktemp("series_2020-01-01_x")  # TRAPS 14: a root with underscores and a date
-    for patch in (9, 10):
-        write_series(root, ROI, patch, clear_at(*CLEAR))
-    write_series(root, "ROIs1970/21", 3, clear_at(*CLEAR))
-    return root
-
-
-@pytest.fixture
-def copy(tree, tmp_path) -> Path:
-    """A tree to damage."""
-    return Path(shutil.copytree(tree, tmp_path / "copy"))
-
-
-def at(root: Path, sensor: str, day: int, patch: int = 9) -> Path:
-    return root / series_path(ROI, sensor, day, patch)
-
-
-def days_of(day) -> int:
-    return (day - date(2014, 4, 3)).days
 
 
 def test_an_item_holds_the_published_keys_and_the_right_values(tree):
