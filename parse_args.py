@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from data.constants import N_S2, REGIONS
-from model.defaults import check_network, settle_network
+from model.defaults import WITH_SCAN, check_network, settle_network
 from util.errors import DataError, UsageError
 from util.stored_flags import check_stored
 
@@ -131,6 +131,7 @@ class Config:
     device: str = flag("run", "cuda", "cuda, cuda:1, or cpu")
     precision: str = flag("run", "fp32", "arithmetic of the backbone; auto takes bf16 where the device has it", choices=("auto", "fp32", "bf16", "fp16"))
     compile: bool = flag("run", False, "torch.compile the backbone")
+    ssm_backend: str = flag("run", "auto", "what computes the selective scan of conv3d_mamba; auto takes the fastest that works on the device", choices=("auto", "torch", "triton", "mamba_ssm"))
     display_step: int = flag("run", 10, "steps between two entries in the logs")
     plot_every: int = flag("run", -1, "plot every so many samples of validation and test; -1 none")
     export_every: int = flag("run", -1, "export every so many samples of validation and test; -1 none")
@@ -247,6 +248,8 @@ def resolve(values: Mapping[str, Any], typed: set[str]) -> tuple[Config, list[st
         notes.append("--min_cov and --max_cov do not act on training while dates vary; add --no-vary_samples")
     if config.chunk_size is not None:
         notes.append("--chunk_size has no effect: no covariance is formed any more")
+    if "ssm_backend" in typed and config.model not in WITH_SCAN:
+        notes.append(f"--ssm_backend has no effect: --model {config.model} has no selective scan")
     if config.head == "nig" and config.loss in ("MGNLL", "GNLL"):
         notes.append(
             f"--loss {config.loss} trains mean and total variance; the split into aleatoric and epistemic stays at its "

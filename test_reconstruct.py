@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def test(config: Config, weights: Path) -> None:
     """Restore the network of the run folder `weights` and evaluate it on the test split of `config`."""
     from data.loaders import build_test_loader
-    from model.build import build_loss
+    from model.build import build_loss, choose_scan
     from model.engine import Compute, count_parameters
     from model.evaluation import Evaluation, report_skipped
     from model.restore import restore_model
@@ -46,6 +46,7 @@ def test(config: Config, weights: Path) -> None:
     if device.type == "cpu":
         keep_freed_memory()
     dtype, reason = choose_precision(config.precision, device)
+    scan = choose_scan(config, device)
     seed_everything(config.rdm_seed)
     source = RunFolder(weights.parent, weights.name)
     checkpoint = source.checkpoint(config.resume_at) if config.resume_at > 0 else source.best
@@ -56,7 +57,7 @@ def test(config: Config, weights: Path) -> None:
     own_run = folder.conf.exists() and folder.conf.samefile(source.conf) if source.conf.exists() else False
     write_json(folder.path / "test_conf.json" if own_run else folder.conf, config.to_json())
     print(f"{checkpoint}, epoch {epoch}: {config.model}, head {config.head}, {count_parameters(model):,} parameters")
-    print(f"test samples: {len(loader.patches)}; on {device}, precision {reason}")
+    print(f"test samples: {len(loader.patches)}; on {device}, precision {reason}{scan}")
     evaluation = Evaluation(config, folder, build_loss(config), Compute(device, dtype), None)
     try:
         evaluation.test(model, loader, epoch)

@@ -64,7 +64,7 @@ def _same_file(one: str, other: str) -> bool:
 def train(config: Config, checkpoint: str = "") -> None:
     """Run the whole training of `config`, going on from `checkpoint` or the latest epoch if it is to resume."""
     from data.loaders import build_loaders
-    from model.build import build_loss
+    from model.build import build_loss, choose_scan
     from model.engine import Compute, count_parameters, profile_step
     from model.evaluation import Evaluation, report_skipped
     from util.atomic import write_json
@@ -75,6 +75,7 @@ def train(config: Config, checkpoint: str = "") -> None:
     if device.type == "cpu":
         keep_freed_memory()
     dtype, reason = choose_precision(config.precision, device)
+    scan = choose_scan(config, device)
     folder = RunFolder(Path(config.res_dir), config.experiment_name)
     seed_everything(config.rdm_seed)
     loaders = build_loaders(config)
@@ -83,7 +84,7 @@ def train(config: Config, checkpoint: str = "") -> None:
     parts = {"train": loaders.train, "val": loaders.val, "test": loaders.test}
     sizes = ", ".join(f"{name} {len(part.patches) if part else 0}" for name, part in parts.items())
     print(f"{config.experiment_name}: {config.model}, head {config.head}, {count_parameters(state.model):,} parameters")
-    print(f"samples: {sizes}; on {device}, precision {reason}")
+    print(f"samples: {sizes}; on {device}, precision {reason}{scan}")
     if config.profile:
         for name, value in profile_step(state.model, criterion, next(iter(loaders.train)), compute).items():
             print(f"{name}: {value:,.4g}")

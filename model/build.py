@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from model import registry
 from model.config import ModelConfig
+from model.defaults import WITH_SCAN
 from model.layers.heads import Head, build_head
 from model.losses import check_loss, get_loss
+from model.ops import choose_backend
 from model.predictions import Prediction
 
 
@@ -89,6 +91,18 @@ def initialise_as_published(layer: nn.Module) -> None:
             nn.init.xavier_normal_(layer.weight)
         if layer.bias is not None:
             nn.init.normal_(layer.bias)
+
+
+def choose_scan(config: Any, device: torch.device) -> str:
+    """What will compute the selective scan and why, in words for the log; empty for networks without one.
+
+    Raises:
+        UsageError: if the backend asked for by `config.ssm_backend` cannot run on the device.
+    """
+    if config.model not in WITH_SCAN:
+        return ""
+    name, reason = choose_backend(config.ssm_backend, device)
+    return f", selective scan {name} ({reason})"
 
 
 def build_loss(config: Any) -> Callable[[Prediction, Tensor], Tensor]:

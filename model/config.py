@@ -41,6 +41,7 @@ class ModelConfig:
     evidence_reg: str = "prior"
     legacy: bool = False
     compile: bool = False
+    ssm_backend: str = "auto"
 
     @classmethod
     def of(cls, config: Any) -> "ModelConfig":

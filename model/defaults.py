@@ -6,9 +6,21 @@ from typing import Any
 from util.errors import UsageError
 
 UNETS = ("utae", "unet")
-UNET_WIDTHS = (64, 64, 64, 128)
+PYRAMIDS = {  # widths from the full resolution to the lowest, encoder and decoder
+    "utae": ((64, 64, 64, 128), (64, 64, 64, 128)),
+    "unet": ((64, 64, 64, 128), (64, 64, 64, 128)),
+    "conv3d_mamba": ((32, 64, 96), (48, 64, 96)),
+}
+WITH_SCAN = ("conv3d_mamba", "fusion_net")  # those that --ssm_backend acts on
+DATE_GROUPS = 4  # groups of channels that conv3d_mamba weighs over dates
+ATTENTION = ("agg_mode", "n_head", "d_model", "d_k")
 UNREAD_BY_UNETS = ("block_type", "low_res_size", "use_v", "separate_out")
-UNREAD_WITHOUT_TIME = ("agg_mode", "n_head", "d_model", "d_k", "positional_encoding")
+UNREAD = {
+    "utae": UNREAD_BY_UNETS,
+    "unet": UNREAD_BY_UNETS,
+    "conv3d_mamba": (*UNREAD_BY_UNETS, *ATTENTION, "encoder_norm", "decoder_norm"),
+}
+UNREAD_WITHOUT_TIME = (*ATTENTION, "positional_encoding")
 
 
 def settle_network(value: dict[str, Any], typed: set[str], defaults: Mapping[str, Any]) -> list[str]:
@@ -23,7 +35,7 @@ def settle_network(value: dict[str, Any], typed: set[str], defaults: Mapping[str
         Notes for the user.
     """
     model = value["model"]
-    if model not in UNETS:
+    if model not in PYRAMIDS:
         return []
     free = {name for name, given in value.items() if name not in typed and given == defaults[name]}
     notes = []
@@ -32,19 +44,20 @@ def settle_network(value: dict[str, Any], typed: set[str], defaults: Mapping[str
         advice = "; published trainings of it took --batch_size 32" if "batch_size" in free else ""
         notes.append(f"--model unet sees single images: --pretrain is switched on (SEN12MS-CR, --root3){advice}")
     chosen = []
-    for name, twin in (("encoder_widths", "decoder_widths"), ("decoder_widths", "encoder_widths")):
+    names = ("encoder_widths", "decoder_widths")
+    for name, twin, published in zip(names, reversed(names), PYRAMIDS[model], strict=True):
         if name in free:
-            value[name] = UNET_WIDTHS if twin in free else value[twin]
+            value[name] = published if twin in free else value[twin]
             chosen.append(f"--{name} {list(value[name])}")
-    if {"loss", "head", "covmode"} <= free:
+    if model in UNETS and {"loss", "head", "covmode"} <= free:
         value["loss"] = "l2"
         chosen.append("--loss l2, which trains no uncertainty (name a --loss or --head that does)")
     if chosen:
-        notes.append(f"--model {model}, as published: {', '.join(chosen)}")
-    unread = UNREAD_BY_UNETS + (UNREAD_WITHOUT_TIME if value["pretrain"] else ())
+        notes.append(f"--model {model}{', as published' if model in UNETS else ''}: {', '.join(chosen)}")
+    unread = dict.fromkeys((*UNREAD[model], *(UNREAD_WITHOUT_TIME if value["pretrain"] else ())))
     ignored = [f"--{name}" for name in unread if name in typed]
     if ignored:
-        one_date = " of one date" if value["pretrain"] and model == "utae" else ""
+        one_date = " of one date" if value["pretrain"] and model != "unet" else ""
         notes.append(f"--model {model}{one_date} does not look at {', '.join(ignored)}")
     return notes
 
@@ -59,12 +72,18 @@ def check_network(config: Any) -> None:
         UsageError: naming the flags.
     """
     encoder, decoder = list(config.encoder_widths), list(config.decoder_widths)
+    if config.model in PYRAMIDS and (len(encoder) != len(decoder) or encoder[-1] != decoder[-1]):
+        raise UsageError(
+            f"--encoder_widths {encoder} and --decoder_widths {decoder} of --model {config.model} go from the full "
+            "resolution to the lowest: expected as many of both and the same last one, as "
+            f"{list(PYRAMIDS[config.model][0])} and {list(PYRAMIDS[config.model][1])}"
+        )
+    if config.model == "conv3d_mamba":
+        for width in encoder:
+            if width % DATE_GROUPS:
+                raise UsageError(f"--encoder_widths of conv3d_mamba must be multiples of {DATE_GROUPS}, got {width}")
+        return
     if config.model in UNETS:
-        if len(encoder) != len(decoder) or encoder[-1] != decoder[-1]:
-            raise UsageError(
-                f"--encoder_widths {encoder} and --decoder_widths {decoder} of --model {config.model} go from the full "
-                f"resolution to the lowest: expected as many of both and the same last one, as {list(UNET_WIDTHS)}"
-            )
         without_time = config.pretrain or config.model == "unet"
         by_heads = [] if without_time else encoder if config.agg_mode == "att_group" else encoder[-1:]
     else:

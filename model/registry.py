@@ -11,7 +11,7 @@ from util.errors import UsageError
 Builder = Callable[[Any, Sequence[int]], nn.Module]  # (config, widths of the last layers) -> forward(x, dates) -> raw
 Decorated = Callable[..., nn.Module]
 
-PLANNED = ("conv3d_mamba", "fusion_net")  # names that users know, not in this version yet
+PLANNED = ("fusion_net",)  # names that users know, not in this version yet
 _BUILDERS: dict[str, Builder] = {}
 
 

@@ -1,5 +1,6 @@
 """Trained networks, ready to use: from a run's folder to a callable."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,4 +97,5 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Reconstr
         raise DataError(f"there is no {path}; give a run's folder or a .pth.tar file")
     if not (folder / CONF).is_file():
         raise DataError(f"there is no {CONF} in {folder}; a network is rebuilt from the {CONF} beside its weights")
-    return Reconstruction(*restore_model(read_conf(folder / CONF), checkpoint, device))
+    flags = replace(read_conf(folder / CONF), ssm_backend="auto")  # the run's choice was for its own device
+    return Reconstruction(*restore_model(flags, checkpoint, device))

@@ -117,11 +117,11 @@ def test_a_cuda_device_too_many_and_one_of_another_name(monkeypatch, exports, tm
 
 
 def test_a_backbone_that_this_version_lacks_lists_those_it_has(monkeypatch, tree, tmp_path, capsys):
-    assert "uncrtaints" in registry.names()
-    monkeypatch.delitem(registry._BUILDERS, "conv3d_mamba", raising=False)
-    words = training(tree, tmp_path / "res", "--model", "conv3d_mamba")
+    assert "utae" in registry.names()
+    monkeypatch.delitem(registry._BUILDERS, "uncrtaints")
+    words = training(tree, tmp_path / "res", "--model", "uncrtaints")
     message = refused(capsys, train_reconstruct.main, *words, code=2)
-    assert "'conv3d_mamba'" in message
+    assert "'uncrtaints'" in message
     assert f"choose --model {', '.join(registry.names())}" in message
     assert not (tmp_path / "res").exists()
 

@@ -13,6 +13,7 @@ from util.errors import UsageError
 NAMES = registry.names()
 MONO = ("unet",)
 SMALL = {
+    "conv3d_mamba": {"encoder_widths": (8, 16), "decoder_widths": (8, 16)},
     "uncrtaints": {"encoder_widths": (8,), "decoder_widths": (8, 8)},
     "utae": {"encoder_widths": (8, 8, 16), "decoder_widths": (8, 8, 16)},
     "unet": {"encoder_widths": (8, 16), "decoder_widths": (8, 16), "pretrain": True},

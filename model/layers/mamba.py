@@ -7,7 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.layers.calendar import Calendar
 from model.ops import selective_scan
+
+SKIPPED = -1e4  # a step before softplus: exactly zero after it, in any precision
 
 
 class Mamba(nn.Module):
@@ -89,13 +92,25 @@ class Mamba(nn.Module):
         """Nothing: initialisers stop here."""
         return self
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Sequences (B, L, d_model) to sequences of the same shape; each step sees those before it and itself."""
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Run along the sequences; each step sees those before it and itself.
+
+        Args:
+            x: (B, L, d_model).
+            shift: (G, L, D) or (G, L, 1), D inner channels: added to the step sizes before their softplus, group g for
+                the g-th B / G sequences. The size of a step says how much of the state is forgotten and how much
+                of the input is taken in; with `SKIPPED` nothing of either.
+
+        Returns:
+            (B, L, d_model).
+        """
         u, z = self.in_proj(x).chunk(2, dim=-1)  # (B, L, D) each
         u = F.silu(causal_conv(u, self.conv1d.weight, self.conv1d.bias))
         n_states = self.A_log.shape[1]
         dt, B, C = self.x_proj(u).split([self.dt_rank, n_states, n_states], dim=-1)
         dt = F.linear(dt, self.dt_proj.weight)  # (B, L, D); the scan adds the bias, in float32
+        if shift is not None:
+            dt = (dt.unflatten(0, (shift.shape[0], -1)) + shift.to(dt.dtype).unsqueeze(1)).flatten(0, 1)
         y = selective_scan(
             u.transpose(1, 2),
             dt.transpose(1, 2),
@@ -131,3 +146,52 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     for back, tap in enumerate(taps[1:length], start=1):
         out = out + F.pad(x[:, :-back] * tap, (0, 0, back, 0))
     return out
+
+
+class DatedMamba(nn.Module):
+    """Mamba along the dates of every pixel, forwards and backwards, added to what came in.
+
+    A state is carried over the true time between two images: the step of a date grows with the days since the one
+    before it, as (1 + days) ** power where steps are small, so that a longer gap forgets more. Padding takes no step.
+
+    Args:
+        width: channels in and out.
+        d_state, expand: as in `Mamba`.
+        backend: of the scan.
+
+    Source:
+        Gu & Dao 2023 (Mamba); both directions as in Zhu et al. 2024 (Vision Mamba). Changes: gaps, padding.
+    """
+
+    START_POWER = 0.5
+
+    def __init__(self, width: int, d_state: int = 16, expand: int = 2, backend: str = "auto") -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.code = nn.Linear(4, width)  # of the calendar
+        self.forwards = Mamba(width, d_state=d_state, expand=expand, backend=backend)
+        self.backwards = Mamba(width, d_state=d_state, expand=expand, backend=backend)
+        self.gap_power = nn.Parameter(torch.full((2, expand * width), self.START_POWER))
+
+    def forward(self, x: Tensor, calendar: Calendar) -> Tensor:
+        """Exchange information between dates.
+
+        Args:
+            x: (B * T, C, H, W), dates in order.
+            calendar: of the batch.
+
+        Returns:
+            The same shape.
+        """
+        b, t = calendar.present.shape
+        height, width = x.shape[-2:]
+        told = torch.stack([calendar.since / 4, calendar.until / 4, *calendar.season.unbind(-1)], dim=-1)  # (B, T, 4)
+        code, present = self.code(told)[:, None], calendar.present[:, None, :, None]
+        tokens = x.unflatten(0, (b, t)).permute(0, 3, 4, 1, 2).flatten(1, 2)  # (B, H W, T, C)
+        tokens = ((self.norm(tokens) + code) * present).flatten(0, 1)  # (B H W, T, C)
+        skipped = (1 - calendar.present.unsqueeze(-1)) * SKIPPED  # (B, T, 1)
+        ahead = self.forwards(tokens, calendar.since.unsqueeze(-1) * self.gap_power[0] + skipped)
+        back = calendar.until.unsqueeze(-1) * self.gap_power[1] + skipped
+        behind = self.backwards(tokens.flip(1), back.flip(1)).flip(1)
+        out = (ahead + behind).unflatten(0, (b, height, width)).permute(0, 3, 4, 1, 2)  # (B, T, C, H, W)
+        return x + out.flatten(0, 1)

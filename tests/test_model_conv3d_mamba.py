@@ -1,0 +1,211 @@
+"""What conv3d_mamba promises: dates matter, their order as given does not, padding does not exist."""
+
+import pytest
+import torch
+
+from data.constants import N_S2
+from model.build import build_model, choose_scan
+from model.config import ModelConfig
+from model.layers.calendar import read_calendar
+from model.layers.mamba import SKIPPED, DatedMamba, Mamba
+from model.layers.space_time import PixelNorm, SpaceTimeBlock
+from util.errors import UsageError
+
+DATES = torch.tensor([[1300.0, 1306.5, 1402.0], [1500.0, 1511.0, 1512.0]])
+
+
+def network(**changes):
+    torch.manual_seed(0)
+    flags = {"encoder_widths": (8, 16), "decoder_widths": (8, 16), "scale_by": 10.0, "loss": "NIG", **changes}
+    return build_model(ModelConfig(model="conv3d_mamba", **flags)).eval()
+
+
+def series(t: int = 3, b: int = 2, size: tuple[int, int] = (16, 20), channels: int = N_S2):
+    return torch.rand(b, t, channels, *size, generator=torch.Generator().manual_seed(t))
+
+
+@torch.no_grad()
+def fields(model, x, dates):
+    return model(x, dates).fields()
+
+
+def assert_same(one, other, atol=1e-5):
+    for name, field in one.items():
+        torch.testing.assert_close(other[name], field, rtol=1e-5, atol=atol, msg=lambda text, name=name: name + text)
+
+
+def test_the_order_in_which_images_come_does_not_matter():
+    model, x = network(), series()
+    shuffle = torch.tensor([2, 0, 1])
+    assert_same(fields(model, x, DATES), fields(model, x[:, shuffle], DATES[:, shuffle]))
+
+
+def test_two_images_of_one_day_may_change_places():
+    model, x = network(), series()
+    dates = torch.tensor([[1300.0, 1300.0, 1400.0], [1300.0, 1350.0, 1350.0]])
+    shuffle = torch.tensor([1, 0, 2])
+    assert_same(fields(model, x, dates), fields(model, x[:, shuffle], dates[:, shuffle]))
+
+
+def test_dates_change_the_output_unless_they_are_not_told():
+    x, later = series(), DATES + torch.tensor([0.0, 0.0, 60.0])
+    for told in (True, False):
+        model = network(positional_encoding=told)
+        difference = (fields(model, x, DATES)["delta"] - fields(model, x, later)["delta"]).abs().max()
+        assert difference > 1e-3 if told else difference == 0
+
+
+def test_the_gaps_alone_change_the_output():
+    # a year's shift keeps season and gaps, and nothing else is told of a date
+    model, x = network(), series()
+    before = fields(model, x, DATES)
+    assert_same(before, fields(model, x, DATES + 4 * 365.25), atol=1e-3)  # float32: days of 1e3 to 3e3, as angles
+    with torch.no_grad():
+        for layer in model.netG.remember:
+            layer.code.weight.zero_()  # only the steps of the scan know days now
+    steps_alone = fields(model, x, DATES)["delta"]
+    wider = fields(model, x, DATES * 3)["delta"]
+    assert (steps_alone - wider).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("place", [0, 1, 3])
+@pytest.mark.parametrize("pad_value", [0.0, -1.0])
+def test_a_padded_date_changes_nothing(place, pad_value):
+    model, x = network(pad_value=pad_value), series()
+    empty = torch.full_like(x[:, :1], pad_value)
+    padded = torch.cat([x[:, :place], empty, x[:, place:]], dim=1)
+    dates = torch.cat([DATES[:, :place], torch.full((2, 1), 1350.0), DATES[:, place:]], dim=1)
+    assert_same(fields(model, x, DATES), fields(model, padded, dates))
+
+
+def test_padding_gets_no_gradient_and_gives_none():
+    model, x = network(), series()
+    x = torch.cat([x, torch.zeros_like(x[:, :2])], dim=1).requires_grad_()
+    dates = torch.cat([DATES, DATES[:, :2] + 200], dim=1)
+    model(x, dates).mean.square().sum().backward()
+    assert (x.grad[:, 3:] == 0).all()
+    assert (x.grad[:, :3] != 0).any()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_series_of_padding_alone_is_finite():
+    model, x = network(), series()
+    x[1] = 0
+    assert all(field.isfinite().all() for field in fields(model, x, DATES).values())
+
+
+@pytest.mark.parametrize("t", [1, 5, 30, 64])
+def test_any_number_of_dates_with_one_set_of_weights(t):
+    model, x = network(), series(t, b=1, size=(16, 16))
+    days = torch.arange(t)[None] * 12.0 + 1300
+    assert all(field.isfinite().all() for field in fields(model, x, days).values())
+    assert fields(model, x, days)["delta"].shape == (1, 1, N_S2, 16, 16)
+
+
+def test_an_untrained_network_starts_from_the_mean_of_the_dates():
+    model, x = network(mean_nonLinearity=False, scale_by=1.0), series()
+    with torch.no_grad():
+        for layer in model.netG.clearness:
+            layer[1].weight.zero_()
+            layer[1].bias.zero_()
+        model.netG.out_conv.last.weight.zero_()
+        model.netG.out_conv.last.bias.zero_()
+        model.netG.doubt.bias.fill_(-50.0)
+        model.netG.doubt.weight.zero_()
+        torch.testing.assert_close(model(x, DATES).mean, x.mean(dim=1, keepdim=True))
+
+
+def test_a_pixel_sees_its_neighbourhood_only():
+    # so that a scene can be cut into tiles: no norm and no mean over the image
+    model, x = network(), series(size=(64, 64))
+    changed = x.clone()
+    changed[..., :8, :8] = 1.0
+    one, other = fields(model, x, DATES)["delta"], fields(model, changed, DATES)["delta"]
+    assert (one - other)[..., :8, :8].abs().max() > 1e-3
+    assert torch.equal(one[..., 48:, 48:], other[..., 48:, 48:])
+
+
+def test_what_it_refuses():
+    model, x = network(), series()
+    with pytest.raises(ValueError, match=r"16 x 16 pixels or more, got 12 x 20"):
+        model(x[..., :12, :], DATES)
+    with pytest.raises(ValueError, match=r"expected the dates of 3 images, \(B, T\) in days, got none"):
+        model(x, None)
+    with pytest.raises(ValueError, match=r"expected dates \(2, 3\), as there are images, got \(2, 2\)"):
+        model(x, DATES[:, :2])
+    with pytest.raises(UsageError, match="encoder_widths of conv3d_mamba must be multiples of 4, got 6"):
+        network(encoder_widths=(6, 16))
+    with pytest.raises(UsageError, match=r"expected as many of both and the same last one, as \[32, 64, 96\]"):
+        network(decoder_widths=(8, 8))
+
+
+def test_a_calendar_tells_gaps_and_seasons_in_order():
+    x = series(4, b=1)
+    dates = torch.tensor([[1350.0, 1300.0, 9999.0, 1310.5]])
+    padded = torch.tensor([[False, False, True, False]])
+    calendar = read_calendar(x, dates, padded, told=True)
+    assert calendar.order.tolist() == [[1, 3, 0, 2]]
+    assert calendar.present.tolist() == [[1, 1, 1, 0]]
+    gaps = torch.tensor([10.5, 39.5]).log1p()
+    torch.testing.assert_close(calendar.since[0], torch.tensor([0, gaps[0], gaps[1], 0]))
+    torch.testing.assert_close(calendar.until[0], torch.tensor([gaps[0], gaps[1], 0, 0]))
+    assert (calendar.season[0, 3] == 0).all()
+    torch.testing.assert_close(calendar.season[0, :3].norm(dim=-1), torch.ones(3))
+    assert torch.equal(calendar.arrange(x)[0, 0], x[0, 1])
+
+
+def test_a_step_that_is_skipped_leaves_no_trace():
+    torch.manual_seed(0)
+    layer, x = Mamba(8), torch.randn(6, 4, 8)
+    x[:, 2:] = 0
+    shift = torch.zeros(2, 4, 1)  # two groups of three sequences
+    shift[:, 2:] = SKIPPED
+    backwards = layer(x.flip(1), shift.flip(1)).flip(1)
+    torch.testing.assert_close(backwards[:, :2], layer(x[:, :2].flip(1)).flip(1))
+    ours = layer(x, torch.tensor([0.0, 1.0])[:, None, None].expand(2, 4, 1))
+    torch.testing.assert_close(ours[:3], layer(x[:3]))
+    assert not torch.allclose(ours[3:], layer(x[3:]))
+
+
+def test_the_convolution_over_dates_is_a_3d_convolution():
+    torch.manual_seed(0)
+    block, x = SpaceTimeBlock(4, 3, "zeros"), torch.randn(2 * 5, 4, 6, 7)
+    present = torch.ones(2, 5)
+    active = torch.nn.functional.gelu(block.norm1(x)).unflatten(0, (2, 5)).transpose(1, 2)  # (B, C, T, H, W)
+    weight = block.conv1.weight.unflatten(1, (3, 4)).transpose(1, 2)  # (K, C, 3, 3, 3)
+    expected = torch.nn.functional.conv3d(active, weight, padding=1).transpose(1, 2).flatten(0, 1)
+    expected = x + torch.nn.functional.conv2d(
+        torch.nn.functional.gelu(block.norm2(expected)), block.conv2.weight, padding=1
+    )
+    torch.testing.assert_close(block(x, present), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="over 1 or 3 dates, got 2"):
+        SpaceTimeBlock(4, 2, "zeros")
+
+
+def test_a_pixel_norm_is_a_layer_norm_over_channels():
+    x = torch.randn(2, 8, 3, 5)
+    normed = PixelNorm(8)(x)
+    torch.testing.assert_close(normed.mean(dim=1), torch.zeros(2, 3, 5), atol=1e-6, rtol=0)
+    torch.testing.assert_close(normed.var(dim=1, correction=0), torch.ones(2, 3, 5), atol=1e-3, rtol=0)  # eps 1e-5
+
+
+def test_the_scan_hears_of_the_gap_in_each_direction(monkeypatch):
+    torch.manual_seed(0)
+    layer, heard = DatedMamba(8), []
+    monkeypatch.setattr(Mamba, "forward", lambda self, x, shift: heard.append(shift) or x)
+    padded = torch.tensor([[False, False, True]])
+    calendar = read_calendar(torch.rand(1, 3, 1, 4, 4), torch.tensor([[1000.0, 1009.0, 0.0]]), padded, told=True)
+    layer(torch.randn(3, 8, 4, 4), calendar)
+    step = DatedMamba.START_POWER * torch.tensor(10.0).log()  # ln(1 + 9 days)
+    ahead, back = (shift[0, :, 0] for shift in heard)
+    torch.testing.assert_close(ahead, torch.stack([torch.zeros(()), step, torch.tensor(SKIPPED)]))
+    torch.testing.assert_close(back, torch.stack([torch.tensor(SKIPPED), torch.zeros(()), step]))
+
+
+def test_the_backend_is_chosen_once_and_told():
+    cpu = torch.device("cpu")
+    assert choose_scan(ModelConfig(), cpu) == ""
+    told = choose_scan(ModelConfig(model="conv3d_mamba"), cpu)
+    assert told == ", selective scan torch (triton and mamba_ssm need a CUDA device, and this is cpu)"
+    with pytest.raises(UsageError, match="--ssm_backend triton needs a CUDA device, and this is cpu; take .*auto"):
+        choose_scan(ModelConfig(model="conv3d_mamba", ssm_backend="triton"), cpu)
