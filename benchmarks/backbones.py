@@ -1,0 +1,320 @@
+"""Train several backbones with several seeds on the same data by the project's own command lines, and compare them.
+
+Every run is a training and a test as a user would type them, in folders below --out. A run that is done is not done
+again while its command line is the same, one that was stopped goes on where it stopped:
+
+    python -m benchmarks.backbones --root DATA/SEN12MSCRTS --masks MASKS --out OUT \
+        --models uncrtaints conv3d_mamba utae --seeds 1 2 3
+
+`--flags utae="--lr 0.001"` adds flags for one model, `--training "--lr 0.002"` for all. Time, memory and FLOPs of a
+step are measured after the trainings, when nothing else of this benchmark runs.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from benchmarks.backbone_costs import measure_in_turns
+from benchmarks.backbone_tables import (
+    markdown,
+    paired_differences,
+    put_section,
+    read_baselines,
+    read_figures,
+    same_for_all,
+    summarise,
+)
+from benchmarks.provenance import commit, cpu_name, provenance
+from parse_args import MODELS, parse, resolve
+from util.atomic import whole_file, write_json
+from util.errors import DataError, UsageError, run_command
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = (
+    "--use_sar --input_t 3 --head nig --loss NIG --scale_by 10 --lr 0.003 --gamma 0.85 --batch_size 4 --precision auto"
+)
+# Half of the published widths, heads and attention channels, for two cores and some hours; conv3d_mamba as it comes.
+NETWORKS = {
+    "uncrtaints": "--encoder_widths 64 --decoder_widths 64 64 64 --n_head 8 --d_model 128",
+    "utae": "--encoder_widths 32 32 32 64 --decoder_widths 32 32 32 64 --n_head 8 --d_model 128",
+}
+REFERENCE = "uncrtaints"  # what the others are set against, seed by seed
+_STAGES = {"train": "train_reconstruct.py", "test": "test_reconstruct.py"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model with one seed: the words after each script's name."""
+
+    model: str
+    seed: int
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the experiment."""
+        return f"{self.model}_seed{self.seed}"
+
+    def record(self) -> dict[str, Any]:
+        """What must be the same for a run to be the same."""
+        return json.loads(json.dumps(asdict(self)))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, test, measure; write the JSON and the page."""
+    options = _parser().parse_args(argv)
+    options.models, options.seeds = (list(dict.fromkeys(given)) for given in (options.models, options.seeds))
+    flags = flags_by_model(options.flags, options.models)
+    out = Path(options.out)
+    lines = {model: network_line(model, flags, options) for model in options.models}
+    runs = [plan(model, seed, lines[model], options) for seed in options.seeds for model in options.models]
+    check(runs)
+    run_all(runs, out, options.jobs)
+    costs = measured_costs(lines, options, out / "costs.json")
+    report = {**provenance("benchmarks.backbones", argv), **collect(runs, out)}
+    cuda = options.device.startswith("cuda")
+    report["device"] = report["gpu"] if cuda else f"{cpu_name()}, {os.cpu_count()} cores"
+    report |= {"costs": costs, "settings": settings(runs, flags, options, out)}
+    report["command"] = told(
+        ["python", "-m", "benchmarks.backbones", *(sys.argv[1:] if argv is None else argv)], options
+    )
+    report["how"] = how_to_reproduce(report["command"], report["settings"])
+    write_json(options.json, report)
+    page = Path(options.page)
+    text = put_section(page.read_text(encoding="utf-8") if page.is_file() else "", markdown(report))
+    with whole_file(page) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(f"{markdown(report)}\n{options.json}\n{page}")
+    return 0
+
+
+def flags_by_model(given: Sequence[str], models: Sequence[str]) -> dict[str, str]:
+    """The flags of each model: those of the table, then those given by hand, which win.
+
+    Args:
+        given: as `utae=--lr 0.001`.
+        models: of this comparison.
+
+    Raises:
+        UsageError: if one is not of that form or names no model of this comparison.
+    """
+    found = {model: NETWORKS.get(model, "") for model in models}
+    for text in given:
+        model, equals, words = text.partition("=")
+        if not equals or model not in found:
+            raise UsageError(f'--flags takes MODEL="..." with a model of {", ".join(models)}; got {text!r}')
+        found[model] = f"{found[model]} {words}".strip()
+    return found
+
+
+def network_line(model: str, flags: dict[str, str], options: argparse.Namespace) -> str:
+    """What a training of this model is told beside its data and its name."""
+    parts = (f"--model {model}", SHARED, f"--epochs {options.epochs} --device {options.device}", options.training)
+    return " ".join(part for part in (*parts, flags[model]) if part)
+
+
+def plan(model: str, seed: int, line: str, options: argparse.Namespace) -> Run:
+    """The command lines of one run."""
+    out = Path(options.out)
+    name, results = f"{model}_seed{seed}", str(out / "results")
+    data = ["--root1", options.root, "--root2", options.root, "--precomputed", options.masks]
+    train = ["--experiment_name", name, "--res_dir", results, "--rdm_seed", str(seed), *data, *shlex.split(line)]
+    test = ["--experiment_name", name, "--weight_folder", results, "--res_dir", str(out / "inference")]
+    test += ["--export_every", "-1", "--device", options.device]
+    return Run(model, seed, tuple(train), tuple(test))
+
+
+def check(runs: Sequence[Run]) -> None:
+    """Refuse before the first training what the last one would refuse: flags that no script takes, unknown networks."""
+    from model import registry
+
+    for run in runs:
+        registry.get(run.model)
+        resolve(*parse("train", run.train))
+
+
+def progress(run: Run, out: Path) -> str:
+    """How far a run is: "new", "begun" or "done", by its command line and its files."""
+    record = out / "commands" / f"{run.name}.json"
+    if not record.is_file() or json.loads(record.read_text(encoding="utf-8"))["run"] != run.record():
+        return "new"
+    tested = out / "inference" / run.name
+    return "done" if all((tested / file).is_file() for file in ("test_metrics.json", "comparison.json")) else "begun"
+
+
+def run_all(runs: Sequence[Run], out: Path, jobs: int) -> None:
+    """Bring every run to its end, some at a time; each writes to OUT/logs/NAME.log.
+
+    Raises:
+        DataError: naming the runs that failed, after all others are done.
+    """
+    waiting = [(run, "train") for run in runs if progress(run, out) != "done"]
+    print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them done already", flush=True)
+    running: dict[Run, tuple[str, subprocess.Popen[bytes], float]] = {}
+    failed: list[Run] = []
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no training outlives this process
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                run, stage = waiting.pop(0)
+                running[run] = (stage, start(run, stage, out), time.perf_counter())
+            time.sleep(0.2)
+            for run, (stage, process, since) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[run]
+                minutes = (time.perf_counter() - since) / 60
+                print(f"{run.name}: {stage} ended with exit code {process.returncode}, {minutes:.1f} min", flush=True)
+                if process.returncode:
+                    failed.append(run)
+                elif stage == "train":
+                    waiting.insert(0, (run, "test"))
+    finally:
+        for _, process, _ in running.values():
+            process.terminate()
+            process.wait()
+        signal.signal(signal.SIGTERM, before)
+    if failed:
+        logs = ", ".join(str(_log(run, out)) for run in failed)
+        raise DataError(f"{len(failed)} of {len(runs)} runs failed, see the end of {logs}; the same command goes on")
+
+
+def start(run: Run, stage: str, out: Path) -> "subprocess.Popen[bytes]":
+    """Start the training (going on where it stopped) or the test of a run; note its command line first."""
+    words = list(getattr(run, stage))
+    if stage == "train":
+        if progress(run, out) == "begun":
+            words.append("--resume_from")
+        else:  # figures of another command line must not count as those of this one
+            (out / "inference" / run.name / "test_metrics.json").unlink(missing_ok=True)
+            write_json(out / "commands" / f"{run.name}.json", {"run": run.record(), "commit": commit()})
+    log = _log(run, out)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    line = shlex.join(["python", _STAGES[stage], *words])
+    print(f"{run.name}: {stage}, {log}", flush=True)
+    stream: IO[bytes]
+    with log.open("ab") as stream:
+        stream.write(f"\n$ {line}\n".encode())
+        stream.flush()
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(ROOT / _STAGES[stage]), *words]
+        return subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
+
+
+def collect(runs: Sequence[Run], out: Path) -> dict[str, Any]:
+    """The figures of all runs, averages over seeds, paired differences, baselines, and the commits they ran at."""
+    folders = {run: out / "inference" / run.name for run in runs}
+    rows = [{"model": run.model, "seed": run.seed, **read_figures(folder)} for run, folder in folders.items()]
+    records = [json.loads((out / "commands" / f"{run.name}.json").read_text(encoding="utf-8")) for run in runs]
+    models = dict.fromkeys(run.model for run in runs)
+    reference = REFERENCE if REFERENCE in models else next(iter(models))
+    return {
+        "runs": rows,
+        "summary": summarise(rows),
+        "reference": reference,
+        "paired": paired_differences(rows, reference),
+        "baselines": same_for_all({run.name: read_baselines(folder) for run, folder in folders.items()}),
+        "commits of the runs": sorted({record["commit"] for record in records}),
+    }
+
+
+def measured_costs(lines: dict[str, str], options: argparse.Namespace, store: Path) -> dict[str, Any]:
+    """Time, memory and FLOPs of a step of each model, from `store` where the same has been measured."""
+    sizes = options.costs
+    if not sizes:
+        return {}
+    asked = {"lines": lines, "sizes": [list(size) for size in sizes], "rounds": options.rounds, "steps": options.steps}
+    known = json.loads(store.read_text(encoding="utf-8")) if store.is_file() else {}
+    if known.get("asked") == asked:
+        return known["costs"]
+    costs = measure_in_turns(lines, sizes, options.rounds, options.steps)
+    write_json(store, {"asked": asked, "commit": commit(), "costs": costs})
+    return costs
+
+
+def settings(runs: Sequence[Run], flags: dict[str, str], options: argparse.Namespace, out: Path) -> dict[str, Any]:
+    """What was the same for all, and what was not."""
+    config, _ = resolve(*parse("train", runs[0].train))
+    log = json.loads((out / "results" / runs[0].name / "trainlog.json").read_text(encoding="utf-8"))
+    note = Path(options.root).parent / "sample_data.json"
+    data = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+    return {
+        "shared": f"{SHARED} {options.training}".strip(),
+        "models": flags,
+        "seeds": options.seeds,
+        "epochs": config.epochs,
+        "batch_size": config.batch_size,
+        "training samples": next(iter(log.values()))["train_samples"],
+        "data": {name: data[name] for name in ("rois", "patches", "size", "seed") if name in data},
+        "rounds": options.rounds,
+    }
+
+
+def told(words: Sequence[str], options: argparse.Namespace) -> str:
+    """A command line with folders of this machine replaced by names, and those of the results left out."""
+    names = {options.root: "DATA/SEN12MSCRTS", options.masks: "MASKS", options.out: "OUT"}
+    found: list[str] = []
+    for before, word in zip(["", *words], words, strict=False):
+        if before in ("--json", "--page") or word in ("--json", "--page"):
+            continue  # where this machine wrote
+        own = next((value for value in names if value and (word == value or word.endswith(f"={value}"))), "")
+        found.append(word.removesuffix(own) + names[own] if own else word)
+    return shlex.join(found)
+
+
+def how_to_reproduce(command: str, found: dict[str, Any]) -> list[str]:
+    """The command lines that lead to the table."""
+    lines = []
+    if found["data"]:
+        numbers = " ".join(f"--{name} {value}" for name, value in found["data"].items())
+        lines.append(f"python -m util.make_sample_data DATA {numbers}")
+    lines.append("python -m util.pre_compute_data_samples --root DATA/SEN12MSCRTS --out MASKS")
+    return [*lines, command]
+
+
+def _log(run: Run, out: Path) -> Path:
+    return out / "logs" / f"{run.name}.log"
+
+
+def _size(text: str) -> tuple[int, int]:
+    size, _, batch = text.partition("x")
+    if not (size.isdigit() and batch.isdigit()):
+        raise argparse.ArgumentTypeError(f"expected pixels and samples as 64x4, got {text!r}")
+    return int(size), int(batch)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", required=True, help="SEN12MS-CR-TS, or sample data in its layout")
+    parser.add_argument("--masks", default="", help="its stored masks")
+    parser.add_argument("--out", required=True, help="folder for runs, logs and tests")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["uncrtaints", "conv3d_mamba", "utae"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--training", default="", metavar="FLAGS", help="more flags for every training")
+    parser.add_argument("--flags", nargs="+", default=[], metavar="MODEL=FLAGS", help="more flags for one model")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on one thread")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--costs", nargs="*", type=_size, default=[(64, 4), (256, 1)], metavar="SIZExBATCH", help="bare: no costs"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="turns in which costs are measured")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps of a turn")
+    parser.add_argument("--json", default="benchmarks/results/backbones.json")
+    parser.add_argument("--page", default="docs/results.md")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))
