@@ -1,0 +1,205 @@
+"""The fused network: frozen experts, what was fitted about them, and the rule that makes one belief of theirs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from data.constants import N_S2
+from model.fusion.beliefs import Experts, by_band, epistemic_share, fused_mean, fused_variance, stack
+from model.fusion.gate import Gate
+from model.fusion.recalibration import LARGEST_DOF, Recalibration
+from model.fusion.rules import (
+    RULES,
+    check_rule,
+    correlated_weights,
+    equal_weights,
+    evidence_weights,
+    inverse_variance_weights,
+    one_expert,
+    summed_belief,
+)
+from model.nig import nig_from_moments
+from model.predictions import NIG
+
+if TYPE_CHECKING:
+    from model.build import Reconstructor
+
+OWN, RECALIBRATED, FUSED = range(3)  # whose variance a fusion answers with: see `FusionNet.choice`
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """What a rule makes of the experts, before the guard: fields (B, 1, C, H, W), reflectance.
+
+    Attributes:
+        weights: (K, B, 1, C, H, W).
+        belief: with the rule's own variance.
+    """
+
+    weights: Tensor
+    belief: NIG
+
+
+class FusionNet(nn.Module):
+    """Experts that predict each for itself, and one belief made of theirs.
+
+    Every number that was fitted is a buffer, so that a checkpoint is complete. Each rule has its own verdict of the
+    guard: where its mean was not accepted, the better expert answers.
+
+    Args:
+        experts: networks with a variance, in the order of the weights; frozen, and in eval mode for good.
+        rule: one of `RULES`.
+        guarded: whether the verdicts count; else the rule's own mean and variance are given.
+
+    Raises:
+        UsageError: if the rule is unknown or cannot fuse so many experts.
+    """
+
+    gives_reflectance = True  # `Reconstructor` neither scales what goes in nor reads what comes out with its head
+
+    a: Tensor
+    c: Tensor
+    dof: Tensor
+    correlation: Tensor
+    mse: Tensor
+    convex: Tensor
+    tau: Tensor
+    fused_dof: Tensor
+    better: Tensor
+    accepted: Tensor
+    choice: Tensor
+    fitted: Tensor
+
+    def __init__(self, experts: Sequence["Reconstructor"], rule: str, guarded: bool = True) -> None:
+        super().__init__()
+        check_rule(rule, len(experts))
+        self.rule, self.guarded, self.joint = rule, guarded, False
+        self.experts = nn.ModuleList(experts).requires_grad_(False).eval()
+        k = len(experts)
+        self.gate = Gate(k, N_S2)
+        numbers = {
+            "a": torch.zeros(k, N_S2),  # recalibration of each expert: ln V' = a + c ln V
+            "c": torch.ones(k, N_S2),
+            "dof": torch.full((k, N_S2), LARGEST_DOF),
+            "correlation": torch.eye(k)[:, :, None].repeat(1, 1, N_S2),  # of the experts' errors
+            "mse": torch.ones(k, N_S2),  # of each expert on the fit split, reflectance squared
+            "convex": torch.full((k, N_S2), 1 / k),
+            "tau": torch.ones(len(RULES), N_S2),  # factor on the variance of each rule, and its tails
+            "fused_dof": torch.full((len(RULES), N_S2), LARGEST_DOF),
+            "better": torch.tensor(0),  # the expert that answers where a rule was not accepted
+            "accepted": torch.zeros(len(RULES), dtype=torch.bool),
+            "choice": torch.full((len(RULES),), OWN),  # whose variance: OWN, RECALIBRATED or FUSED
+            "fitted": torch.tensor(False),
+        }
+        for name, start in numbers.items():
+            self.register_buffer(name, start)
+
+    def train(self, mode: bool = True) -> "FusionNet":
+        """Train the gate; the experts stay in eval mode unless all train together."""
+        super().train(mode)
+        if not self.joint:
+            self.experts.eval()
+        return self
+
+    def forward(self, x: Tensor, dates: Tensor | None = None) -> NIG:
+        """Predict the clear image.
+
+        Args:
+            x: (B, T, C, H, W) in [0, 1].
+            dates: (B, T), days; None for networks of single images.
+
+        Returns:
+            Fields (B, 1, 13, H, W), reflectance and reflectance squared.
+
+        Raises:
+            ValueError: if nothing has been fitted yet.
+        """
+        if not self.fitted:
+            raise ValueError("this fusion has not been fitted; train it with --model fusion_net")
+        return self.fuse(self.consult(x, dates))
+
+    def consult(self, x: Tensor, dates: Tensor | None = None) -> Experts:
+        """What each expert says by itself, bit by bit as it would alone."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.joint):
+            answers: list[Any] = [expert(x, dates) for expert in self.experts]
+            own = [answer.unscaled(expert.scale_by) for answer, expert in zip(answers, self.experts, strict=True)]
+        with torch.autocast(x.device.type, enabled=False):
+            return stack(own, self.dof)
+
+    @property
+    def recalibration(self) -> Recalibration:
+        """The lines and tails fitted to the experts."""
+        return Recalibration(self.a, self.c, self.dof)
+
+    def fuse(self, experts: Experts) -> NIG:
+        """One belief of several, as the rule and the verdict of the guard say."""
+        with torch.autocast(experts.mean.device.type, enabled=False):
+            number = RULES.index(self.rule)
+            if not self.guarded:
+                return self.apply_rule(self.rule, experts).belief
+            choice, better = int(self.choice[number]), int(self.better)
+            if not self.accepted[number]:
+                return self.of_expert(experts, better, choice)
+            fused = self.apply_rule(self.rule, experts)
+            return fused.belief if choice == FUSED else self.with_variance_of(fused, experts, better, choice)
+
+    def of_expert(self, experts: Experts, index: int, choice: int) -> NIG:
+        """The belief of one expert: its mean and epistemic share, variance and tails as they came or recalibrated."""
+        if choice == OWN:
+            return experts.belief(index)
+        variance = self.recalibration.apply(experts.variance)[index]
+        share = 1 / (1 + experts.gamma[index])
+        return nig_from_moments(experts.mean[index], variance, share, by_band(self.dof[index] / 2))
+
+    def with_variance_of(self, fused: Fused, experts: Experts, index: int, choice: int) -> NIG:
+        """The fused mean with the variance and tails of one expert, as they came or recalibrated."""
+        belief = self.of_expert(experts, index, choice)
+        return nig_from_moments(fused.belief.delta, belief.total, 1 / (1 + fused.belief.gamma), belief.alpha)
+
+    def apply_rule(self, rule: str, experts: Experts) -> Fused:
+        """What a rule makes of the experts, whatever the guard thought of it.
+
+        Args:
+            rule: one of `RULES`.
+            experts: their own beliefs.
+
+        Returns:
+            The weights, and a belief with the rule's first two moments: mean sum w_k d_k, and tau exp(offset) times the
+            variance of a weighted mean of correlated errors; tau and tails as fitted. `monig` has its own variance.
+        """
+        number = RULES.index(rule)
+        if rule == "monig":
+            return Fused(evidence_weights(experts), summed_belief(experts))
+        if rule == "best":
+            index = int(self.better)
+            return Fused(one_expert(index, experts.mean), self.of_expert(experts, index, RECALIBRATED))
+        variances = self.recalibration.apply(experts.variance)
+        weights, offset = self.weigh(rule, experts.mean, variances)
+        variance = fused_variance(weights, variances, self.correlation)
+        variance = by_band(self.tau[number]) * variance
+        if offset is not None:
+            variance = variance * offset.exp()
+        share = epistemic_share(weights, experts.mean, variances)
+        mean = fused_mean(weights, experts.mean)
+        return Fused(weights, nig_from_moments(mean, variance, share, by_band(self.fused_dof[number] / 2)))
+
+    def weigh(self, rule: str, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The weights of a rule that weighs recalibrated beliefs, and the gate's offset of the variance.
+
+        Args:
+            rule: gated, convex, ivw, ivw_rho or average.
+            means: (K, B, 1, C, H, W), reflectance.
+            variances: recalibrated, same shape.
+        """
+        if rule == "gated":
+            return self.gate(means, variances, self.convex)
+        weights = {
+            "average": lambda: equal_weights(means),
+            "convex": lambda: by_band(self.convex, means).expand_as(means),
+            "ivw": lambda: inverse_variance_weights(variances),
+            "ivw_rho": lambda: correlated_weights(variances, self.correlation[0, 1]),
+        }
+        return weights[rule](), None
