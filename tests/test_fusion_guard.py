@@ -1,0 +1,243 @@
+"""The guard: what it accepts, what it falls back to, and what it tells."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from fusion_cases import Written, fusion, pictures
+from test_fusion_gate import CPU, gathered
+
+from model.fusion.fitting import FitSettings, fit
+from model.fusion.guard import choose_clusters, clustered_gain
+from model.fusion.judging import Judge
+from model.fusion.network import FUSED, OWN, FusionNet
+from model.fusion.rules import RULES
+from model.nig import sum_beliefs
+
+NAMES = ("first", "second")
+
+
+def judged(net, seen, rois=None):
+    """The verdict on pictures, one region for each image unless told."""
+    judge = Judge(net, NAMES)
+    n = seen.x.shape[0]
+    with torch.no_grad():
+        experts = net.consult(seen.x)
+    judge.add(experts, seen.target, rois or [f"ROIs1868/{at}" for at in range(n)], [str(at) for at in range(n)])
+    return judge.verdict()
+
+
+def fitted(seen, rule="gated", epochs=30, **options) -> FusionNet:
+    net = fusion(rule, **options)
+    fit(net, gathered(net, seen), FitSettings(epochs=epochs), CPU)
+    return net.eval()
+
+
+def twins(n=8, size=32, seed=0):
+    """Pictures of which the second expert says what the first does."""
+    seen = pictures(n, size, seed)
+    return replace(seen, x=seen.x[:, [0, 1, 0, 1]])
+
+
+def useless(n=8, size=32, seed=0):
+    """Pictures of which the second expert is the first plus noise, and knows it only roughly."""
+    seen, rng = pictures(n, size, seed), torch.Generator().manual_seed(seed + 100)
+    noise = 0.2 * torch.randn(seen.x[:, :1].shape, generator=rng)
+    return replace(seen, x=torch.cat([seen.x[:, :2], seen.x[:, :1] + noise, seen.x[:, 1:2] + 0.1], dim=1))
+
+
+@pytest.fixture(scope="module")
+def complementary() -> FusionNet:
+    return fitted(pictures(n=8))
+
+
+def test_standard_error_is_that_of_clusters():
+    rng = np.random.default_rng(0)
+    clusters = [name for name in "abcdefgh" for _ in range(5)]
+    before = rng.normal(1.0, 0.1, 40)
+    by_cluster = before.reshape(8, 5)
+    gain = clustered_gain(before, np.zeros(40), clusters)
+    means = by_cluster.mean(1)  # clusters of equal size: the error of a mean of their means
+    assert gain.mean == pytest.approx(before.mean())
+    assert gain.error == pytest.approx(means.std(ddof=1) / math.sqrt(8), rel=1e-12)
+    alone = clustered_gain(before, np.zeros(40), [str(at) for at in range(40)])
+    assert alone.error == pytest.approx(before.std(ddof=1) / math.sqrt(40), rel=1e-12)
+
+
+@pytest.mark.parametrize(("factor", "accepted"), [(2.4, False), (2.6, True)])
+def test_a_gain_must_exceed_two_and_a_half_standard_errors(factor, accepted):
+    noise = np.array([-1.0, 1.0, -1.0, 1.0, -1.0, 1.0])
+    error = noise.std(ddof=1) / math.sqrt(6)
+    gain = clustered_gain(noise + factor * error + 10, np.full(6, 10.0), list("abcdef"))
+    assert gain.mean == pytest.approx(factor * error)
+    assert gain.accepted is accepted
+
+
+def test_rounding_and_few_clusters_accept_nothing():
+    before = np.full(6, 0.03)
+    assert not clustered_gain(before, before - 1e-9, list("abcdef")).accepted  # no noise at all, a gain of rounding
+    assert clustered_gain(before, before - 1e-3, list("abcdef")).accepted
+    assert not clustered_gain(before[:4], before[:4] - 1e-3, list("abcd")).accepted
+    one = clustered_gain(before, before - 1e-3, ["a"] * 6)
+    assert not one.accepted
+    assert math.isnan(one.error)
+
+
+def test_what_counts_as_independent():
+    rois, patches = [f"r{at % 5}" for at in range(10)], [str(at) for at in range(10)]
+    assert choose_clusters(rois, patches) == (rois, "region", "")
+    found, kind, remark = choose_clusters(["r"] * 10, patches)
+    assert (len(set(found)), kind) == (10, "patch")
+    assert remark.startswith("1 region to judge by, fewer than 5: patches are taken for independent")
+    _, _, remark = choose_clusters(["r", "s"], ["1", "1"])
+    assert remark == "2 regions to judge by, fewer than 5, and only 2 patches: no fusion can be accepted"
+
+
+def test_a_fusion_that_helps_is_accepted(complementary):
+    net, fresh = complementary, pictures(n=8, seed=5)
+    verdict = judged(net, fresh)
+    rows = {row.name: row for row in verdict.rows}
+    assert verdict.accepted
+    assert rows["gated"].ratio < 0.8
+    assert (
+        rows["gated"].auc > 0.7 > 0.6 > rows["convex"].auc
+    )  # .76 for who knows the side; constant weights know nothing
+    assert rows["gated"].coverage == pytest.approx(0.9, abs=0.03)
+    assert verdict.r == pytest.approx(1, abs=0.05)  # alike overall
+    assert verdict.rho == pytest.approx(2 * 0.36 * 0.05 * 0.02 / (0.05**2 + 0.02**2), abs=0.03)
+    with torch.no_grad():
+        answer, rule = net(fresh.x), net.apply_rule("gated", net.consult(fresh.x)).belief
+    assert torch.equal(answer.delta, rule.delta)
+
+
+def test_variance_is_chosen_apart_from_the_mean(complementary):
+    net, fresh = complementary, pictures(n=8, seed=5)
+    verdict = judged(net, fresh)
+    number = RULES.index("gated")
+    assert (verdict.variance, int(net.choice[number])) == ("fused", FUSED)
+    tau = net.tau.clone()
+    net.tau[number] = 400.0  # a fused variance that is far too large
+    verdict = judged(net, fresh)
+    assert verdict.accepted
+    assert verdict.variance == "recalibrated"
+    with torch.no_grad():
+        answer, experts = net(fresh.x), net.consult(fresh.x)
+        alone = net.of_expert(experts, int(net.better), 1)
+        torch.testing.assert_close(answer.total, alone.total, rtol=1e-5, atol=0)
+        assert torch.equal(answer.delta, net.apply_rule("gated", experts).belief.delta)
+    net.tau.copy_(tau)
+    judged(net, fresh)
+
+
+@pytest.mark.parametrize("rule", ["gated", "convex", "ivw", "average", "monig"])
+def test_an_expert_that_is_the_other_plus_noise_adds_nothing(rule):
+    net = fitted(useless(), rule, epochs=8)
+    fresh = useless(seed=5)
+    verdict = judged(net, fresh)
+    assert (verdict.accepted, verdict.better) == (False, "first")
+    with torch.no_grad():
+        assert torch.equal(net(fresh.x).delta, net.consult(fresh.x).mean[0])
+    assert verdict.sentence().startswith(f"the guard does not accept {rule}: first answers, with its ")
+
+
+def test_twins_keep_their_variance():
+    net = fitted(twins(), epochs=3)
+    fresh = twins(seed=5)
+    verdict = judged(net, fresh)
+    with torch.no_grad():
+        experts = net.consult(fresh.x)
+        recalibrated = net.of_expert(experts, 0, 1).total
+        for rule in ("gated", "convex", "ivw", "ivw_rho", "average"):
+            total = net.apply_rule(rule, experts).belief.total
+            assert (total.mean() / recalibrated.mean()).item() == pytest.approx(1, abs=0.02), rule
+        monig = net.apply_rule("monig", experts).belief
+        expected = sum_beliefs(experts.belief(0), experts.belief(1))
+        assert torch.equal(monig.total, expected.total)
+        assert (monig.total.mean() / experts.variance[0].mean()).item() < 0.6  # 0.545 at alpha 3, gamma 1
+        assert torch.equal(net(fresh.x).delta, experts.mean[0])
+    assert not verdict.accepted
+
+
+def test_the_better_of_two_is_found_on_either_side():
+    seen = useless()
+    swapped = replace(seen, x=seen.x[:, [2, 3, 0, 1]])
+    verdict = judged(fitted(swapped, "convex"), swapped)
+    assert verdict.better == "second"
+    assert {row.name: row.ratio for row in verdict.rows}["second"] == 1.0
+
+
+def test_too_few_images_fall_back_and_say_so():
+    seen = pictures(n=8)
+    net = fitted(seen, "convex")
+    few = replace(seen, x=seen.x[:3], target=seen.target[:3])
+    verdict = judged(net, few)
+    assert not verdict.accepted
+    assert "only 3 patches: no fusion can be accepted" in verdict.markdown()
+    assert verdict.n_clusters == 3
+    none = Judge(net, NAMES).verdict()
+    assert (none.accepted, none.variance, int(net.choice[0])) == (False, "own", OWN)
+    assert "no images to judge by" in none.markdown()
+
+
+def test_without_the_guard_the_rule_is_followed():
+    seen = useless()
+    net = fitted(seen, "average", guarded=False)
+    judged(net, seen)
+    with torch.no_grad():
+        answer = net(seen.x)
+    torch.testing.assert_close(answer.delta, (seen.x[:, 0:1] + seen.x[:, 2:3]) / 2, rtol=1e-5, atol=1e-6)
+
+
+def test_verdicts_of_all_rules_are_kept(complementary):
+    fresh = pictures(n=8, seed=5)
+    judged(complementary, fresh)
+    again = FusionNet([Written(0), Written(1)], "average")
+    again.load_state_dict(complementary.state_dict())
+    with torch.no_grad():
+        for rule in RULES:
+            complementary.rule = again.rule = rule
+            for name, field in complementary(fresh.x).fields().items():
+                assert torch.equal(field, again(fresh.x).fields()[name])
+    complementary.rule = "gated"
+
+
+def test_variances_are_in_reflectance_and_of_each_image(complementary):
+    """Twice the scale of an expert's units changes nothing; one image's variance does not depend on its neighbours."""
+    fresh = pictures(n=8, seed=5)
+    other = FusionNet([Written(0, scale_by=1.0), Written(1, scale_by=20.0)], "gated")
+    other.load_state_dict(complementary.state_dict())
+    with torch.no_grad():
+        together = complementary(fresh.x)
+        torch.testing.assert_close(other(fresh.x).total, together.total, rtol=1e-4, atol=0)
+        torch.testing.assert_close(complementary(fresh.x[2:3]).total, together.total[2:3], rtol=1e-5, atol=0)
+    spread = (together.delta - fresh.target).square().mean().item()
+    assert together.total.mean().item() == pytest.approx(spread, rel=0.15)
+
+
+def test_the_verdict_is_plain_json_and_a_table(complementary):
+    verdict = judged(complementary, pictures(n=8, seed=5))
+    stored = json.loads(json.dumps(verdict.to_json(), allow_nan=False))
+    assert stored["rule"] == "gated"
+    assert [row["name"] for row in stored["rows"]] == [*NAMES, *(rule for rule in RULES if rule != "best")]
+    assert stored["rows"][0]["gain"] is None
+    assert stored["rows"][2]["gain"]["accepted"] is True
+    text = verdict.markdown()
+    lines = text.splitlines()
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+    assert "8 images of 8 regions that nothing was fitted on" in text
+    assert lines[-1] == "Verdict: the guard accepts gated: its mean is used, with the fused variance."
+
+
+def test_bands_in_which_no_constant_weight_helps():
+    """Experts of unlike errors that share most of them: rho at or above sqrt(r)."""
+    seen = pictures(n=4)
+    first = seen.x[:, :1] - seen.target
+    doubled = replace(seen, x=torch.cat([seen.x[:, :2], seen.target + 2 * first, seen.x[:, 1:2]], dim=1))
+    verdict = judged(fitted(doubled, "convex"), doubled)
+    assert verdict.r == pytest.approx(0.25, rel=1e-3)
+    assert verdict.rho == pytest.approx(1, abs=1e-4)
+    assert len(verdict.hopeless) == 13
+    assert not verdict.accepted
