@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def ensemble(args: argparse.Namespace, members: Members, out: Path) -> None:
     """Evaluate, plot and export the mixture of all samples, and say where everything is."""
     from util.atomic import write_json
-    from util.plotting import plot_coverage, plot_discard, plot_reliability
+    from util.charts import plot_coverage, plot_discard, plot_reliability
 
     report, table = evaluate(args, members, out)
     write_json(out / "test_metrics.json", report)

@@ -139,7 +139,7 @@ def run_epochs(
     from model.engine import train_one_epoch
     from model.pretrained import unfreeze
     from util.atomic import write_json
-    from util.plotting import plot_training
+    from util.charts import plot_training
 
     while state.epoch < config.epochs:
         epoch = state.epoch + 1

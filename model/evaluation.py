@@ -1,5 +1,6 @@
 """One split, looked at from every side: loss, metrics, calibration, baselines, plots, exports, log."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -13,9 +14,10 @@ from model.engine import Compute, Criterion, Observer, evaluate
 from model.predictions import Prediction
 from util.atomic import whole_file, write_json
 from util.baselines import ComparisonTable, trivial_predictions
+from util.charts import plot_coverage, plot_discard, plot_reliability, plot_strata
 from util.export import ExportWriter
 from util.metrics import EvaluationMeter
-from util.plotting import SampleRow, plot_coverage, plot_discard, plot_reliability, plot_sample, plot_samples
+from util.plotting import SampleRow, plot_sample, plot_samples
 from util.run import RunFolder
 
 if TYPE_CHECKING:
@@ -88,9 +90,8 @@ class Evaluation:
         metrics: dict[str, Any] = {"loss": result["loss"], "samples": result["samples"], **meter.summary()}
         metrics |= {"legacy": self.config.legacy, "precision": str(self.compute.dtype or "float32")}
         if self.log is not None:
-            for key, value in metrics.items():
-                if isinstance(value, float):
-                    self.log.add_scalar(f"{split}/{key}", value, epoch)
+            for name, value in scalars(split, metrics).items():
+                self.log.add_scalar(name, value, epoch)
         return metrics, table
 
     def test(self, model: "Reconstructor", loader: "PatchLoader", epoch: int) -> dict[str, Any]:
@@ -115,6 +116,8 @@ class Evaluation:
             plot_discard(metrics["discard curve SE"], self.folder.path)
             plot_reliability(named, self.folder.path / "plot_test_reliability.png")
             plot_coverage(named, self.folder.path / "plot_test_coverage.png")
+            title = f"{self.config.experiment_name}, test, by cloudiness of the pixel"
+            plot_strata(metrics, self.folder.path / "plot_test_calibration_by_cloud.png", title)
         print(f"\n{table.markdown()}")
         shown = [name for name in HEADLINE if name in metrics]
         print(", ".join(f"{name} {metrics[name]:.4g}" for name in shown))
@@ -126,6 +129,24 @@ class Evaluation:
             if every > 0:
                 print(f"{name}: {place(epoch, 'test')}")
         return metrics
+
+
+def scalars(split: str, metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of an evaluation by the names they have in TensorBoard.
+
+    Args:
+        split: "val" or "test".
+        metrics: as in `SPLIT_metrics.json`.
+
+    Returns:
+        `SPLIT/FIGURE` for all pixels, and `SPLIT by cloud/FIGURE, at all dates` and so on for the strata, so that
+        one figure's strata stand beside each other.
+    """
+    found = {f"{split}/{key}": value for key, value in metrics.items() if isinstance(value, float)}
+    for stratum, figures in metrics["strata"].items():
+        place = stratum.removeprefix("clouded ")
+        found |= {f"{split} by cloud/{key}, {place}": v for key, v in figures.items() if isinstance(v, float)}
+    return found
 
 
 def report_skipped(skipped: list[Skipped]) -> None:

@@ -91,6 +91,7 @@ def test_published_training_command(place, sample_data, trained):
         "plot_test_SE_discard.pdf",
         "plot_test_reliability.png",
         "plot_test_coverage.png",
+        "plot_test_calibration_by_cloud.png",
     }
     conf = json.loads((run / "conf.json").read_text())
     # the NIG version: the published Gaussian head says 26, four parameters a band are 52

@@ -189,3 +189,7 @@ def test_strata_by_cloudiness_of_the_pixel():
         assert strata[name]["elements"] == 26
         assert strata[name]["sharpness"] == pytest.approx(0.2, rel=1e-6)
     assert strata["clouded at some dates"]["ENCE"] == pytest.approx(0, abs=1e-6)
+    # curves of each, on a grid of their own: every error of the last column is beyond the 86 % of 1.5 sigma
+    assert strata["clouded at all dates"]["reliability"]["RMSE"] == pytest.approx([0.3] * 20, rel=1e-6)
+    inside = strata["clouded at all dates"]["coverage curve"]["inside"]
+    assert (inside[85], inside[87]) == (0.0, 1.0)

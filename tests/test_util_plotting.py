@@ -1,4 +1,4 @@
-"""Pictures: names, sizes and colours; that figures appear whole, and without pyplot."""
+"""Pictures: names, sizes and colours, and what the picture of a gate shows; that they need no pyplot."""
 
 import subprocess
 import sys
@@ -10,26 +10,17 @@ from PIL import Image
 
 from data.constants import band_index
 from model.predictions import Gaussian, Mean
+from util import plotting
 from util.plotting import (
     DEVIATION_MAX,
     SampleRow,
-    plot_coverage,
-    plot_discard,
-    plot_reliability,
+    plot_gate,
     plot_sample,
     plot_samples,
-    plot_training,
     root_mean_square,
     standard_deviation,
     to_rgb,
 )
-
-REPORT = {
-    "ENCE": 0.05,
-    "coverage 90": 0.88,
-    "reliability": {"RMV": [0.01, 0.02, 0.04], "RMSE": [0.012, 0.02, 0.05]},
-    "coverage curve": {"nominal": [0.25, 0.5, 0.75], "inside": [0.2, 0.5, 0.7]},
-}
 
 
 def pixels(path):
@@ -109,40 +100,64 @@ def test_contact_sheet(tmp_path):
     assert names(tmp_path) == ["samples.png"]
 
 
-def test_discard_curve_under_its_published_names(tmp_path):
-    paths = plot_discard([float("nan"), 0.001, 0.002, 0.004], tmp_path)
-    assert names(tmp_path) == ["plot_test_SE_discard.pdf", "plot_test_SE_discard.png"]
-    assert drawn(paths[0])
-    assert paths[1].read_bytes().startswith(b"%PDF")
-    first = paths[1].read_bytes()
-    plot_discard([float("nan"), 0.001, 0.002, 0.004], tmp_path)
-    assert paths[1].read_bytes() == first  # no date inside: the same figure is the same file
+def gate_sample():
+    """The first expert is nearer on the left half, by 0.02; the gate knows, save for the lowest quarter."""
+    target = np.full((13, 16, 24), 0.2, np.float32)
+    first, second = target + 0.03, target - 0.03
+    first[:, :, :12], second[:, :, 12:] = 0.21, 0.19
+    weight = np.zeros((1, 16, 24), np.float32)
+    weight[:, :12, :12] = 1
+    weight[:, 12:, 12:] = 1
+    return target, {"one": first, "other": second}, weight * first + (1 - weight) * second, weight
 
 
-def test_curves(tmp_path):
-    nothing = {**REPORT, "reliability": {"RMV": [float("nan")] * 3, "RMSE": [float("nan")] * 3}}
-    assert drawn(plot_reliability({"uncrtaints": REPORT, "other": REPORT}, tmp_path / "reliability.png"))
-    assert drawn(plot_reliability({"empty": nothing}, tmp_path / "empty.png"))
-    assert drawn(plot_coverage({"uncrtaints": REPORT}, tmp_path / "coverage.png"))
-    log = {"1": {"train_loss": 1.0}, "2": {"train_loss": 0.5, "val_loss": 0.6, "val PSNR": 25.0}}
-    assert drawn(plot_training(log, tmp_path / "training.png"))
+def test_the_gate_beside_the_errors(tmp_path, monkeypatch):
+    target, experts, fused, weight = gate_sample()
+    figures = []
+    save = plotting.save_figure
+    monkeypatch.setattr(plotting, "save_figure", lambda figure, path: figures.append(figure) or save(figure, path))
+    assert drawn(plot_gate(tmp_path / "gate.png", target, experts, fused, torch.tensor(weight), "A sample"), share=0.3)
+    panels = {axes.get_title(): axes.images[0] for axes in figures[0].axes if axes.get_title()}
+    assert list(panels) == [
+        "one: mean error 0.0200",
+        "other: mean error 0.0200",
+        "fusion: mean error 0.0150",  # 0.01 where the gate is right, 0.03 in the quarter where it is wrong
+        "target",
+        "nearer: one at 50 % of pixels",
+        "gate leans to the nearer one at 75 %",
+    ]
+    first, _, fusion, _, nearer, gate = panels.values()
+    assert (first.get_array()[0, 0], first.get_array()[0, 20]) == pytest.approx((0.01, 0.03), rel=1e-5)
+    assert (nearer.get_array()[0, 0], nearer.get_array()[0, 20]) == pytest.approx((0.02, -0.02), rel=1e-4)
+    np.testing.assert_array_equal(gate.get_array(), weight[0])
+    assert first.get_clim() == fusion.get_clim() == pytest.approx((0, 0.03))
+    assert nearer.get_clim() == pytest.approx((-0.02, 0.02))
+    assert gate.get_clim() == (0, 1)
+    assert nearer.get_cmap().name == gate.get_cmap().name  # so that the two can be compared by eye
+    labels = " ".join(axes.get_xlabel() + axes.get_ylabel() for axes in figures[0].axes)
+    assert labels.count("reflectance") == 2
 
 
-def test_a_picture_appears_whole_or_not_at_all(tmp_path):
-    (tmp_path / "plot_test_SE_discard.png").write_text("what stood here")
-    with pytest.raises(ValueError, match="could not convert"):
-        plot_discard(["not a number"], tmp_path)
-    assert names(tmp_path) == ["plot_test_SE_discard.png"]
-    assert (tmp_path / "plot_test_SE_discard.png").read_text() == "what stood here"
+def test_the_gate_of_experts_that_agree_or_are_three(tmp_path):
+    target, experts, fused, weight = gate_sample()
+    twins = {"a": target, "b": target}
+    assert drawn(plot_gate(tmp_path / "twins.png", target, twins, target, weight, error_max=0.05), share=0.2)
+    with pytest.raises(ValueError, match="expected two experts, got 3: one, other, third"):
+        plot_gate(tmp_path / "three.png", target, {**experts, "third": fused}, fused, weight)
+
+
+@pytest.mark.parametrize(("value", "end"), [(0.0123, 0.015), (0.05, 0.05), (0.0051, 0.0055), (0.97, 1.0), (0.0, 0.1)])
+def test_the_end_of_a_scale_is_a_round_number(value, end):
+    assert plotting._round_end(np.full((4, 4), value)) == pytest.approx(end)
 
 
 def test_neither_import_nor_drawing_needs_pyplot_or_a_display():
     # TRAPS 13: published figures go through pyplot and a global writer
     code = """
 import sys, tempfile
-import util.plotting
+import util.charts, util.plotting
 assert "matplotlib" not in sys.modules
-util.plotting.plot_discard([0.1, 0.2], tempfile.mkdtemp())
+util.charts.plot_discard([0.1, 0.2], tempfile.mkdtemp())
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, env={"PATH": "", "PYTHONPATH": ".", "MPLBACKEND": "TkAgg"})

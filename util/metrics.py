@@ -9,6 +9,7 @@ from torch import Tensor
 
 from util.calibration import (
     CalibrationMeter,
+    CalibrationSums,
     calibration_figures,
     coverage_curve,
     discard_curve,
@@ -180,8 +181,8 @@ class EvaluationMeter:
 
         Returns:
             `images`, the averages by their published names, with a variance `UCE SE`, `AUCE SE` and the
-            calibration figures; then nested: `strata` (the figures by cloudiness of the pixel), `left out` (counts
-            of NaN and infinite values that no average contains), `discard curve SE`, `reliability`,
+            calibration figures; then nested: `strata` (figures and curves by cloudiness of the pixel), `left out`
+            (counts of NaN and infinite values that no average contains), `discard curve SE`, `reliability`,
             `coverage curve`.
         """
         means, left_out = average_metrics(self.per_image)
@@ -193,18 +194,25 @@ class EvaluationMeter:
             report |= calibration_figures(everything)
         strata = {name: self._pixels.sums(index) for index, name in enumerate(STRATA)}
         report["strata"] = {
-            name: error_figures(sums) | (calibration_figures(sums) if self.has_variance else {})
+            name: error_figures(sums) | (calibration_figures(sums) | _curves(sums) if self.has_variance else {})
             for name, sums in strata.items()
             if sums.count + sums.left_out > 0
         }
         report["left out"] = {**left_out, "elements": int(everything.left_out)}
         if self.has_variance:
-            rmv, rmse = reliability(everything)
-            nominal, inside = coverage_curve(everything)
             report["discard curve SE"] = discard_curve(columns["mean var"], columns["mean se"])
-            report["reliability"] = {"RMV": rmv.tolist(), "RMSE": rmse.tolist()}
-            report["coverage curve"] = {"nominal": nominal.tolist(), "inside": inside.tolist()}
+            report |= _curves(everything)
         return report
+
+
+def _curves(sums: CalibrationSums) -> dict[str, dict[str, list[float]]]:
+    """What the reliability and coverage plots show, ready for JSON."""
+    rmv, rmse = reliability(sums)
+    nominal, inside = coverage_curve(sums)
+    return {
+        "reliability": {"RMV": rmv.tolist(), "RMSE": rmse.tolist()},
+        "coverage curve": {"nominal": nominal.tolist(), "inside": inside.tolist()},
+    }
 
 
 def _split_variance(prediction: PredictionLike) -> list[dict[str, float]]:

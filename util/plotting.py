@@ -1,4 +1,4 @@
-"""Every picture of the project. Figures are drawn without pyplot (no global state, no display) and appear whole.
+"""Pictures of images and maps. Figures are drawn without pyplot (no global state, no display) and appear whole.
 
 Colour scales are fixed, so that pictures of different samples and runs can be compared: error and standard deviation
 share one scale and one unit, and what exceeds it is marked on the colour bar. viridis and cividis stay readable for
@@ -20,6 +20,7 @@ from util.atomic import whole_file
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.gridspec import GridSpec
     from matplotlib.image import AxesImage
 
     from util.export import Exportable
@@ -29,9 +30,7 @@ DEVIATION_MAX = 0.1  # end of the scale of errors and standard deviations, refle
 # stay below the second. The exponent lifts forest and water out of the dark.
 _BLACK, _WHITE = np.array((0.025, 0.045, 0.07)), np.array((0.29, 0.28, 0.29))
 _EXPONENT = 1 / 1.6
-_UNIT = "reflectance"
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito 2008
-_MARKERS = "os^Dv*"
+UNIT = "reflectance"
 
 Array = npt.NDArray[np.float32]
 Image = Tensor | npt.NDArray[Any]
@@ -97,10 +96,10 @@ def plot_sample(
         _save_pixels(folder / f"img-{sample_id}_{'in' if len(series) == 1 else f'in_t-{date}'}.png", to_rgb(image))
     _save_pixels(folder / f"img-{sample_id}_pred.png", to_rgb(mean))
     _save_pixels(folder / f"img-{sample_id}_target.png", to_rgb(truth))
-    _save_map(folder / f"img-{sample_id}_err.png", root_mean_square(mean - truth), f"RMSE over bands, {_UNIT}")
+    _save_map(folder / f"img-{sample_id}_err.png", root_mean_square(mean - truth), f"RMSE over bands, {UNIT}")
     if prediction.total is not None:
         deviation = standard_deviation(prediction.total)
-        _save_map(folder / f"img-{sample_id}_var.png", deviation, f"standard deviation, {_UNIT}")
+        _save_map(folder / f"img-{sample_id}_var.png", deviation, f"standard deviation, {UNIT}")
     if masks is not None:
         _save_counts(folder / f"img-{sample_id}_mask.png", (_array(masks) >= 0.5).sum(axis=0), len(masks))
 
@@ -126,7 +125,7 @@ def plot_samples(
     n_maps = 2 if with_variance else 1
     widths = [1.0] * n_inputs + [0.06] + [1.0, 1.0] + [0.06] + [1.0] * n_maps + [0.045]
     size, top = 1.75, 0.5 + 0.27 * bool(title)
-    figure = _figure(sum(widths) * size * 1.045 + 0.75, len(rows) * size * 1.13 + top)
+    figure = new_figure(sum(widths) * size * 1.045 + 0.75, len(rows) * size * 1.13 + top)
     height = figure.get_figheight()
     grid = figure.add_gridspec(
         len(rows),
@@ -163,7 +162,7 @@ def plot_samples(
             shown = axes.images[0]
     assert shown is not None
     bar = figure.colorbar(shown, cax=figure.add_subplot(grid[:, -1]), extend="max")
-    bar.set_label(f"error and standard deviation, {_UNIT}", fontsize=8)
+    bar.set_label(f"error and standard deviation, {UNIT}", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     names = {first_image: "prediction", first_image + 1: "target", first_map: "error", first_map + 1: "total deviation"}
     for column in range(first_map + n_maps):
@@ -174,108 +173,96 @@ def plot_samples(
             figure.text(middle, box.y1 + 0.23 / height, heading, ha="center", va="bottom", fontsize=9.5, weight="bold")
     if title:
         figure.text(0.012, 1 - 0.08 / height, title, ha="left", va="top", fontsize=11, weight="bold")
-    return _save(figure, path, dpi=170)
+    return save_figure(figure, path, dpi=170)
 
 
-def plot_discard(curve: Sequence[float], folder: str | Path, split: str = "test") -> list[Path]:
-    """Write `plot_SPLIT_SE_discard.png` and `.pdf`: error of the most certain images against their share.
+def plot_gate(
+    path: str | Path,
+    target: Image,
+    experts: Mapping[str, Image],
+    fused: Image,
+    weight: Image,
+    title: str = "",
+    error_max: float | None = None,
+    difference_max: float | None = None,
+) -> Path:
+    """Draw what a fusion gate did to one sample beside what it should have done.
 
-    Args:
-        curve: as from `util.calibration.discard_curve`, equal steps up to all images.
-        folder: where to.
-        split: for the names.
-
-    Returns:
-        Both paths.
-    """
-    values = np.asarray(curve, dtype=np.float64)
-    share = np.arange(1, len(values) + 1) / len(values)
-    known = np.isfinite(values)
-    figure, axes = _chart("share of images kept, the most certain first", "mean squared error, reflectance squared")
-    axes.plot(share[known], values[known], "o-", color=_COLOURS[0], markersize=4, label="sorted by predicted variance")
-    if known.any() and known[-1]:
-        axes.axhline(values[-1], color="#666666", linestyle="--", linewidth=1, label="all images")
-    axes.set_xlim(0, 1.02)
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
-    return [_save(figure, Path(folder) / f"plot_{split}_SE_discard{ending}") for ending in (".png", ".pdf")]
-
-
-def plot_reliability(reports: Mapping[str, Mapping[str, Any]], path: str | Path) -> Path:
-    """Draw root mean squared error against root mean variance in bins of equal mass, for each named report.
+    Above the absolute errors of both experts and of the fusion, means over bands on one scale. Below the target, which
+    expert is nearer to it and by how much, and the gate's weight; these two share their colours, so that a good gate
+    looks like the picture to its left.
 
     Args:
-        reports: name -> what `EvaluationMeter.summary` returned.
         path: .png or .pdf.
+        target: (13,H,W), reflectance.
+        experts: name -> predicted mean (13,H,W), two of them.
+        fused: fused mean (13,H,W).
+        weight: of the first expert, in [0, 1]: (13,H,W), shown as its mean over bands, or (1,H,W).
+        title: above all.
+        error_max: end of the scale of errors, reflectance; None suits it to this sample.
+        difference_max: end of the scale of differences of errors, the same.
+
+    Raises:
+        ValueError: if there are not two experts.
     """
-    figure, axes = _chart(f"root mean variance, {_UNIT}", f"root mean squared error, {_UNIT}")
-    end = 0.0
-    for index, (name, report) in enumerate(reports.items()):
-        rmv, rmse = (np.asarray(report["reliability"][key], dtype=np.float64) for key in ("RMV", "RMSE"))
-        drawn = np.isfinite(rmv)
-        style: dict[str, Any] = {
-            "color": _COLOURS[index % 6],
-            "marker": _MARKERS[index % 6],
-            "markersize": 4,
-            "linewidth": 1,
-        }
-        axes.plot(rmv[drawn], rmse[drawn], label=f"{name}, ENCE {report['ENCE']:.3f}", **style)
-        end = max(end, rmv[drawn].max(initial=0), rmse[drawn].max(initial=0))
-    if end > 0:
-        axes.plot([0, end], [0, end], "--", color="#666666", linewidth=1, label="calibrated")
-        axes.set_xlim(0, 1.05 * end)
-        axes.set_ylim(0, 1.05 * end)
-    axes.set_aspect("equal")
-    axes.legend(frameon=False)
-    return _save(figure, path)
-
-
-def plot_coverage(reports: Mapping[str, Mapping[str, Any]], path: str | Path) -> Path:
-    """Draw the share of targets inside the central intervals against their nominal level, for each named report.
-
-    Args:
-        reports: name -> what `EvaluationMeter.summary` returned.
-        path: .png or .pdf.
-    """
-    figure, axes = _chart("nominal level of the central interval", "share of targets inside")
-    axes.plot([0, 1], [0, 1], "--", color="#666666", linewidth=1, label="calibrated")
-    for index, (name, report) in enumerate(reports.items()):
-        curve = report["coverage curve"]
-        label = f"{name}, 90 % interval holds {100 * report['coverage 90']:.1f} %"
-        axes.plot(curve["nominal"], curve["inside"], color=_COLOURS[index % 6], label=label)
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1)
-    axes.set_aspect("equal")
-    axes.legend(frameon=False, loc="lower right", fontsize=8)
-    return _save(figure, path)
-
-
-def plot_training(log: Mapping[str, Mapping[str, Any]], path: str | Path) -> Path:
-    """Draw the losses, and the PSNR of validation where it is known, over epochs.
-
-    Args:
-        log: epoch -> figures by name, such as trainlog.json holds.
-        path: .png or .pdf.
-    """
-    figure, axes = _chart("epoch", "loss")
-    epochs = sorted(log, key=int)
-    names = list(dict.fromkeys(name for epoch in epochs for name in log[epoch]))
-    quality = axes.twinx() if any("PSNR" in name for name in names) else None
-    for index, name in enumerate(name for name in names if name.endswith("loss") or "PSNR" in name):
-        points = [(int(epoch), float(log[epoch][name])) for epoch in epochs if name in log[epoch]]
-        panel = quality if quality is not None and "PSNR" in name else axes
-        style: dict[str, Any] = {"color": _COLOURS[index % 6], "marker": _MARKERS[index % 6], "markersize": 4}
-        panel.plot(
-            *zip(*points, strict=True), label=name.replace("_", " "), linestyle="-" if panel is axes else ":", **style
+    if len(experts) != 2:
+        raise ValueError(f"expected two experts, got {len(experts)}: {', '.join(experts)}")
+    (first, one), (second, other) = experts.items()
+    truth, shares = _array(target), _array(weight).mean(axis=0)  # (13,H,W), (H,W)
+    errors = {
+        name: np.abs(_array(mean) - truth).mean(axis=0)
+        for name, mean in ((first, one), (second, other), ("fusion", fused))
+    }
+    ahead = errors[second] - errors[first]  # above 0 where the first expert is nearer
+    error_end = error_max or _round_end(np.stack([errors[first], errors[second]]))
+    ahead_end = difference_max or _round_end(np.abs(ahead))
+    right = ((shares > 0.5) == (ahead > 0)).mean()
+    figure, grid = _gate_page(truth.shape[-1] / truth.shape[-2], bool(title))
+    for column, (name, error) in enumerate(errors.items()):
+        axes = _bare(figure.add_subplot(grid[0, column]), error, cmap="viridis", vmin=0, vmax=error_end)
+        axes.set_title(f"{name}: mean error {error.mean():.4f}", fontsize=9.5)
+        if column == 2:
+            bar = figure.colorbar(axes.images[0], cax=figure.add_subplot(grid[0, 3]), extend="max")
+            bar.set_label(f"absolute error, {UNIT}", fontsize=8.5)
+            bar.ax.tick_params(labelsize=8)
+    _bare(figure.add_subplot(grid[1, 0]), to_rgb(truth)).set_title("target", fontsize=9.5)
+    maps = (
+        (ahead, -ahead_end, ahead_end, f"nearer: {first} at {100 * (ahead > 0).mean():.0f} % of pixels"),
+        (shares, 0.0, 1.0, f"gate leans to the nearer one at {100 * right:.0f} %"),
+    )
+    labels = (
+        f"difference of errors, {UNIT}\n\N{LEFTWARDS ARROW} {second} nearer    {first} nearer \N{RIGHTWARDS ARROW}",
+        f"weight, mean over bands\n\N{LEFTWARDS ARROW} all {second}    all {first} \N{RIGHTWARDS ARROW}",
+    )
+    for column, (values, low, high, caption) in enumerate(maps, start=1):
+        axes = _bare(figure.add_subplot(grid[1, column]), values, cmap="PuOr_r", vmin=low, vmax=high)
+        axes.set_title(caption, fontsize=9.5)
+        extend: Any = "neither" if low == 0 else "both"
+        place, ticks = figure.add_subplot(grid[2, column]), np.linspace(low, high, 5)
+        bar = figure.colorbar(
+            axes.images[0], cax=place, orientation="horizontal", extend=extend, ticks=ticks, format="%g"
         )
-    panels = [axes] if quality is None else [axes, quality]
-    if quality is not None:
-        quality.set_ylabel("PSNR, dB")
-        quality.spines["right"].set_visible(True)
-    handles = [handle for panel in panels for handle in panel.get_lines()]
-    axes.legend(handles=handles, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=9)
-    axes.locator_params(axis="x", integer=True)
-    return _save(figure, path)
+        bar.set_label(labels[column - 1], fontsize=8.5)
+        place.tick_params(labelsize=8)
+    if title:
+        figure.text(0.01, 1 - 0.08 / figure.get_figheight(), title, ha="left", va="top", fontsize=11, weight="bold")
+    return save_figure(figure, path)
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of this size, inches."""
+    from matplotlib.figure import Figure  # here: it takes half a second, and most commands draw nothing
+
+    return Figure(figsize=(width, height), facecolor="white")
+
+
+def save_figure(figure: "Figure", path: str | Path, dpi: int = 150) -> Path:
+    """Write a figure, whole or not at all; the same figure is the same file."""
+    path = Path(path)
+    metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=dpi, bbox_inches="tight", pad_inches=0.06, metadata=metadata)
+    return path
 
 
 def _array(image: Image, dims: int = 3) -> Array:
@@ -284,28 +271,41 @@ def _array(image: Image, dims: int = 3) -> Array:
     return values.reshape(values.shape[-dims:]) if values.ndim > dims else values
 
 
+def _round_end(values: Array) -> float:
+    """The end of a scale on which nearly all of these lie: their 95th percentile, rounded up to half a digit."""
+    end = float(np.nanpercentile(values, 95))
+    if not end > 0:
+        return DEVIATION_MAX
+    step = 0.5 * 10.0 ** np.floor(np.log10(end))
+    return float(np.ceil(end / step - 1e-4) * step)  # float32 may lie a trifle above a round number
+
+
+def _gate_page(aspect: float, titled: bool) -> tuple["Figure", "GridSpec"]:
+    """The page of `plot_gate`: two rows of three pictures, a bar beside the first row and bars below the second."""
+    side, bar = 2.9, 0.12  # inches: width of a picture, thickness of a bar
+    top, bottom = 0.3 + 0.28 * titled, 0.62
+    width, height = 3.205 * side + 0.75, 2 * side / aspect + 0.6 + bar + top + bottom
+    figure = new_figure(width, height)
+    grid = figure.add_gridspec(
+        3,
+        4,
+        width_ratios=(1, 1, 1, bar / side),
+        height_ratios=(1, 1, bar / side * aspect),
+        wspace=0.06,
+        hspace=0.3 / (2 * side / aspect / 3),
+        left=0.01,
+        right=1 - 0.75 / width,
+        top=1 - top / height,
+        bottom=bottom / height,
+    )
+    return figure, grid
+
+
 def _input_caption(row: SampleRow, date: int) -> str:
     parts = [row.dates[date]] if date < len(row.dates) else []
     if date < len(row.coverage):
         parts.append(f"{100 * row.coverage[date]:.0f} % cloud")
     return ", ".join(parts)
-
-
-def _figure(width: float, height: float) -> "Figure":
-    from matplotlib.figure import Figure  # here: it takes half a second, and most commands draw nothing
-
-    return Figure(figsize=(width, height), facecolor="white")
-
-
-def _chart(x_label: str, y_label: str) -> tuple["Figure", "Axes"]:
-    figure = _figure(5.4, 4.2)
-    axes = figure.add_subplot()
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
 
 
 def _bare(axes: "Axes", image: Array, **style: Any) -> "Axes":
@@ -325,26 +325,18 @@ def _save_pixels(path: Path, image: Array) -> None:
 
 
 def _save_map(path: Path, values: Array, label: str) -> None:
-    figure = _figure(4.2, 3.6)
+    figure = new_figure(4.2, 3.6)
     axes = _bare(figure.add_subplot(), values, cmap="viridis", vmin=0, vmax=DEVIATION_MAX)
     figure.colorbar(axes.images[0], extend="max", fraction=0.046, pad=0.03).set_label(label)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _save_counts(path: Path, counts: npt.NDArray[np.integer], n_dates: int) -> None:
     from matplotlib import colormaps
 
-    figure = _figure(4.2, 3.6)
+    figure = new_figure(4.2, 3.6)
     style: dict[str, Any] = {"cmap": colormaps["cividis"].resampled(n_dates + 1), "vmin": -0.5, "vmax": n_dates + 0.5}
     axes = _bare(figure.add_subplot(), counts.astype(np.float32), **style)
     bar = figure.colorbar(axes.images[0], ticks=range(n_dates + 1), fraction=0.046, pad=0.03)
     bar.set_label("dates with cloud")
-    _save(figure, path)
-
-
-def _save(figure: "Figure", path: str | Path, dpi: int = 150) -> Path:
-    path = Path(path)
-    metadata = {"CreationDate": None} if path.suffix == ".pdf" else None  # the same figure is the same file
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=dpi, bbox_inches="tight", pad_inches=0.06, metadata=metadata)
-    return path
+    save_figure(figure, path)
