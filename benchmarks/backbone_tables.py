@@ -27,6 +27,7 @@ PAIRED = {"SSIM": True, "PSNR": True, "RMSE": False, "NLL": False}  # name -> wh
 BASELINES = ("least_cloudy", "mean", "clear_mean")
 _START, _END = "<!-- benchmarks.backbones: from here -->", "<!-- benchmarks.backbones: to here -->"
 _TITLE = "# Results"
+CURVES = "images/backbones_calibration.png"  # beside the page
 
 Row = dict[str, Any]
 
@@ -197,6 +198,8 @@ def markdown(report: Mapping[str, Any]) -> str:
             *difference_table(report["paired"], reference),
             "",
         ]
+    if all("ENCE" in row for row in report["runs"]):
+        lines += [f"![Reliability and coverage of the networks, first seed]({CURVES})", ""]
     if report["costs"]:
         precision = next(iter(next(iter(report["costs"].values())).values()))["precision"]
         lines += [

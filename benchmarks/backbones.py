@@ -25,6 +25,7 @@ from typing import IO, Any
 
 from benchmarks.backbone_costs import measure_in_turns
 from benchmarks.backbone_tables import (
+    CURVES,
     markdown,
     paired_differences,
     put_section,
@@ -91,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report["how"] = how_to_reproduce(report["command"], report["settings"])
     write_json(options.json, report)
     page = Path(options.page)
+    draw(runs, out, page.parent / CURVES)
     text = put_section(page.read_text(encoding="utf-8") if page.is_file() else "", markdown(report))
     with whole_file(page) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -226,6 +228,20 @@ def collect(runs: Sequence[Run], out: Path) -> dict[str, Any]:
         "baselines": same_for_all({run.name: read_baselines(folder) for run, folder in folders.items()}),
         "commits of the runs": sorted({record["commit"] for record in records}),
     }
+
+
+def draw(runs: Sequence[Run], out: Path, path: Path) -> None:
+    """Lay the calibration of the networks of the first seed side by side."""
+    from util.charts import plot_calibration
+
+    metrics = {
+        run.model: json.loads((out / "inference" / run.name / "test_metrics.json").read_text(encoding="utf-8"))
+        for run in runs
+        if run.seed == runs[0].seed
+    }
+    reports = {model: report for model, report in metrics.items() if "reliability" in report}
+    if reports:
+        plot_calibration(reports, path, f"Calibration on the test split, seed {runs[0].seed}")
 
 
 def measured_costs(lines: dict[str, str], options: argparse.Namespace, store: Path) -> dict[str, Any]:

@@ -27,7 +27,18 @@ def pretend_tested(out, run, **figures):
     """The files that a training and a test leave, as far as the comparison reads them."""
     folder = out / "inference" / run.name
     folder.mkdir(parents=True)
-    metrics = {"images": 4, "RMSE": 0.1, "SSIM": 0.8, "NLL": -1.0, **figures}
+    metrics = {
+        "images": 4,
+        "RMSE": 0.1,
+        "SSIM": 0.8,
+        "NLL": -1.0,
+        "ENCE": 0.05,
+        "AUSE": 0.4,
+        "coverage 90": 0.9,
+        **figures,
+    }
+    metrics["reliability"] = {"RMV": [0.1, 0.2], "RMSE": [0.1, 0.25]}
+    metrics["coverage curve"] = {"nominal": [0.5, 0.9], "inside": [0.4, 0.9]}
     (folder / "test_metrics.json").write_text(json.dumps(metrics))
     table = {"all samples": {run.model: metrics, "mean": {"images": 4, "RMSE": 0.3, "left out": {}}}}
     (folder / "comparison.json").write_text(json.dumps(table))
@@ -173,6 +184,8 @@ def test_the_whole_table(tmp_path, monkeypatch, capsys):
     assert "| mean | 0.3000 |" in text
     assert "| `utae` | SSIM | -0.1000 | -0.1000 | -0.1000 ± 0.0000 | 0 of 2 |" in text
     assert "| `utae` | 106,740 | 0.500 s | 300 MB | 14.70 |" in text
+    assert "![Reliability and coverage of the networks, first seed](images/backbones_calibration.png)" in text
+    assert (tmp_path / "images" / "backbones_calibration.png").stat().st_size > 1000
     assert str(out) not in text + table.read_text(encoding="utf-8")  # no folder of this machine
     report = json.loads(table.read_text(encoding="utf-8"))
     assert report["settings"]["training samples"] == 8
