@@ -6,16 +6,14 @@ Spelling and defaults are those of UnCRtainTS; what its flags did not do, or did
 
 import argparse
 import json
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from datetime import date
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from data.constants import N_S2, REGIONS
-from model.defaults import WITH_SCAN, check_network, settle_network
+from model.contradictions import refuse_contradictions
+from model.defaults import RULES, WITH_SCAN, settle_network
 from util.errors import DataError, UsageError
 from util.stored_flags import check_stored
 
@@ -32,7 +30,7 @@ OF_THIS_TEST |= {"skip_bad_samples", "resume_at", "resume_from", "trained_checkp
 def flag(
     group: str, default: Any, text: str, *, choices: Sequence[str] = (), off: bool = False, kind: Any = None
 ) -> Any:
-    """One flag: its group in the help, default, explanation; `off` marks those whose presence switches off."""
+    """One flag: its group in the help ("": no one types it), default, explanation; `off`: its presence switches off."""
     return field(default=default, metadata={"group": group, "text": text, "choices": choices, "off": off, "kind": kind})
 
 
@@ -87,8 +85,8 @@ class Config:
     loss: str = flag("training", "MGNLL", "what is minimised", choices=LOSSES)
     weight_reg: float = flag("training", 0.05, "weight of the evidence regulariser of --loss NIG")
     evidence_reg: str = flag("training", "prior", "evidence regulariser of --loss NIG", choices=("prior", "amini", "meinert", "none"))
-    lambda1: float = flag("training", 1.0, "--loss fusion: weight of the conv3d_mamba term")
-    lambda2: float = flag("training", 1.0, "--loss fusion: weight of the uncrtaints term")
+    lambda1: float = flag("fusion", 1.0, "--loss fusion: weight of the conv3d_mamba term")
+    lambda2: float = flag("fusion", 1.0, "--loss fusion: weight of the uncrtaints term")
     epochs: int = flag("training", 20, "epochs to train")
     batch_size: int = flag("training", 4, "samples of one step")
     lr: float = flag("training", 0.01, "learning rate of Adam")
@@ -104,6 +102,16 @@ class Config:
     resume_at: int = flag("training", 0, "training: the epoch to go on from (0: the latest); test: the epoch to load (-1: the best on validation)")
     chunk_size: int | None = flag("training", None, "accepted for old command lines, without effect: no covariance is formed any more", kind=int)
     legacy: bool = flag("training", False, "bring back the published behaviour, mistakes included, for comparison (docs/deviations.md)")
+
+    experts: tuple[str, ...] = flag("fusion", (), "trained runs that --model fusion_net fuses, as uncrtaints=RUN conv3d_mamba=RUN; without them it trains both first", kind=str)
+    fusion: str = flag("fusion", "gated", "how experts are weighed (docs/fusion.md)", choices=RULES)
+    fusion_epochs: int = flag("fusion", 30, "epochs of the gate")
+    fusion_lr: float = flag("fusion", 0.003, "learning rate of the gate at its start")
+    joint_epochs: int = flag("fusion", 5, "--loss fusion: epochs in which experts and gate train together, at a tenth of --lr")
+    fit_rois: int = flag("fusion", -1, "training regions that are held out to fit a fusion later; -1: a tenth of them where fusion_net trains its experts, else none")
+    unguarded: bool = flag("fusion", False, "follow the rule even where validation does not show that it helps")
+    expert_configs: tuple[Any, ...] = flag("", (), "the experts' own flags")
+    held_out: tuple[str, ...] = flag("", (), "the regions that --fit_rois held out")
 
     root1: str = flag("data", "", "SEN12MS-CR-TS, where the training regions lie")
     root2: str = flag("data", "", "SEN12MS-CR-TS, where the validation and test regions lie")
@@ -163,9 +171,9 @@ def build_parser(mode: str, *, bare: bool = False) -> argparse.ArgumentParser:
     """
     about = {"train": "Train a network that reconstructs clouded images.", "test": "Test a trained network."}[mode]
     parser = argparse.ArgumentParser(description=about, formatter_class=_Help)
-    groups = {name: parser.add_argument_group(name) for name in ("model", "training", "data", "run")}
+    groups = {name: parser.add_argument_group(name) for name in ("model", "training", "fusion", "data", "run")}
     hints = get_type_hints(Config)
-    for entry in fields(Config):
+    for entry in (entry for entry in fields(Config) if entry.metadata["group"]):  # the others no one types
         group, info = groups[entry.metadata["group"]], entry.metadata
         default = TEST_DEFAULTS.get(entry.name, entry.default) if mode == "test" else entry.default
         common: dict[str, Any] = {
@@ -180,6 +188,8 @@ def build_parser(mode: str, *, bare: bool = False) -> argparse.ArgumentParser:
             group.add_argument(*names, action="store_true", **common)
         elif info["kind"] is widths:
             group.add_argument(*names, nargs="+", metavar="N", **common)
+        elif entry.name == "experts":
+            group.add_argument(*names, nargs="+", metavar="NAME=RUN", **common)
         elif entry.name == "use_custom":
             group.add_argument(*names, nargs="?", const="published", metavar="LIST.json", **common)
         else:
@@ -219,6 +229,8 @@ def resolve(values: Mapping[str, Any], typed: set[str]) -> tuple[Config, list[st
     value = {name: given for name, given in values.items() if name in known}
     for name in ("encoder_widths", "decoder_widths", "out_conv"):
         value[name] = _widths(name, value[name])
+    for name in ("experts", "expert_configs", "held_out"):
+        value[name] = tuple(value.get(name) or ())
     notes = settle_network(value, typed, {entry.name: entry.default for entry in fields(Config)})
     if value["pretrain"]:
         value.update(input_t=1, n_head=1, positional_encoding=False, sample_type="pretrain")
@@ -228,12 +240,14 @@ def resolve(values: Mapping[str, Any], typed: set[str]) -> tuple[Config, list[st
         raise UsageError("--sample_type generic has no target to train or test on; use it with the data loader alone")
     if value["loss"] == "GNLL":
         value["covmode"] = "uni"
-    if not value["head"]:
+    if value["model"] == "fusion_net":
+        value["head"] = value["head"] or "nig"
+    elif not value["head"]:
         if value["loss"] in ("l1", "l2"):
             value["head"] = "mean"
         else:
             value["head"] = "gaussian" if "covmode" in typed and value["covmode"] != "diag" else "nig"
-    if value["legacy"] and "head" not in typed and value["head"] == "nig":
+    if value["legacy"] and "head" not in typed and value["head"] == "nig" and value["model"] != "fusion_net":
         value["head"] = "gaussian"
         notes.append("--legacy: the published network has a Gaussian head, --head nig brings ours")
     channels = head_channels(value["head"], value["covmode"])
@@ -243,7 +257,7 @@ def resolve(values: Mapping[str, Any], typed: set[str]) -> tuple[Config, list[st
         )
     value["out_conv"] = (*value["out_conv"][:-1], channels)
     config = Config(**value)
-    _refuse_contradictions(config, typed)
+    refuse_contradictions(config)
     if config.vary_samples and not config.pretrain and (config.min_cov, config.max_cov) != (0.0, 1.0):
         notes.append("--min_cov and --max_cov do not act on training while dates vary; add --no-vary_samples")
     if config.chunk_size is not None:
@@ -267,40 +281,6 @@ def _widths(name: str, value: Any) -> tuple[int, ...]:
     if not found:
         raise UsageError(f"--{name} is empty; give at least one width, as [128]")
     return found
-
-
-def _refuse_contradictions(config: Config, typed: set[str]) -> None:
-    """Raise a `UsageError` for the first pair of flags that cannot both be followed."""
-    positive = "epochs batch_size lr scale_by input_t n_head d_model d_k low_res_size accumulate val_every display_step"
-    for name in positive.split():
-        if not 0 < getattr(config, name) < math.inf:  # NaN fails too
-            raise UsageError(f"--{name} must be above 0, got {getattr(config, name)}")
-    for name in ("gamma", "clip_grad", "weight_reg", "lambda1", "lambda2", "rdm_seed"):
-        if not 0 <= getattr(config, name) < math.inf:
-            raise UsageError(f"--{name} must not be below 0, got {getattr(config, name)}")
-    if not 0.0 <= config.min_cov <= config.max_cov <= 1.0:
-        raise UsageError(f"expected 0 <= --min_cov <= --max_cov <= 1, got {config.min_cov} and {config.max_cov}")
-    if not 0.0 < config.max_samples_frac <= 1.0:
-        raise UsageError(f"--max_samples_frac must lie in (0, 1], got {config.max_samples_frac}")
-    if config.max_samples_count < 1:
-        raise UsageError(f"--max_samples_count must be at least 1, got {config.max_samples_count}")
-    if config.loss in ("l1", "l2") and config.head != "mean":
-        raise UsageError(f"--loss {config.loss} trains no variance; use --head mean, got --head {config.head}")
-    if config.loss in ("GNLL", "MGNLL") and config.head == "mean":
-        raise UsageError(f"--loss {config.loss} needs a variance, --head mean has none; use --head nig or gaussian")
-    if config.loss == "NIG" and config.head != "nig":
-        raise UsageError(f"--loss NIG needs --head nig, got --head {config.head}")
-    if config.loss == "fusion" and config.model != "fusion_net":
-        raise UsageError(f"--loss fusion belongs to --model fusion_net, got --model {config.model}")
-    check_network(config)
-    if config.experiment_name in ("", ".", ".."):
-        raise UsageError(f"--experiment_name must name a folder below --res_dir, got {config.experiment_name!r}")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", config.device):
-        raise UsageError(f"--device takes cuda, cuda:N or cpu, got {config.device!r}")
-    try:
-        date.fromisoformat(config.ref_date)
-    except ValueError as error:
-        raise UsageError(f"--ref_date must be YYYY-MM-DD, got {config.ref_date!r}") from error
 
 
 def read_conf(path: str | Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ From the command line: flags -> run folder -> data -> model -> epochs, each vali
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         values["trained_checkp"] = start_from
         config, notes = restore(stored, values, typed - {"trained_checkp"}, "train")
     else:
+        taken = []
+        if values["model"] == "fusion_net" and values["experts"]:
+            from model.fusion.runs import settle_experts
+
+            taken = settle_experts(values, typed)
         config, notes = resolve(values, typed)
+        notes = [*taken, *notes]
         if config.resume_from and not (config.root3 if config.pretrain else config.root1):
             raise UsageError(f"--resume_from: nothing to go on with, {conf} is missing; start without --resume_from")
         if config.resume_from:
@@ -63,6 +70,12 @@ def _same_file(one: str, other: str) -> bool:
 
 def train(config: Config, checkpoint: str = "") -> None:
     """Run the whole training of `config`, going on from `checkpoint` or the latest epoch if it is to resume."""
+    if config.model == "fusion_net":
+        from model.fusion.training import train_fusion
+
+        train_fusion(config, train)
+        return
+    from data.fit_split import held_out_rois
     from data.loaders import build_loaders
     from model.build import build_loss, choose_scan
     from model.engine import Compute, count_parameters, profile_step
@@ -78,6 +91,7 @@ def train(config: Config, checkpoint: str = "") -> None:
     scan = choose_scan(config, device)
     folder = RunFolder(Path(config.res_dir), config.experiment_name)
     seed_everything(config.rdm_seed)
+    config = replace(config, held_out=config.held_out or held_out_rois(config))
     loaders = build_loaders(config)
     state = start(config, folder, checkpoint, device)
     compute, criterion = Compute(device, dtype), build_loss(config)

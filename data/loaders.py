@@ -2,8 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from parse_args import Config
 
 PatchSet = SEN12MSCR | SEN12MSCRTS
+Keep = Callable[[int, str], bool]  # of a sample: its position in the split and its ROI
 _MOST_WORKERS = 8  # more of them wait for the disk, not for the processor
 
 
@@ -128,7 +129,8 @@ def build_loaders(config: "Config") -> Loaders:
         DataError: if a root is missing or the training split is empty, or both validation and test are.
         UsageError: if the sample type has no target.
     """
-    train = _loader(config, "train", shuffle=True)
+    held = frozenset(config.held_out)
+    train = _loader(config, "train", shuffle=True, keep=lambda _, roi: roi not in held)
     held_out: dict[str, PatchLoader | None] = {}
     problems = []
     for split in ("val", "test"):
@@ -151,6 +153,16 @@ def build_test_loader(config: "Config") -> PatchLoader:
         DataError: if the root is missing, the split empty, or the custom list unusable.
     """
     return _loader(config, "test")
+
+
+def rois_of(config: "Config", split: str, region: str | None = None) -> list[str]:
+    """The ROI of each sample of a split, in order.
+
+    Raises:
+        DataError: if the root is missing or the split empty.
+    """
+    whole = _data_set(config, split, region or config.region)
+    return [whole.roi(index) for index in range(len(whole))]
 
 
 def choose_subset(rois: Sequence[str], max_count: float, fraction: float, seed: int) -> list[int]:
@@ -188,10 +200,33 @@ def count_workers(num_workers: int | str) -> int:
     return min(_MOST_WORKERS, cores - 1)
 
 
-def _loader(config: "Config", split: str, region: str | None = None, shuffle: bool = False) -> PatchLoader:
+def build_loader(config: "Config", split: str, keep: Keep, region: str | None = None) -> PatchLoader:
+    """A loader of part of a split, never shuffled, its dates the same in each epoch.
+
+    Args:
+        config: the flags.
+        split: train, val or test.
+        keep: tells from a sample's position in the split and its ROI whether it belongs to the part.
+        region: part of the world (default: that of the flags).
+
+    Raises:
+        DataError: if the root is missing, or split or part are empty.
+    """
+    return _loader(replace(config, vary_samples=False), split, region, keep=keep)
+
+
+def _loader(
+    config: "Config", split: str, region: str | None = None, shuffle: bool = False, keep: Keep | None = None
+) -> PatchLoader:
     whole = _data_set(config, split, region or config.region)
     rois = [whole.roi(index) for index in range(len(whole))]
-    positions = choose_subset(rois, config.max_samples_count, config.max_samples_frac, config.rdm_seed)
+    part = [index for index, roi in enumerate(rois) if keep is None or keep(index, roi)]
+    if not part:
+        raise EmptySplitError(f"no region is left in the {split} split of {len(set(rois))}; lower --fit_rois")
+    chosen = choose_subset(
+        [rois[index] for index in part], config.max_samples_count, config.max_samples_frac, config.rdm_seed
+    )
+    positions = [part[index] for index in chosen]
     return PatchLoader(
         Subset(whole, positions),
         EpochOrder(len(positions), config.rdm_seed, shuffle),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,21 @@ def split_hash(dataset: str, split: str, region: str = "all") -> str:
     """Sixteen hex digits that change when the membership of the split does."""
     text = "\n".join((dataset, *rois(dataset, split, region)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def hold_out(names: Sequence[str], count: int, seed: int) -> tuple[str, ...]:
+    """Some ROIs, drawn by the seed; whether one is drawn before another does not depend on which others there are.
+
+    Args:
+        names: the ROIs at hand; repetitions do not count.
+        count: how many are wanted.
+        seed: of the draw.
+
+    Returns:
+        At most `count` of them, in the order of the draw.
+    """
+    drawn = sorted(set(names), key=lambda roi: hashlib.sha256(f"{seed}/{roi}".encode()).hexdigest())
+    return tuple(drawn[:count])
 
 
 def _members(dataset: str, split: str, region: str) -> list[str]:

@@ -11,8 +11,9 @@ from model.config import ModelConfig
 from model.defaults import WITH_SCAN
 from model.layers.heads import Head, build_head
 from model.losses import check_loss, get_loss
+from model.nig import scale
 from model.ops import choose_backend
-from model.predictions import Prediction
+from model.predictions import NIG, Prediction
 
 
 class Reconstructor(nn.Module):
@@ -46,6 +47,9 @@ class Reconstructor(nn.Module):
         Raises:
             ValueError: if a shape is not what the network was built for.
         """
+        if getattr(self.netG, "gives_reflectance", False):  # a fusion: each expert has a scale of its own
+            belief: NIG = self.netG(x, dates)
+            return scale(belief, self.scale_by)
         raw = self.netG(x * self.scale_by, dates)
         with torch.autocast(x.device.type, enabled=False):
             return self.head(raw)
@@ -64,7 +68,7 @@ def build_model(config: Any) -> Reconstructor:
     check_loss(config.loss, config.head)
     head = build_head(config.head, config.covmode, config.scale_by, config.mean_nonLinearity, config.var_nonLinearity)
     net = registry.get(config.model)(config, (*config.out_conv[:-1], head.channels))
-    if config.legacy:
+    if config.legacy and config.model != "fusion_net":
         net.apply(initialise_as_published)
     last_conv = getattr(net, "last_conv", None)
     if last_conv is not None:  # last of all: nothing may overwrite the start of the uncertainties

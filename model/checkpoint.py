@@ -55,13 +55,14 @@ def load_weights(path: str | Path, model: nn.Module) -> int:
     return int(content.get("epoch") or 0)
 
 
-def save_state(path: str | Path, state: "TrainState", config: Any) -> None:
+def save_state(path: str | Path, state: "TrainState", config: Any, extra: Mapping[str, Any] | None = None) -> None:
     """Write all that a training needs to go on as if nothing had happened.
 
     Args:
         path: the file.
         state: the training.
         config: its flags, with a method `to_json`.
+        extra: what else belongs to it, plain values by name.
 
     Raises:
         DataError: if the disk is full.
@@ -80,6 +81,7 @@ def save_state(path: str | Path, state: "TrainState", config: Any) -> None:
         "rng": random_states(),
         "config": config.to_json(),
         "version": VERSION,
+        **(extra or {}),
     }
     save_checkpoint(path, content)
 

@@ -42,6 +42,9 @@ class ModelConfig:
     legacy: bool = False
     compile: bool = False
     ssm_backend: str = "auto"
+    fusion: str = "gated"
+    unguarded: bool = False
+    expert_configs: tuple[Any, ...] = ()  # of fusion_net: name, run and flags of each expert
 
     @classmethod
     def of(cls, config: Any) -> "ModelConfig":
@@ -68,7 +71,10 @@ class ModelConfig:
             fits = isinstance(value, expected) or (expected is float and isinstance(value, int))
             if not fits or (expected is int and isinstance(value, bool)):
                 raise DataError(f"{source}: expected {expected.__name__} for {name!r}, got {value!r}")
-            if expected is tuple and not (value and all(isinstance(v, int) and v > 0 for v in value)):
+            if name == "expert_configs":
+                if not all(isinstance(v, dict) and {"name", "flags"} <= v.keys() for v in value):
+                    raise DataError(f"{source}: expected name and flags of each expert for {name!r}, got {value!r}")
+            elif expected is tuple and not (value and all(isinstance(v, int) and v > 0 for v in value)):
                 raise DataError(f"{source}: expected positive whole numbers for {name!r}, got {list(value)!r}")
         return cls(**found)
 

@@ -6,6 +6,7 @@ from typing import Any
 from util.errors import UsageError
 
 UNETS = ("utae", "unet")
+RULES = ("gated", "convex", "ivw", "ivw_rho", "average", "monig", "best")  # of --fusion
 PYRAMIDS = {  # widths from the full resolution to the lowest, encoder and decoder
     "utae": ((64, 64, 64, 128), (64, 64, 64, 128)),
     "unet": ((64, 64, 64, 128), (64, 64, 64, 128)),
@@ -71,6 +72,8 @@ def check_network(config: Any) -> None:
     Raises:
         UsageError: naming the flags.
     """
+    if config.model == "fusion_net":  # its experts are checked each by itself
+        return
     encoder, decoder = list(config.encoder_widths), list(config.decoder_widths)
     if config.model in PYRAMIDS and (len(encoder) != len(decoder) or encoder[-1] != decoder[-1]):
         raise UsageError(

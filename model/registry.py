@@ -11,7 +11,6 @@ from util.errors import UsageError
 Builder = Callable[[Any, Sequence[int]], nn.Module]  # (config, widths of the last layers) -> forward(x, dates) -> raw
 Decorated = Callable[..., nn.Module]
 
-PLANNED = ("fusion_net",)  # names that users know, not in this version yet
 _BUILDERS: dict[str, Builder] = {}
 
 
@@ -45,5 +44,4 @@ def get(name: str) -> Builder:
     """
     if name in names():
         return _BUILDERS[name]
-    what = f"{name!r} is not part of this version yet" if name in PLANNED else f"unknown backbone {name!r}"
-    raise UsageError(f"{what}; choose --model {', '.join(names())}")
+    raise UsageError(f"unknown backbone {name!r}; choose --model {', '.join(names())}")

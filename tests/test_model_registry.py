@@ -10,7 +10,7 @@ from model.config import ModelConfig
 from model.layers.heads import START_SIGMA
 from util.errors import UsageError
 
-NAMES = registry.names()
+NAMES = tuple(name for name in registry.names() if name != "fusion_net")  # made of trained networks: test_fusion_*
 MONO = ("unet",)
 SMALL = {
     "conv3d_mamba": {"encoder_widths": (8, 16), "decoder_widths": (8, 16)},

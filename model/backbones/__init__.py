@@ -1,5 +1,5 @@
 """The networks; importing this package registers them."""
 
-from model.backbones import conv3d_mamba, uncrtaints, unet, utae
+from model.backbones import conv3d_mamba, fusion_net, uncrtaints, unet, utae
 
-__all__ = ["conv3d_mamba", "uncrtaints", "unet", "utae"]
+__all__ = ["conv3d_mamba", "fusion_net", "uncrtaints", "unet", "utae"]

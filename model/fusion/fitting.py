@@ -8,11 +8,12 @@ from torch import Tensor
 
 from data.batch import Batch
 from data.constants import N_S2
+from model.defaults import RULES
 from model.fusion.beliefs import fused_mean, fused_variance
 from model.fusion.gate import gate_loss
 from model.fusion.network import FusionNet
 from model.fusion.recalibration import fit_recalibration
-from model.fusion.rules import RULES, convex_weights, usable_rules
+from model.fusion.rules import convex_weights, usable_rules
 from model.fusion.statistics import ErrorGram, Sampler, Samples
 from util.errors import DataError
 

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from data.constants import N_S2, S2_BANDS
+from model.defaults import RULES
 from model.fusion.beliefs import Experts
 from model.fusion.guard import Array, Row, Verdict, choose_clusters, clustered_gain
 from model.fusion.network import FUSED, OWN, RECALIBRATED, Fused, FusionNet
-from model.fusion.rules import RULES, usable_rules
+from model.fusion.rules import usable_rules
 from model.fusion.statistics import ErrorGram, WeightSkill
 from model.predictions import NIG
 from util.calibration import CalibrationMeter, calibration_figures
@@ -124,6 +125,12 @@ class Judge:
             rows=tuple(rows),
             notes=(remark,) if remark else (),
         )
+
+    def answer_rmse(self) -> Array:
+        """RMSE of each image as the network answers after the verdict, (N,)."""
+        accepted = not self.net.guarded or bool(self.net.accepted[RULES.index(self.net.rule)])
+        name = self.net.rule if accepted and self.net.rule != "best" else _expert(int(self.net.better))
+        return _array(self.rmse[name])
 
     def _row(self, key: str, name: str, level: float, belief: tuple[str, str]) -> Row:
         rmse = float(_array(self.rmse[key]).mean())

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from data.constants import N_S2
+from model.defaults import RULES
 from model.fusion.beliefs import Experts, by_band, epistemic_share, fused_mean, fused_variance, stack
 from model.fusion.gate import Gate
 from model.fusion.recalibration import LARGEST_DOF, Recalibration
 from model.fusion.rules import (
-    RULES,
     check_rule,
     correlated_weights,
     equal_weights,
@@ -76,7 +76,9 @@ class FusionNet(nn.Module):
     def __init__(self, experts: Sequence["Reconstructor"], rule: str, guarded: bool = True) -> None:
         super().__init__()
         check_rule(rule, len(experts))
-        self.rule, self.guarded, self.joint = rule, guarded, False
+        self.rule, self.guarded = rule, guarded
+        self.joint = False  # whether the experts train too
+        self.answers: list[Any] = []  # while they do: what they just said, in their own scaled units
         self.experts = nn.ModuleList(experts).requires_grad_(False).eval()
         k = len(experts)
         self.gate = Gate(k, N_S2)
@@ -104,6 +106,9 @@ class FusionNet(nn.Module):
             self.experts.eval()
         return self
 
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Leave this network as it is: the experts are compiled one by one, and what joins them is small."""
+
     def forward(self, x: Tensor, dates: Tensor | None = None) -> NIG:
         """Predict the clear image.
 
@@ -125,6 +130,7 @@ class FusionNet(nn.Module):
         """What each expert says by itself, bit by bit as it would alone."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.joint):
             answers: list[Any] = [expert(x, dates) for expert in self.experts]
+            self.answers = answers if self.joint else []
             own = [answer.unscaled(expert.scale_by) for answer, expert in zip(answers, self.experts, strict=True)]
         with torch.autocast(x.device.type, enabled=False):
             return stack(own, self.dof)
@@ -138,7 +144,7 @@ class FusionNet(nn.Module):
         """One belief of several, as the rule and the verdict of the guard say."""
         with torch.autocast(experts.mean.device.type, enabled=False):
             number = RULES.index(self.rule)
-            if not self.guarded:
+            if not self.guarded or self.joint:
                 return self.apply_rule(self.rule, experts).belief
             choice, better = int(self.choice[number]), int(self.better)
             if not self.accepted[number]:

@@ -19,6 +19,7 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
+from model.defaults import RULES
 from model.fusion.beliefs import Experts, by_band
 from model.nig import sum_beliefs
 from model.predictions import NIG
@@ -26,8 +27,6 @@ from util.errors import UsageError
 
 Array = npt.NDArray[np.float64]
 
-RULES = ("gated", "convex", "ivw", "ivw_rho", "average", "monig", "best")
-DEFAULT_RULE = "gated"
 _SAME = 1e-6  # errors whose difference has less than this share of their variance are one error
 _RIDGE = 1e-9  # of the mean square: shares the weight among experts that are copies of each other
 

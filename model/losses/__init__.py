@@ -13,13 +13,14 @@ from util.errors import UsageError
 
 __all__ = ["LOSSES", "check_loss", "gaussian_nll", "get_loss", "multivariate_gaussian_nll", "nig_loss"]
 
-LOSSES = ("l1", "l2", "GNLL", "MGNLL", "NIG")
+LOSSES = ("l1", "l2", "GNLL", "MGNLL", "NIG", "fusion")
 HEADS_OF = {
     "l1": ("mean",),
     "l2": ("mean",),
     "GNLL": ("gaussian", "nig"),
     "MGNLL": ("gaussian", "nig"),
     "NIG": ("nig",),
+    "fusion": ("nig",),
 }
 
 LossFunction = Callable[[Prediction, Tensor], Tensor]
@@ -47,7 +48,7 @@ def get_loss(
     """The loss of that name.
 
     Args:
-        name: l1, l2, GNLL, MGNLL or NIG, in any case.
+        name: l1, l2, GNLL, MGNLL, NIG or fusion (of the fused belief: that of NIG), in any case.
         weight_reg: weight of the evidence penalty of NIG, not negative.
         evidence_reg: the penalty of NIG.
         legacy: MGNLL as published, which depends on the batch size.
@@ -70,6 +71,7 @@ def get_loss(
         "GNLL": partial(_of_moments, gaussian_nll, "GNLL"),
         "MGNLL": partial(_of_moments, partial(multivariate_gaussian_nll, legacy=legacy), "MGNLL"),
         "NIG": partial(_of_belief, weight_reg, evidence_reg),
+        "fusion": partial(_of_belief, weight_reg, evidence_reg),
     }
     return functions[loss]
 
