@@ -220,7 +220,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         "```",
         "",
         "Flags that differ between the networks (widths halved where the published ones are known); all others are "
-        f"`{settings['shared']}`:",
+        f"`{settings['shared']}`. Of a flag that comes twice the last counts.",
         "",
         *(f"- `{model}`: `{flags or '(its defaults)'}`" for model, flags in settings["models"].items()),
     ]
