@@ -264,7 +264,7 @@ def resolve(values: Mapping[str, Any], typed: set[str]) -> tuple[Config, list[st
         notes.append("--chunk_size has no effect: no covariance is formed any more")
     if "ssm_backend" in typed and config.model not in WITH_SCAN:
         notes.append(f"--ssm_backend has no effect: --model {config.model} has no selective scan")
-    if config.head == "nig" and config.loss in ("MGNLL", "GNLL"):
+    if config.head == "nig" and config.loss in ("MGNLL", "GNLL") and not config.experts:
         notes.append(
             f"--loss {config.loss} trains mean and total variance; the split into aleatoric and epistemic stays at its "
             "start (half, half). --loss NIG learns the tails and pins the split"
