@@ -1,19 +1,25 @@
 """fusion_net from the command line: from runs to one run, its guard, its reproduction; every refusal."""
 
 import json
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from cli_cases import TEST_ROI, TRAIN_ROI, VAL_ROI, assert_whole, call, evaluating, files_in, refused
 from fake_trees import clear_at, write_series
+from test_cli_flags import TRAIN
 
 import test_reconstruct
 import train_reconstruct
 from model import load_model
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.fusion.network import RECALIBRATED
-from parse_args import read_conf
+from model.fusion.runs import EXPERTS
+from model.fusion.training import expert_config
+from parse_args import parse, read_conf, resolve
+from util.run import RunFolder
 
 OTHER_TRAIN_ROI = "ROIs1970/35"
 NETWORK = ["--n_head", "2", "--d_model", "8", "--device", "cpu", "--batch_size", "2", "--epochs", "1"]
@@ -80,7 +86,7 @@ def metrics(run, split="test"):
 def test_a_run_of_a_fusion_is_complete(fused, experts):
     found = {path.name for path in fused.iterdir()}
     assert {"conf.json", "model.pth.tar", "model_epoch_1.pth.tar", "guard.json", "guard.md", "trainlog.json"} <= found
-    assert {"test_metrics.json", "val_epoch_1_metrics.json", "plot_test_SE_discard.png"} <= found
+    assert {"test_metrics.json", "val_epoch_1_metrics.json", "plot_test_SE_discard.png", "plot_gate_1.png"} <= found
     assert_whole(fused)
     conf = read_conf(fused / "conf.json")
     assert [entry["name"] for entry in conf["expert_configs"]] == ["uncrtaints", "conv3d_mamba"]
@@ -221,6 +227,22 @@ def test_experts_that_held_nothing_out_share_validation(tree, experts, tmp_path,
 
 
 # One command
+
+
+def test_the_published_command_trains_a_fusion():
+    """Word by word, but for the name of the network: both experts keep widths of their own."""
+    values, typed = parse("train", shlex.split(TRAIN.replace("--model uncrtaints", "--model fusion_net")))
+    config, _ = resolve(values, typed)
+    assert (config.head, config.fusion, config.scale_by) == ("nig", "gated", 10.0)
+    folder = RunFolder(Path(config.res_dir), config.experiment_name)
+    first, second = (expert_config(config, name, folder) for name in EXPERTS)
+    alone = [resolve(*parse("train", shlex.split(TRAIN.replace("uncrtaints", name))))[0] for name in EXPERTS]
+    for expert, own in zip((first, second), alone, strict=True):
+        place = {"res_dir": own.res_dir, "experiment_name": own.experiment_name}
+        assert replace(expert, **place) == own
+    assert first.encoder_widths == (128,)
+    assert second.encoder_widths != first.encoder_widths
+    assert Path(second.res_dir) == Path("results/my_first_experiment/experts")
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from model.fusion.fitting import FitSettings, GateRow, Gathering, fit
 from model.fusion.guard import Verdict
 from model.fusion.judging import Judge
 from model.fusion.network import FusionNet
+from model.fusion.pictures import show_gate
 from model.fusion.runs import EXPERTS, ExpertRun, common_held_out, load_experts, read_experts
 from parse_args import Config, resolve
 from util.atomic import whole_file, write_json
@@ -88,6 +89,7 @@ def train_fusion(config: Config, train_expert: Callable[[Config], None]) -> None
                 print("note: there is no test split to test on")
             else:
                 evaluation.test(model, loaders.test, EPOCH)
+                show_gate(model, config, folder, compute)
         finally:
             report_skipped([*loaders.skipped, *(bad for loader in used for bad in loader.skipped)])
     print(f"run folder: {folder.path}\nTensorBoard: tensorboard --logdir {folder.logs.parent}")
