@@ -18,7 +18,7 @@ from model.fusion.statistics import ErrorGram, Sampler, Samples
 from util.errors import DataError
 
 PIXELS = 8192  # of each band, from which recalibrations are fitted
-WINDOWS, WINDOW = 768, 64  # how many windows train the gate, and pixels across
+WINDOWS, WINDOW = 512, 64  # how many windows train the gate, and pixels across
 HELD_BACK = 5  # one in so many regions (or images) chooses the gate's epoch
 GATE_BATCH = 8
 

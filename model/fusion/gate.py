@@ -112,7 +112,7 @@ class Gate(nn.Module):
 
 
 def _local(dilation: int) -> nn.Conv2d:
-    return nn.Conv2d(WIDTH, WIDTH, 3, padding=dilation, dilation=dilation, groups=WIDTH, padding_mode="replicate")
+    return nn.Conv2d(WIDTH, WIDTH, 3, padding=dilation, dilation=dilation, groups=WIDTH)
 
 
 def gate_loss(mean: Tensor, variance: Tensor, target: Tensor, mse: Tensor, dof: Tensor) -> Tensor:
