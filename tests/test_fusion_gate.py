@@ -5,8 +5,9 @@ import torch
 from fusion_cases import Written, experts_of, fusion, pictures
 
 from data.batch import Batch, SampleInfo
-from model.fusion.fitting import FitSettings, Gathering, fit, hold_back
+from model.fusion.fitting import Gathering, fit
 from model.fusion.gate import Gate, gate_loss
+from model.fusion.gate_training import FitSettings, fit_line, folds
 from model.fusion.network import FusionNet
 from model.fusion.rules import RULES
 from model.nig import nig_from_moments
@@ -113,6 +114,30 @@ def test_the_gate_learns_where_each_expert_is_better(trained):
     assert moved < 0.8 * constant < best  # deviations .05 and .02 trade places halfway: the true ratio is about .6
 
 
+def test_the_line_finds_weights_between_convex_and_inverse_variance():
+    """Experts that know their variance: the slope comes near 1, and the line near the best there is."""
+    net, seen = fusion("gated"), pictures(n=8, size=32)
+    found = gathered(net, seen)
+    fit(net, found, FitSettings(epochs=1, lr=1e-9), CPU)
+    assert fit_line(net, found.pixels.samples(), found.rois, CPU)
+    assert (net.gate.slope > 0.5).all()
+    fresh = pictures(n=4, size=32, seed=9)
+    assert rmse(net, fresh, "gated") <= 1.01 * min(rmse(net, fresh, "ivw"), rmse(net, fresh, "convex"))
+
+
+def test_a_line_that_does_not_help_elsewhere_is_not_kept():
+    """Stated variances that are noise: a slope can only do harm, and the gate starts as convex."""
+    net, seen = fusion("gated"), pictures(n=6, size=16, bad=0.03, good=0.03)
+    seen.x[:, 1::2] = 0.03 * torch.exp(torch.randn(seen.x[:, 1::2].shape, generator=torch.Generator().manual_seed(3)))
+    found = gathered(net, seen)
+    fit(net, found, FitSettings(epochs=1, lr=1e-9), CPU)
+    net.c.fill_(1.0)
+    net.a.zero_()
+    kept = fit_line(net, found.pixels.samples(), found.rois, CPU)
+    assert kept or not net.gate.slope.any()
+    assert net.gate.slope.abs().max() < 0.05
+
+
 def test_tau_and_tails_are_fitted_last(trained):
     seen = pictures(n=4, size=32, seed=11)
     with torch.no_grad():
@@ -146,14 +171,19 @@ def test_fitting_leaves_the_experts_as_they_are():
     assert not any(parameter.requires_grad for parameter in net.experts.parameters())
 
 
-def test_the_epoch_is_chosen_on_what_was_held_back():
+def test_regions_are_held_back_in_turn():
     group = torch.arange(10).repeat_interleave(2)
-    assert hold_back(group, [f"roi {at % 4}" for at in range(10)]).tolist() == [
-        at % 4 == 0 for at in range(10) for _ in "ab"
-    ]
-    few = hold_back(group, ["one region"] * 10)
-    assert few.reshape(10, 2)[:, 0].tolist() == [False] * 4 + [True] + [False] * 4 + [True]
-    assert not hold_back(torch.arange(3), ["one region"] * 3).any()
+    rois = [f"roi {at % 4}" for at in range(10)]
+    found = folds(group, rois)
+    assert len(found) == 3
+    assert torch.stack(found).sum(0).tolist() == [1] * 20  # every window once
+    for held in found:
+        inside = {rois[image] for image in group[held].tolist()}
+        assert not inside & {rois[image] for image in group[~held].tolist()}
+    by_image = folds(group, ["one region"] * 10)
+    assert [int(held.sum()) for held in by_image] == [8, 6, 6]
+    assert len(folds(torch.arange(4), ["a", "a", "b", "b"])) == 2
+    assert folds(torch.zeros(5, dtype=torch.int64), ["one region"]) == []
 
 
 def test_an_epoch_that_makes_it_worse_is_not_kept():

@@ -19,7 +19,9 @@ _TINY = 1e-12  # reflectance squared, far below the noise of the sensor
 class Gate(nn.Module):
     """Offsets of the weights and of the variance, from what the experts say.
 
-    The last layer starts at zero: an untrained gate leaves weights and variances as they are.
+    Two things move the weights: a straight line in each band, `shift` - `slope` ln V for every expert (a slope of 1 and
+    no shift from equal weights is inverse variance), and a convolutional network. Line and last layer start at zero:
+    an untrained gate leaves weights and variances as they are.
 
     Args:
         n_experts: K.
@@ -37,6 +39,8 @@ class Gate(nn.Module):
         channels = (2 * n_experts + 4 * pairs) * n_bands + extra
         self.register_buffer("centre", torch.zeros(channels))
         self.register_buffer("spread", torch.ones(channels))
+        self.slope = nn.Parameter(torch.zeros(n_bands))
+        self.shift = nn.Parameter(torch.zeros(n_experts, n_bands))
         self.net = nn.Sequential(
             nn.Conv2d(channels, WIDTH, 1),
             nn.GELU(),
@@ -84,6 +88,20 @@ class Gate(nn.Module):
         self.centre.copy_(total.mean(1))
         self.spread.copy_(total.std(1).clamp(min=1e-6))
 
+    def line(self, variances: Tensor, start: Tensor) -> Tensor:
+        """The logits of the weights without the convolutions.
+
+        Args:
+            variances: recalibrated, (K, B, C, H, W).
+            start: weights of each expert and band, (K, C); those below 0.01 count as 0.01.
+
+        Returns:
+            (K, B, C, H, W): ln start + shift - slope ln V.
+        """
+        floor = start.clamp(min=LEAST_WEIGHT)
+        level = ((floor / floor.sum(0)).log() + self.shift)[:, None, :, None, None]
+        return level.to(variances) - self.slope[:, None, None] * (variances + _TINY).log()
+
     def forward(
         self, means: Tensor, variances: Tensor, start: Tensor, extra: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -100,13 +118,12 @@ class Gate(nn.Module):
         """
         shape = means.shape
         flat = (shape[0], -1, *shape[-3:])  # (K, B, C, H, W)
-        seen = self.features(means.reshape(flat), variances.reshape(flat), extra)
+        flat_variances = variances.reshape(flat)
+        seen = self.features(means.reshape(flat), flat_variances, extra)
         raw = self.net((seen - self.centre[:, None, None]) / self.spread[:, None, None])
         moved, offset = raw.split([(self.n_experts - 1) * self.n_bands, self.n_bands], dim=1)
         moved = moved.unflatten(1, (self.n_experts - 1, self.n_bands)).movedim(1, 0)  # (K - 1, B, C, H, W)
-        floor = start.clamp(min=LEAST_WEIGHT)
-        logits = (floor / floor.sum(0)).log()[:, None, :, None, None].to(raw)
-        logits = logits + torch.cat([moved, torch.zeros_like(moved[:1])])
+        logits = self.line(flat_variances, start) + torch.cat([moved, torch.zeros_like(moved[:1])])
         offset = OFFSET_SPAN * torch.tanh(offset / OFFSET_SPAN)
         return torch.softmax(logits, dim=0).reshape(shape), offset.reshape(shape[1:])
 

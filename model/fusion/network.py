@@ -182,15 +182,25 @@ class FusionNet(nn.Module):
         if rule == "best":
             index = int(self.better)
             return Fused(one_expert(index, experts.mean), self.of_expert(experts, index, RECALIBRATED))
-        variances = self.recalibration.apply(experts.variance)
-        weights, offset = self.weigh(rule, experts.mean, variances)
-        variance = fused_variance(weights, variances, self.correlation)
-        variance = by_band(self.tau[number]) * variance
-        if offset is not None:
-            variance = variance * offset.exp()
-        share = epistemic_share(weights, experts.mean, variances)
-        mean = fused_mean(weights, experts.mean)
+        weights, mean, variance = self.moments(rule, experts.mean, experts.variance)
+        share = epistemic_share(weights, experts.mean, self.recalibration.apply(experts.variance))
         return Fused(weights, nig_from_moments(mean, variance, share, by_band(self.fused_dof[number] / 2)))
+
+    def moments(self, rule: str, means: Tensor, stated: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights, mean and variance of a rule that weighs recalibrated beliefs.
+
+        Args:
+            rule: gated, convex, ivw, ivw_rho or average.
+            means: (K, B, 1, C, H, W), reflectance.
+            stated: variances as the experts state them, same shape.
+
+        Returns:
+            Weights of that shape; mean and variance without the first dimension.
+        """
+        variances = self.recalibration.apply(stated)
+        weights, offset = self.weigh(rule, means, variances)
+        variance = by_band(self.tau[RULES.index(rule)]) * fused_variance(weights, variances, self.correlation)
+        return weights, fused_mean(weights, means), variance if offset is None else variance * offset.exp()
 
     def weigh(self, rule: str, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor | None]:
         """The weights of a rule that weighs recalibrated beliefs, and the gate's offset of the variance.

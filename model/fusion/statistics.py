@@ -101,6 +101,18 @@ class Samples:
     def __len__(self) -> int:
         return self.mean.shape[0]
 
+    def take(self, which: Tensor, device: torch.device, turn: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Some of them on a device, turned by quarters and from `turn` 4 on mirrored, all fields alike.
+
+        Returns:
+            Means and variances (K, n, C, h, w), targets (n, C, h, w).
+        """
+        found = []
+        for field in (self.mean[which].transpose(0, 1), self.variance[which].transpose(0, 1), self.target[which]):
+            moved = field.to(device)
+            found.append(torch.rot90(moved.flip(-1) if turn >= 4 else moved, turn % 4, (-2, -1)))
+        return found[0], found[1], found[2]
+
 
 class Sampler:
     """Draws square windows from the images of a split as they come, at most so many of all of them together.

@@ -15,7 +15,8 @@ from model.build import Reconstructor, build_loss, build_model, build_optimizer,
 from model.checkpoint import save_state
 from model.engine import Compute, TrainState, count_parameters
 from model.evaluation import Evaluation, report_skipped
-from model.fusion.fitting import FitSettings, GateRow, Gathering, fit
+from model.fusion.fitting import Gathering, fit
+from model.fusion.gate_training import FitSettings, GateRow
 from model.fusion.guard import Verdict
 from model.fusion.judging import Judge
 from model.fusion.network import FusionNet

@@ -1,0 +1,211 @@
+"""How the gate of a fusion learns: its line by least squares, its convolutions by descent, both judged elsewhere."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from model.defaults import RULES
+from model.fusion.beliefs import fused_mean
+from model.fusion.gate import gate_loss
+from model.fusion.network import FusionNet
+from model.fusion.statistics import Samples
+
+FOLDS = 3  # in so many ways regions are held back to choose the gate's line and epoch
+GATE_BATCH = 8
+LINE_RIDGE = 1e-4  # keeps the line where pixels do not say where it should be
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How the gate trains: epochs over its windows, the rate at the start, the seed of all that is drawn."""
+
+    epochs: int = 30
+    lr: float = 3e-3
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class GateRow:
+    """One epoch of the gate: its loss in training, and on what was held back."""
+
+    epoch: int
+    train_loss: float
+    held_back_loss: float
+
+
+def fit_line(net: FusionNet, pixels: Samples, rois: list[str], device: torch.device) -> bool:
+    """Fit the gate's straight line by least squares on single pixels, if that helps regions it was not fitted on.
+
+    Args:
+        net: its gate is changed in place.
+        pixels: what the experts said.
+        rois: the region of each image.
+        device: where to compute.
+
+    Returns:
+        Whether the line was kept; else it is zero, and the gate starts as `convex`.
+    """
+    gate, parts = net.gate, folds(pixels.group, rois)
+    gain = 0.0
+    for held in parts:
+        _zero_line(net)
+        before = _image_errors(net, pixels, held, device)
+        _descend(net, pixels, ~held, device)
+        gain += before - _image_errors(net, pixels, held, device)
+    _zero_line(net)
+    if gain > 0:
+        _descend(net, pixels, torch.ones(len(pixels), dtype=torch.bool), device)
+    for parameter in (gate.slope, gate.shift):
+        parameter.requires_grad_(False)
+    return gain > 0
+
+
+def _zero_line(net: FusionNet) -> None:
+    for parameter in (net.gate.slope, net.gate.shift):
+        nn.init.zeros_(parameter.requires_grad_(True))
+
+
+def _squared(net: FusionNet, pixels: Samples, which: Tensor, device: torch.device) -> Tensor:
+    """Squared errors of the line on chosen pixels, (N, C), in units of the better expert's in each band."""
+    mean, variance, target = pixels.take(which.nonzero().flatten(), device)
+    weights = torch.softmax(net.gate.line(net.recalibration.apply(variance), net.convex), dim=0)
+    return (fused_mean(weights, mean) - target).square()[..., 0, 0] / net.mse.amin(0)
+
+
+def _descend(net: FusionNet, pixels: Samples, which: Tensor, device: torch.device) -> None:
+    gate = net.gate
+    optimizer = torch.optim.LBFGS([gate.slope, gate.shift], max_iter=60, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        ridge = gate.slope.square().sum() + gate.shift.square().sum()
+        loss = _squared(net, pixels, which, device).mean() + LINE_RIDGE * ridge
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+
+
+@torch.no_grad()
+def _image_errors(net: FusionNet, pixels: Samples, which: Tensor, device: torch.device) -> float:
+    """The root mean squared errors of images, added up: as the guard counts, so that no single image decides."""
+    squared = _squared(net, pixels, which, device).mean(1).cpu()
+    image = pixels.group[which]
+    sums, counts = (torch.bincount(image, weights) for weights in (squared.double(), torch.ones(len(image)).double()))
+    return float((sums[counts > 0] / counts[counts > 0]).sqrt().sum())
+
+
+def train_gate(
+    net: FusionNet, windows: Samples, rois: list[str], settings: FitSettings, device: torch.device
+) -> list[GateRow]:
+    """Train the gate on windows of the fit split, for as many epochs as help regions that it was not trained on.
+
+    A gate is trained on two thirds of the regions and judged on the others, three times over; the best epoch of their
+    mean, 0 included, is how long the gate that is kept trains on all of them.
+
+    Args:
+        net: its gate is changed in place, from wherever its line stands.
+        windows: what the experts said.
+        rois: the region of each image.
+        settings: epochs, rate and seed.
+        device: where to compute.
+
+    Returns:
+        A row for each epoch, mean over the three; the first, 0, is before training. Empty where there is one image.
+    """
+    number, convex = RULES.index("gated"), RULES.index("convex")
+    net.tau[number], net.fused_dof[number] = net.tau[convex], net.fused_dof[convex]
+    every = torch.arange(len(windows))
+    sample = torch.randperm(len(windows), generator=torch.Generator().manual_seed(settings.seed))[:64]
+    net.gate.net.requires_grad_(True)
+    net.gate.standardise([_features(net, windows, part, device) for part in sample.split(GATE_BATCH)])
+    start = copy.deepcopy(net.gate.state_dict())
+    curves: list[list[GateRow]] = []
+    for held in folds(windows.group, rois):
+        net.gate.load_state_dict(start)
+        curves.append(_run(net, windows, every[~held], every[held], settings, settings.epochs, device))
+    rows = [
+        GateRow(at[0].epoch, _mean([row.train_loss for row in at]), _mean([row.held_back_loss for row in at]))
+        for at in zip(*curves, strict=True)
+    ]
+    net.gate.load_state_dict(start)
+    best = min(rows, key=lambda row: row.held_back_loss).epoch if rows else 0
+    if best:
+        _run(net, windows, every, every[:0], settings, best, device)
+    net.gate.requires_grad_(False).eval()
+    return rows
+
+
+def _run(
+    net: FusionNet,
+    windows: Samples,
+    train: Tensor,
+    held: Tensor,
+    settings: FitSettings,
+    epochs: int,
+    device: torch.device,
+) -> list[GateRow]:
+    """Train the gate on some windows for the first of the epochs; measure the others before and after each."""
+    rng = torch.Generator().manual_seed(settings.seed)
+    size = min(max(len(train) // GATE_BATCH, 1), GATE_BATCH)  # few windows: small batches, or too few steps
+    optimizer = torch.optim.AdamW(net.gate.net.parameters(), lr=settings.lr)
+    steps = settings.epochs * -(-len(train) // size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+
+    @torch.no_grad()
+    def measure(which: Tensor) -> float:
+        parts = which.split(GATE_BATCH) if len(which) else ()
+        return sum(float(_loss(net, windows, part, device)) * len(part) for part in parts) / max(len(which), 1)
+
+    rows = [GateRow(0, measure(train), measure(held))] if len(held) else []
+    for epoch in range(1, epochs + 1):
+        total = 0.0
+        for part in train[torch.randperm(len(train), generator=rng)].split(size):
+            loss = _loss(net, windows, part, device, turn=int(torch.randint(8, (), generator=rng)))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(net.gate.net.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            total += float(loss.detach()) * len(part)
+        if len(held):
+            rows.append(GateRow(epoch, total / len(train), measure(held)))
+    return rows
+
+
+def folds(group: Tensor, rois: list[str]) -> list[Tensor]:
+    """Three ways to hold some regions back (two of two); images where there is one region only.
+
+    Args:
+        group: (N,), the image of each window or pixel.
+        rois: the region of each image.
+
+    Returns:
+        (N,) bool each, True where held back; none where there is one image only.
+    """
+    names = sorted(set(rois))
+    kinds = [names.index(roi) for roi in rois] if len(names) > 1 else list(range(len(rois)))
+    present = sorted({kinds[image] for image in group.tolist()})
+    n_folds = min(FOLDS, len(present))
+    if n_folds < 2:
+        return []
+    fold = torch.tensor([present.index(kind) % n_folds if kind in present else 0 for kind in kinds])[group]
+    return [fold == number for number in range(n_folds)]
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _features(net: FusionNet, windows: Samples, which: Tensor, device: torch.device) -> Tensor:
+    mean, variance, _ = windows.take(which, device)
+    return net.gate.features(mean, net.recalibration.apply(variance))
+
+
+def _loss(net: FusionNet, windows: Samples, which: Tensor, device: torch.device, turn: int = 0) -> Tensor:
+    mean, variance, target = windows.take(which, device, turn)
+    _, delta, spread = net.moments("gated", mean, variance)
+    number = RULES.index("gated")
+    return gate_loss(delta, spread, target, net.mse.amin(0), net.fused_dof[number])
