@@ -70,8 +70,20 @@ def test_rows_are_fitted_one_by_one():
         alone = fit_recalibration(v, e)
         assert together.a.flatten()[index].item() == pytest.approx(alone.a.item(), abs=1e-6)
     again = together.apply(variance[:, None, None, :, :, None])  # (K, B, 1, C, H, W)
-    expected = torch.exp(together.a[..., None] + together.c[..., None] * variance.log())
+    seen = variance.log().clamp(together.low[..., None], together.high[..., None])
+    expected = torch.exp(together.a[..., None] + together.c[..., None] * seen)
     torch.testing.assert_close(again[:, 0, 0, :, :, 0], expected, rtol=1e-5, atol=0)
+
+
+def test_the_line_ends_where_the_fit_has_seen_nothing():
+    variance, error = drawn(20000, 2.0, 1.5, 8.0)
+    line = fit_recalibration(variance, error)
+    low, high = np.quantile(variance.log().numpy(), (0.005, 0.995))
+    assert (line.low.item(), line.high.item()) == pytest.approx((low, high), abs=1e-5)
+    wild = torch.tensor([1e-20, 1e20], dtype=torch.float64)[:, None, None]  # (B, C, 1, 1)
+    found = Recalibration(*(field.reshape(1) for field in vars(line).values())).apply(wild[:, None])
+    ends = [line.a.item() + line.c.item() * end for end in (low, high)]
+    assert found.flatten().log().tolist() == pytest.approx(ends, abs=1e-4)
 
 
 def test_nothing_to_fit():
@@ -105,6 +117,6 @@ def test_samples_are_seeded_bounded_and_spread():
 
 
 def test_the_recalibration_of_a_network_is_applied_by_band():
-    line = Recalibration(torch.arange(13.0), torch.ones(13), torch.ones(13))
+    line = Recalibration(torch.arange(13.0), *torch.ones(2, 13), torch.full((13,), -9.0), torch.full((13,), 9.0))
     variance = torch.ones(2, 1, 13, 3, 3)
     torch.testing.assert_close(line.apply(variance)[1, 0, :, 2, 0].log(), torch.arange(13.0))

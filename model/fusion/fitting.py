@@ -66,6 +66,8 @@ def fit(net: FusionNet, gathered: Gathering, settings: FitSettings, device: torc
         ("a", line.a),
         ("c", line.c),
         ("dof", line.dof),
+        ("low", line.low),
+        ("high", line.high),
         ("mse", torch.from_numpy(gathered.gram.mse.copy())),
         ("correlation", torch.from_numpy(gathered.gram.correlation.copy())),
         ("convex", torch.from_numpy(convex_weights(gathered.gram.sums))),

@@ -97,8 +97,8 @@ class Judge:
             gain = clustered_gain(errors[better], _array(self.rmse[rule]), clusters)
             key, variance = (rule, VARIANCES[FUSED]), FUSED
             if gain.accepted:
-                taken = _array(self.nll[rule, _expert(better)])
-                if not clustered_gain(taken, _array(self.nll[key]), clusters).accepted:
+                # tau and tails were fitted to the fused mean, so its own variance need not be better for certain
+                if np.mean(self.nll[rule, _expert(better)]) < np.mean(self.nll[key]):
                     key, variance = (rule, _expert(better)), RECALIBRATED
                 net.accepted[number] = True
                 net.choice[number] = variance

@@ -63,6 +63,8 @@ class FusionNet(nn.Module):
     a: Tensor
     c: Tensor
     dof: Tensor
+    low: Tensor
+    high: Tensor
     correlation: Tensor
     mse: Tensor
     convex: Tensor
@@ -86,6 +88,8 @@ class FusionNet(nn.Module):
             "a": torch.zeros(k, N_S2),  # recalibration of each expert: ln V' = a + c ln V
             "c": torch.ones(k, N_S2),
             "dof": torch.full((k, N_S2), LARGEST_DOF),
+            "low": torch.full((k, N_S2), -torch.inf),  # the range of ln V in which the line holds
+            "high": torch.full((k, N_S2), torch.inf),
             "correlation": torch.eye(k)[:, :, None].repeat(1, 1, N_S2),  # of the experts' errors
             "mse": torch.ones(k, N_S2),  # of each expert on the fit split, reflectance squared
             "convex": torch.full((k, N_S2), 1 / k),
@@ -138,7 +142,7 @@ class FusionNet(nn.Module):
     @property
     def recalibration(self) -> Recalibration:
         """The lines and tails fitted to the experts."""
-        return Recalibration(self.a, self.c, self.dof)
+        return Recalibration(self.a, self.c, self.dof, self.low, self.high)
 
     def fuse(self, experts: Experts) -> NIG:
         """One belief of several, as the rule and the verdict of the guard say."""

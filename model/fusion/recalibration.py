@@ -16,22 +16,30 @@ Array = npt.NDArray[np.float64]
 
 LEAST_DOF, LARGEST_DOF = 2.1, 200.0  # the variance exists; beyond 200 a Student-t is a normal
 LARGEST_SLOPE = 3.0
+SEEN = (0.005, 0.995)  # quantiles of ln V between which the line holds
 START_DOF = 8.0
 _LEAST = 1e-20  # of a squared error or a variance: their logarithms stay finite
 
 
 @dataclass(frozen=True, eq=False)
 class Recalibration:
-    """ln V' = a + c ln V with a number of degrees of freedom, each (K, C) or (C,)."""
+    """ln V' = a + c ln V with a number of degrees of freedom, each (K, C) or (C,).
+
+    The line is not continued beyond `low` and `high`, the range of ln V that the fit has seen: of a slope above 1, the
+    few largest stated variances would become absurd.
+    """
 
     a: Tensor
     c: Tensor
     dof: Tensor
+    low: Tensor
+    high: Tensor
 
     def apply(self, variances: Tensor) -> Tensor:
         """The variances V' for the stated ones, (K, B, 1, C, H, W) or, without K, (B, 1, C, H, W)."""
-        a, c = (by_band(values.to(variances), variances) for values in (self.a, self.c))
-        return torch.exp(a + c * variances.log())
+        numbers = (self.a, self.c, self.low, self.high)
+        a, c, low, high = (by_band(values.to(variances), variances) for values in numbers)
+        return torch.exp(a + c * torch.minimum(torch.maximum(variances.log(), low), high))
 
 
 def fit_recalibration(variance: Tensor, error: Tensor, *, slope: bool = True) -> Recalibration:
@@ -52,16 +60,17 @@ def fit_recalibration(variance: Tensor, error: Tensor, *, slope: bool = True) ->
         raise ValueError(f"expected variances and errors of the same pixels, got {variance.shape} and {error.shape}")
     rows = zip(*(t.detach().double().cpu().reshape(-1, t.shape[-1]).numpy() for t in (variance, error)), strict=True)
     found = np.array([_fit_line(np.log(np.maximum(v, _LEAST)), e, slope) for v, e in rows])
-    a, c, dof = (torch.from_numpy(column.copy()).float().reshape(variance.shape[:-1]) for column in found.T)
-    return Recalibration(a, c, dof)
+    return Recalibration(*(torch.from_numpy(column.copy()).float().reshape(variance.shape[:-1]) for column in found.T))
 
 
-def _fit_line(log_variance: Array, error: Array, slope: bool) -> tuple[float, float, float]:
-    """The best a, c and dof for one row of pixels."""
+def _fit_line(log_variance: Array, error: Array, slope: bool) -> tuple[float, float, float, float, float]:
+    """The best a, c and dof for one row of pixels, and the range of ln V in which they hold."""
     usable = np.isfinite(log_variance) & np.isfinite(error)
     log_variance, error = log_variance[usable], error[usable]
     if not error.size:
-        return 0.0, 1.0, LARGEST_DOF
+        return 0.0, 1.0, LARGEST_DOF, -np.inf, np.inf
+    low, high = np.quantile(log_variance, SEEN) if slope else (-np.inf, np.inf)
+    log_variance = log_variance.clip(low, high)
     centre = float(log_variance.mean())
     x, squared = log_variance - centre, np.maximum(error**2, _LEAST)
     level = np.log(np.mean(squared))
@@ -74,7 +83,7 @@ def _fit_line(log_variance: Array, error: Array, slope: bool) -> tuple[float, fl
     found = minimize(student_t_objective(x, squared), start, jac=True, method="L-BFGS-B", bounds=bounds)
     scale, c, tail = found.x
     dof = 2 + np.exp(tail)
-    return float(scale + np.log(dof / (dof - 2)) - c * centre), float(c), float(dof)
+    return float(scale + np.log(dof / (dof - 2)) - c * centre), float(c), float(dof), float(low), float(high)
 
 
 def student_t_objective(x: Array, squared: Array) -> Callable[[Array], tuple[float, Array]]:
