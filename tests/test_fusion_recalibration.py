@@ -33,7 +33,7 @@ def test_objective_is_the_student_t_and_its_gradient():
         assert error < 1e-5 * max(1, np.abs(objective(point)[1]).max())  # one-sided differences of step 1.5e-8
 
 
-@pytest.mark.parametrize(("a", "c", "dof"), [(-1.2, 0.8, 5.0), (2.0, 1.4, 12.0), (0.0, 1.0, 3.0)])
+@pytest.mark.parametrize(("a", "c", "dof"), [(-1.2, 0.8, 5.0), (-3.0, 0.4, 12.0), (0.0, 0.95, 3.0)])
 def test_fit_finds_the_truth(a, c, dof):
     variance, error = drawn(40000, a, c, dof)
     line = fit_recalibration(variance, error)
@@ -53,6 +53,7 @@ def test_fit_stays_within_its_bounds():
     against = fit_recalibration(1 / variance, error)  # the larger the stated variance, the smaller the error
     assert against.c.item() == 0.0
     assert torch.isfinite(torch.stack([against.a, against.dof])).all()
+    assert fit_recalibration(*drawn(5000, 2.0, 1.5, 6.0)).c.item() == 1.0  # contrasts are not stretched
 
 
 def test_one_factor_for_all():
@@ -76,7 +77,7 @@ def test_rows_are_fitted_one_by_one():
 
 
 def test_the_line_ends_where_the_fit_has_seen_nothing():
-    variance, error = drawn(20000, 2.0, 1.5, 8.0)
+    variance, error = drawn(20000, -2.0, 0.7, 8.0)
     line = fit_recalibration(variance, error)
     low, high = np.quantile(variance.log().numpy(), (0.005, 0.995))
     assert (line.low.item(), line.high.item()) == pytest.approx((low, high), abs=1e-5)

@@ -15,7 +15,7 @@ from model.fusion.beliefs import by_band
 Array = npt.NDArray[np.float64]
 
 LEAST_DOF, LARGEST_DOF = 2.1, 200.0  # the variance exists; beyond 200 a Student-t is a normal
-LARGEST_SLOPE = 3.0
+LARGEST_SLOPE = 1.0  # contrasts may be drawn together, not stretched: a steeper line did not hold in other regions
 SEEN = (0.005, 0.995)  # quantiles of ln V between which the line holds
 START_DOF = 8.0
 _LEAST = 1e-20  # of a squared error or a variance: their logarithms stay finite
@@ -25,8 +25,8 @@ _LEAST = 1e-20  # of a squared error or a variance: their logarithms stay finite
 class Recalibration:
     """ln V' = a + c ln V with a number of degrees of freedom, each (K, C) or (C,).
 
-    The line is not continued beyond `low` and `high`, the range of ln V that the fit has seen: of a slope above 1, the
-    few largest stated variances would become absurd.
+    c lies in [0, 1], and the line is not continued beyond `low` and `high`, the range of ln V that the fit has seen: a
+    network may state absurd variances at a few pixels of another region.
     """
 
     a: Tensor
