@@ -33,7 +33,7 @@ def gathered(net, seen, rois=None, seed=1) -> Gathering:
 @pytest.fixture(scope="module")
 def trained() -> FusionNet:
     net = fusion("gated", guarded=False)
-    fit(net, gathered(net, pictures(n=8, size=32)), FitSettings(epochs=40), CPU)
+    fit(net, gathered(net, pictures(n=8, size=32)), FitSettings(epochs=10), CPU)
     return net.eval()
 
 

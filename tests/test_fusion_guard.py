@@ -31,7 +31,7 @@ def judged(net, seen, rois=None):
     return judge.verdict()
 
 
-def fitted(seen, rule="gated", epochs=30, **options) -> FusionNet:
+def fitted(seen, rule="gated", epochs=10, **options) -> FusionNet:
     net = fusion(rule, **options)
     fit(net, gathered(net, seen), FitSettings(epochs=epochs), CPU)
     return net.eval()
@@ -135,7 +135,7 @@ def test_variance_is_chosen_apart_from_the_mean(complementary):
 
 @pytest.mark.parametrize("rule", ["gated", "convex", "ivw", "average", "monig"])
 def test_an_expert_that_is_the_other_plus_noise_adds_nothing(rule):
-    net = fitted(useless(), rule, epochs=8)
+    net = fitted(useless(), rule, epochs=3)
     fresh = useless(seed=5)
     verdict = judged(net, fresh)
     assert (verdict.accepted, verdict.better) == (False, "first")

@@ -50,7 +50,7 @@ def experts(tree, tmp_path_factory) -> Path:
     """Runs: `u` and `m` of both backbones with a region held out, `idle`, whose weights hardly moved."""
     runs = tmp_path_factory.mktemp("experts")
     common = [*NETWORK, "--input_t", "2", "--loss", "NIG", "--fit_rois", "1"]
-    train(tree, runs, "u", *common, *WIDTHS, "--scale_by", "10", "--lr", "0.01", "--epochs", "3")
+    train(tree, runs, "u", *common, *WIDTHS, "--scale_by", "10", "--lr", "0.01", "--epochs", "2")
     train(tree, runs, "m", *common, *SQUARE, "--model", "conv3d_mamba", "--lr", "0.01")
     train(tree, runs, "idle", *common, *WIDTHS, "--lr", "1e-9", "--rdm_seed", "1")
     return runs

@@ -2,9 +2,11 @@
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from model.defaults import RULES
 from model.fusion.beliefs import fused_mean
@@ -122,18 +124,21 @@ def train_gate(
     net.gate.net.requires_grad_(True)
     net.gate.standardise([_features(net, windows, part, device) for part in sample.split(GATE_BATCH)])
     start = copy.deepcopy(net.gate.state_dict())
+    parts = folds(windows.group, rois)
     curves: list[list[GateRow]] = []
-    for held in folds(windows.group, rois):
+    with tqdm(total=settings.epochs * (len(parts) + 1), desc="gate", unit="epoch", dynamic_ncols=True) as bar:
+        for held in parts:
+            net.gate.load_state_dict(start)
+            curves.append(_run(net, windows, every[~held], every[held], settings, settings.epochs, device, bar))
+        rows = [
+            GateRow(at[0].epoch, _mean([row.train_loss for row in at]), _mean([row.held_back_loss for row in at]))
+            for at in zip(*curves, strict=True)
+        ]
         net.gate.load_state_dict(start)
-        curves.append(_run(net, windows, every[~held], every[held], settings, settings.epochs, device))
-    rows = [
-        GateRow(at[0].epoch, _mean([row.train_loss for row in at]), _mean([row.held_back_loss for row in at]))
-        for at in zip(*curves, strict=True)
-    ]
-    net.gate.load_state_dict(start)
-    best = min(rows, key=lambda row: row.held_back_loss).epoch if rows else 0
-    if best:
-        _run(net, windows, every, every[:0], settings, best, device)
+        best = best_epoch(rows)
+        if best:
+            _run(net, windows, every, every[:0], settings, best, device, bar)
+        bar.total = bar.n
     net.gate.requires_grad_(False).eval()
     return rows
 
@@ -146,6 +151,7 @@ def _run(
     settings: FitSettings,
     epochs: int,
     device: torch.device,
+    bar: "tqdm[Any]",
 ) -> list[GateRow]:
     """Train the gate on some windows for the first of the epochs; measure the others before and after each."""
     rng = torch.Generator().manual_seed(settings.seed)
@@ -170,9 +176,15 @@ def _run(
             optimizer.step()
             schedule.step()
             total += float(loss.detach()) * len(part)
+        bar.update()
         if len(held):
             rows.append(GateRow(epoch, total / len(train), measure(held)))
     return rows
+
+
+def best_epoch(rows: list[GateRow]) -> int:
+    """How many epochs helped regions that were held back; 0 without rows."""
+    return min(rows, key=lambda row: row.held_back_loss).epoch if rows else 0
 
 
 def folds(group: Tensor, rois: list[str]) -> list[Tensor]:

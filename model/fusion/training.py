@@ -16,7 +16,7 @@ from model.checkpoint import save_state
 from model.engine import Compute, TrainState, count_parameters
 from model.evaluation import Evaluation, report_skipped
 from model.fusion.fitting import Gathering, fit
-from model.fusion.gate_training import FitSettings, GateRow
+from model.fusion.gate_training import FitSettings, GateRow, best_epoch
 from model.fusion.guard import Verdict
 from model.fusion.judging import Judge
 from model.fusion.network import FusionNet
@@ -187,6 +187,9 @@ def fit_on(model: Reconstructor, loader: PatchLoader, config: Config, compute: C
         with autocast(compute.device, compute.dtype):
             gathered.add(batch)
     rows = fit(net, gathered, FitSettings(config.fusion_epochs, config.fusion_lr, config.rdm_seed), compute.device)
+    if config.fusion == "gated":
+        line = "kept" if net.gate.slope.any() else "not kept"
+        print(f"gate: straight line {line}; {best_epoch(rows)} of {config.fusion_epochs} epochs help held-back regions")
     model.eval()
     return rows
 
