@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from cli_cases import TEST_ROI, TRAIN_ROI, VAL_ROI, assert_whole, call, evaluating, files_in, refused
-from fake_trees import clear_at, write_series
+from fake_trees import clear_at, write_series, write_triplet
 from test_cli_flags import TRAIN
 
 import test_reconstruct
@@ -224,6 +224,21 @@ def test_experts_that_held_nothing_out_share_validation(tree, experts, tmp_path,
     assert json.loads((run / "guard.json").read_text())["n_images"] == 3
     assert "only 3 patches: no fusion can be accepted" in out
     assert read_conf(run / "conf.json")["held_out"] == []
+
+
+def test_networks_of_single_dates(tmp_path):
+    root = tmp_path / "mono"
+    for roi, patches in (("ROIs1158_spring/1", 2), ("ROIs1158_spring/17", 4), ("ROIs1158_spring/31", 1)):
+        for patch in range(patches):
+            write_triplet(root, roi, patch)
+    common = ["--pretrain", "--root3", root, "--res_dir", tmp_path, *NETWORK, *WIDTHS, "--loss", "NIG"]
+    for name, seed in (("a", 1), ("b", 2)):
+        assert call(train_reconstruct.main, *common, "--experiment_name", name, "--rdm_seed", seed) == 0
+    words = ["--model", "fusion_net", "--experts", tmp_path / "a", tmp_path / "b", "--root3", root, *FAST]
+    assert call(train_reconstruct.main, *words, "--res_dir", tmp_path, "--experiment_name", "f") == 0
+    assert read_conf(tmp_path / "f" / "conf.json")["pretrain"] is True
+    x = images(t=1)[0]
+    assert load_model(tmp_path / "f")(x).mean.shape == (2, 1, 13, 32, 32)
 
 
 # One command
