@@ -10,7 +10,7 @@ RULES = ("gated", "convex", "ivw", "ivw_rho", "average", "monig", "best")  # of 
 PYRAMIDS = {  # widths from the full resolution to the lowest, encoder and decoder
     "utae": ((64, 64, 64, 128), (64, 64, 64, 128)),
     "unet": ((64, 64, 64, 128), (64, 64, 64, 128)),
-    "conv3d_mamba": ((32, 64, 96), (48, 64, 96)),
+    "conv3d_mamba": ((64, 64, 96), (96, 64, 96)),
 }
 WITH_SCAN = ("conv3d_mamba", "fusion_net")  # those that --ssm_backend acts on
 DATE_GROUPS = 4  # groups of channels that conv3d_mamba weighs over dates
@@ -19,7 +19,7 @@ UNREAD_BY_UNETS = ("block_type", "low_res_size", "use_v", "separate_out")
 UNREAD = {
     "utae": UNREAD_BY_UNETS,
     "unet": UNREAD_BY_UNETS,
-    "conv3d_mamba": (*UNREAD_BY_UNETS, *ATTENTION, "encoder_norm", "decoder_norm"),
+    "conv3d_mamba": (*UNREAD_BY_UNETS[1:], *ATTENTION),
 }
 UNREAD_WITHOUT_TIME = (*ATTENTION, "positional_encoding")
 
@@ -50,6 +50,9 @@ def settle_network(value: dict[str, Any], typed: set[str], defaults: Mapping[str
         if name in free:
             value[name] = published if twin in free else value[twin]
             chosen.append(f"--{name} {list(value[name])}")
+    if model == "conv3d_mamba" and "decoder_norm" in free:
+        value["decoder_norm"] = "group"
+        chosen.append("--decoder_norm group")
     if model in UNETS and {"loss", "head", "covmode"} <= free:
         value["loss"] = "l2"
         chosen.append("--loss l2, which trains no uncertainty (name a --loss or --head that does)")

@@ -8,7 +8,8 @@ from model.build import build_model, choose_scan
 from model.config import ModelConfig
 from model.layers.calendar import read_calendar
 from model.layers.mamba import SKIPPED, DatedMamba, Mamba
-from model.layers.space_time import PixelNorm, SpaceTimeBlock
+from model.layers.mosaic import START_LAND, Mosaic
+from model.layers.space_time import SpaceTimeBlock
 from util.errors import UsageError
 
 DATES = torch.tensor([[1300.0, 1306.5, 1402.0], [1500.0, 1511.0, 1512.0]])
@@ -102,27 +103,41 @@ def test_any_number_of_dates_with_one_set_of_weights(t):
     assert fields(model, x, days)["delta"].shape == (1, 1, N_S2, 16, 16)
 
 
-def test_an_untrained_network_starts_from_the_mean_of_the_dates():
-    model, x = network(mean_nonLinearity=False, scale_by=1.0), series()
+def test_an_untrained_network_starts_near_the_mosaic():
+    model, x = network(mean_nonLinearity=False, scale_by=1.0), series() * 0.1
     with torch.no_grad():
+        model.netG.out_conv.last.weight.zero_()
+        model.netG.out_conv.last.bias.zero_()
         for layer in model.netG.clearness:
             layer[1].weight.zero_()
             layer[1].bias.zero_()
-        model.netG.out_conv.last.weight.zero_()
-        model.netG.out_conv.last.bias.zero_()
-        model.netG.doubt.bias.fill_(-50.0)
-        model.netG.doubt.weight.zero_()
-        torch.testing.assert_close(model(x, DATES).mean, x.mean(dim=1, keepdim=True))
+        optical = x.sort(dim=1).values  # the order of dates does not matter to a mosaic
+        scores = model.netG.mosaic.judge(optical)
+        mosaic, _ = model.netG.mosaic(optical, scores, torch.ones(2, 3))
+        torch.testing.assert_close(model(optical, DATES).mean[:, 0], mosaic)
 
 
-def test_a_pixel_sees_its_neighbourhood_only():
-    # so that a scene can be cut into tiles: no norm and no mean over the image
-    model, x = network(), series(size=(64, 64))
-    changed = x.clone()
-    changed[..., :8, :8] = 1.0
-    one, other = fields(model, x, DATES)["delta"], fields(model, changed, DATES)["delta"]
-    assert (one - other)[..., :8, :8].abs().max() > 1e-3
-    assert torch.equal(one[..., 48:, 48:], other[..., 48:, 48:])
+def test_a_mosaic_takes_what_was_seen_clearly_and_fills_the_rest_from_around():
+    mosaic = Mosaic()
+    optical = torch.full((1, 3, N_S2, 64, 64), 0.8)  # clouds
+    optical[:, :, 10] = 0.001  # no cirrus
+    land = torch.full((N_S2, 64, 64), 0.1)
+    land[10] = 0.001
+    optical[0, 1, :, :, :32] = land[:, :, :32]  # one date shows the left half
+    with torch.no_grad():
+        scores = mosaic.judge(optical)
+        assert (scores[0, 1, 0, :, :32] == 0).all()  # nothing against a dark pixel
+        assert (scores[0, 0] < -50).all()  # 80 for each reflectance above 0.12
+        filled, support = mosaic(optical, scores, torch.ones(1, 3))
+        # where it was seen: one clear date against a pull of a tenth towards the same land
+        torch.testing.assert_close(filled[0, :, :, :24], land[:, :, :24], atol=0.01, rtol=0)
+        # where it was not: from the left half, not from the clouds, and beyond its reach towards the start of land
+        assert filled[:, :, :, 32:].max() < max(START_LAND) + 1e-3
+        assert support[0, 0, 0, 0] == pytest.approx(0.98, abs=0.01)
+        assert support[0, 0, 0, 63] < 1e-6
+        nothing, none = mosaic(optical, scores, torch.zeros(1, 3))
+        torch.testing.assert_close(nothing, mosaic.land.sigmoid()[None, :, None, None].expand(nothing.shape))
+        assert (none == 0).all()
 
 
 def test_what_it_refuses():
@@ -135,7 +150,7 @@ def test_what_it_refuses():
         model(x, DATES[:, :2])
     with pytest.raises(UsageError, match="encoder_widths of conv3d_mamba must be multiples of 4, got 6"):
         network(encoder_widths=(6, 16))
-    with pytest.raises(UsageError, match=r"expected as many of both and the same last one, as \[32, 64, 96\]"):
+    with pytest.raises(UsageError, match=r"expected as many of both and the same last one, as \[64, 64, 96\]"):
         network(decoder_widths=(8, 8))
 
 
@@ -169,7 +184,7 @@ def test_a_step_that_is_skipped_leaves_no_trace():
 
 def test_the_convolution_over_dates_is_a_3d_convolution():
     torch.manual_seed(0)
-    block, x = SpaceTimeBlock(4, 3, "zeros"), torch.randn(2 * 5, 4, 6, 7)
+    block, x = SpaceTimeBlock(4, "group", "zeros"), torch.randn(2 * 5, 4, 6, 7)
     present = torch.ones(2, 5)
     active = torch.nn.functional.gelu(block.norm1(x)).unflatten(0, (2, 5)).transpose(1, 2)  # (B, C, T, H, W)
     weight = block.conv1.weight.unflatten(1, (3, 4)).transpose(1, 2)  # (K, C, 3, 3, 3)
@@ -178,15 +193,29 @@ def test_the_convolution_over_dates_is_a_3d_convolution():
         torch.nn.functional.gelu(block.norm2(expected)), block.conv2.weight, padding=1
     )
     torch.testing.assert_close(block(x, present), expected, rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match="over 1 or 3 dates, got 2"):
-        SpaceTimeBlock(4, 2, "zeros")
 
 
-def test_a_pixel_norm_is_a_layer_norm_over_channels():
-    x = torch.randn(2, 8, 3, 5)
-    normed = PixelNorm(8)(x)
-    torch.testing.assert_close(normed.mean(dim=1), torch.zeros(2, 3, 5), atol=1e-6, rtol=0)
-    torch.testing.assert_close(normed.var(dim=1, correction=0), torch.ones(2, 3, 5), atol=1e-3, rtol=0)  # eps 1e-5
+def test_a_block_over_dates_has_the_gradients_of_its_parts():
+    # float64 against autograd through the plain layers: the block keeps its input alone and walks its norms again
+    torch.manual_seed(0)
+    block, x = SpaceTimeBlock(4, "group", "reflect").double(), torch.randn(6, 4, 5, 6, dtype=torch.float64)
+    present = torch.tensor([[1.0, 1, 1], [1, 1, 0]], dtype=torch.float64)
+
+    def plain(x):
+        active = torch.nn.functional.gelu(block.norm1(x)).unflatten(0, (2, 3)) * present[:, :, None, None, None]
+        none = torch.zeros_like(active[:, :1])
+        near = torch.cat([torch.cat([none, active[:, :-1]], 1), active, torch.cat([active[:, 1:], none], 1)], 2)
+        pad = torch.nn.functional.pad(near.flatten(0, 1), (1, 1, 1, 1), mode="reflect")
+        out = torch.nn.functional.gelu(block.norm2(torch.nn.functional.conv2d(pad, block.conv1.weight)))
+        pad = torch.nn.functional.pad(out, (1, 1, 1, 1), mode="reflect")
+        return x + torch.nn.functional.conv2d(pad, block.conv2.weight)
+
+    x.requires_grad_()
+    weight = torch.randn_like(x)
+    found = torch.autograd.grad((block(x, present) * weight).sum(), [x, *block.parameters()])
+    expected = torch.autograd.grad((plain(x) * weight).sum(), [x, *block.parameters()])
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_the_scan_hears_of_the_gap_in_each_direction(monkeypatch):

@@ -1,9 +1,9 @@
 """Conv3D for space and its neighbourhood in time, Mamba along the dates, and a clear mosaic to start from.
 
 Every date goes through convolutions at three resolutions; at the lowest, Mamba carries information from date to date.
-From what it then knows, each date gets a clearness at each pixel. Clearness weighs the dates: their features at every
-resolution, and the images themselves, whose weighted mean (the mosaic) is where the prediction starts from. A decoder
-says how far to follow the mosaic and what to put in its place.
+From what it then knows, each date gets a clearness at each pixel, which weighs the dates twice: their features at every
+resolution, and the images themselves. The images' mosaic, its holes filled from around, is where the prediction starts;
+a decoder at full resolution says what to change, and how sure the result is.
 """
 
 import math
@@ -17,18 +17,22 @@ from torch import Tensor, nn
 from data.constants import N_S1, N_S2
 from model.defaults import DATE_GROUPS, check_network
 from model.layers.calendar import Calendar, read_calendar
-from model.layers.conv import ConvBlock
+from model.layers.conv import ConvBlock, build_block, build_norm
 from model.layers.mamba import DatedMamba
+from model.layers.mosaic import Mosaic
 from model.layers.recompute import Pointwise
-from model.layers.space_time import PixelNorm, SpaceTimeBlock
+from model.layers.space_time import SpaceTimeBlock
 from model.registry import register
 
 if TYPE_CHECKING:
     from model.config import ModelConfig
 
 N_MAMBA = 2
+MENDS = 3  # blocks of the decoder at full resolution; one at the others
+RADAR_WIDTH = 16
 SMALLEST = 16  # pixels along a side
-DOUBT = -2.0  # logit of the share of a prediction that does not come from the mosaic, at the start
+GAIN = 10.0  # of reflectance before the first convolution: most of it lies below 0.3
+START_SHARE = 0.1  # of the usual size of the last weights
 EDGE = 1e-3  # reflectances this near to 0 and 1 have no finite logit
 
 
@@ -48,32 +52,43 @@ class Conv3dMamba(nn.Module):
         encoder, decoder = list(config.encoder_widths), list(config.decoder_widths)
         self.in_channels, self.scale_by, self.pad_value = in_channels, config.scale_by, config.pad_value
         self.bounded, self.told = config.mean_nonLinearity, config.positional_encoding
-        self.padding_mode = config.padding_mode
         self.n_levels = len(encoder)
+        padding = config.padding_mode
 
-        def block(width: int, dates: int = 1) -> SpaceTimeBlock:
-            return SpaceTimeBlock(width, dates, config.padding_mode)
+        def block(width: int, norm: str) -> nn.Module:
+            return build_block(config.block_type, width, width, norm, padding)
 
         self.stem = nn.Conv2d(in_channels + N_S2, encoder[0], 3, padding=1)
+        self.stem_norm = build_norm(config.encoder_norm, encoder[0])
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, 2) for a, b in zip(encoder, encoder[1:], strict=False))
-        self.look = nn.ModuleList(block(width, 3 if level else 1) for level, width in enumerate(encoder))
+        self.look = block(encoder[0], config.encoder_norm)
+        self.look_around = nn.ModuleList(SpaceTimeBlock(width, config.encoder_norm, padding) for width in encoder[1:])
         self.remember = nn.ModuleList(DatedMamba(encoder[-1], backend=config.ssm_backend) for _ in range(N_MAMBA))
-        self.compare = nn.ModuleList(block(encoder[-1]) for _ in range(N_MAMBA))
+        self.compare = nn.ModuleList(block(encoder[-1], config.encoder_norm) for _ in range(N_MAMBA))
         self.clearness = nn.ModuleList(
-            nn.Sequential(PixelNorm(width), Pointwise(width, 1 + DATE_GROUPS)) for width in encoder
+            nn.Sequential(build_norm(config.encoder_norm, width), Pointwise(width, 1 + DATE_GROUPS))
+            for width in encoder
         )
-        extra = [N_S2 + 1] + [0] * (self.n_levels - 1)  # beside the features: the mosaic, and how clear it is
-        self.skip = nn.ModuleList(Pointwise(a + more, b) for a, b, more in zip(encoder, decoder, extra, strict=True))
+        self.mosaic = Mosaic()
+        beside = N_S2 + 1  # the mosaic, and what it rests on
+        if in_channels > N_S2:
+            beside += RADAR_WIDTH
+            self.radar = nn.Sequential(
+                nn.Conv2d(N_S1, RADAR_WIDTH, 3, padding=1),
+                build_norm(config.encoder_norm, RADAR_WIDTH),
+                nn.GELU(),
+                block(RADAR_WIDTH, config.encoder_norm),
+            )
+        more = [beside] + [0] * (self.n_levels - 1)
+        self.skip = nn.ModuleList(Pointwise(2 * a + c, b) for a, b, c in zip(encoder, decoder, more, strict=True))
         self.grow = nn.ModuleList(Pointwise(b, a) for a, b in zip(decoder, decoder[1:], strict=False))
-        self.mend = nn.ModuleList(nn.Sequential(block(width), block(width)) for width in decoder)
-        self.last_norm = PixelNorm(decoder[0])
+        self.mend = nn.ModuleList(
+            nn.Sequential(*(block(width, config.decoder_norm) for _ in range(1 if level else MENDS)))
+            for level, width in enumerate(decoder)
+        )
         self.out_conv = ConvBlock([decoder[0], *out_widths], "none", last_relu=False)
-        self.doubt = Pointwise(decoder[0], N_S2)
-        with torch.no_grad():
-            self.out_conv.last.weight[:N_S2] *= 0.1
-            self.doubt.weight *= 0.1
-            assert self.doubt.bias is not None
-            self.doubt.bias.fill_(DOUBT)
+        with torch.no_grad():  # a prediction starts near the mosaic
+            self.out_conv.last.weight *= START_SHARE
 
     @property
     def last_conv(self) -> nn.Conv2d:
@@ -100,15 +115,20 @@ class Conv3dMamba(nn.Module):
         height, width = x.shape[-2:]
         unit = calendar.arrange(self._fill(x)) / self.scale_by  # (B, T, C, H', W'), in [0, 1]
         levels = self._encode(unit, calendar)
-        weights, clearness = self._weigh(levels, calendar)
-        optical = unit[:, :, -N_S2:]
-        mosaic = (weights[0][:, :, :1] * optical).sum(dim=1)  # (B, 13, H', W')
-        out = self._decode(levels, weights, torch.cat([mosaic, clearness], dim=1))
-        raw, doubt = self.out_conv(out), self.doubt(out)
+        found = self._score(levels, calendar)
+        with torch.autocast(x.device.type, enabled=False):
+            optical = unit[:, :, -N_S2:]
+            scores = found.to(optical.dtype) + self.mosaic.judge(optical)  # (B, T, 1 + G, H', W')
+            mosaic, support = self.mosaic(optical, scores[:, :, :1], calendar.present)
+            weights = self._weigh(scores[:, :, 1:], calendar)
+        beside = [mosaic, (support + EDGE).log()]
+        if self.in_channels > N_S2:
+            beside.append(self.radar(_mean(unit[:, :, :N_S1].flatten(0, 1), calendar) * 4 - 2))
+        raw = self.out_conv(self._decode(levels, weights, calendar, beside))
         with torch.autocast(x.device.type, enabled=False):
             start = mosaic.clamp(EDGE, 1 - EDGE).logit() if self.bounded else mosaic * self.scale_by
             mean, rest = raw.to(start.dtype).split([N_S2, raw.shape[1] - N_S2], dim=1)
-            raw = torch.cat([mean + (1 - doubt.to(start.dtype).sigmoid()) * start, rest], dim=1)
+            raw = torch.cat([start + mean, rest], dim=1)
         return raw[..., :height, :width].unsqueeze(1)
 
     def _fill(self, x: Tensor) -> Tensor:
@@ -119,48 +139,50 @@ class Conv3dMamba(nn.Module):
 
     def _encode(self, unit: Tensor, calendar: Calendar) -> list[Tensor]:
         """Features (B * T, C, H, W) of every resolution, the full one first."""
-        present = calendar.present[:, :, None, None, None]
         optical = unit[:, :, -N_S2:]
-        darkest = optical.masked_fill(present == 0, math.inf).amin(dim=1, keepdim=True)
-        seen = torch.cat([unit, optical - darkest], dim=2).flatten(0, 1)
-        maps = self.stem(seen.contiguous(memory_format=torch.channels_last))
-        levels = [self.look[0](maps)]
-        for shrink, look in zip(self.shrink, self.look[1:], strict=True):
-            levels.append(look(shrink(levels[-1]), calendar.present))
+        absent = (calendar.present == 0)[:, :, None, None, None]
+        darkest = optical.masked_fill(absent, math.inf).amin(dim=1, keepdim=True)
+        seen = torch.cat([unit, optical - darkest], dim=2).flatten(0, 1) * GAIN
+        maps = F.gelu(self.stem_norm(self.stem(seen.contiguous(memory_format=torch.channels_last))))
+        levels = [self.look(maps)]
+        for shrink, look_around in zip(self.shrink, self.look_around, strict=True):
+            levels.append(look_around(shrink(levels[-1]), calendar.present))
         for remember, compare in zip(self.remember, self.compare, strict=True):
             levels[-1] = compare(remember(levels[-1], calendar))
         return levels
 
-    def _weigh(self, levels: Sequence[Tensor], calendar: Calendar) -> tuple[list[Tensor], Tensor]:
-        """Weights of the dates at every resolution, (B, T, 1 + G, H, W), and the clearness (B, 1, H, W) of the best."""
+    def _score(self, levels: Sequence[Tensor], calendar: Calendar) -> Tensor:
+        """What the features say of clearness, (B, T, 1 + G, H, W): for the mosaic, and for each group of channels."""
         size = levels[0].shape[-2:]
-        scores = self.clearness[0](levels[0]).float()
+        scores = self.clearness[0](levels[0])
         for score, maps in zip(self.clearness[1:], levels[1:], strict=True):
-            scores = scores + F.interpolate(score(maps).float(), size=size, mode="bilinear", align_corners=False)
-        absent = (calendar.present == 0)[:, :, None, None, None]
-        weights = []
-        for level in range(len(levels)):
-            pooled = F.avg_pool2d(scores, 2**level) if level else scores
-            by_date = pooled.unflatten(0, calendar.present.shape).masked_fill(absent, -math.inf)
-            weights.append(by_date.softmax(dim=1))
-            if level == 0:
-                best = by_date[:, :, :1].logsumexp(dim=1)
-        return weights, best
+            scores = scores + F.interpolate(score(maps), size=size, mode="bilinear", align_corners=False)
+        return scores.unflatten(0, calendar.present.shape)
 
-    def _decode(self, levels: Sequence[Tensor], weights: Sequence[Tensor], extra: Tensor) -> Tensor:
-        """Features (B, C, H, W) at full resolution, normed and active."""
+    def _weigh(self, scores: Tensor, calendar: Calendar) -> list[Tensor]:
+        """Scores (B, T, G, H, W) to weights of the dates at every resolution, adding up to 1."""
+        absent = (calendar.present == 0)[:, :, None, None, None]
+        pooled = [scores.flatten(0, 1)]
+        while len(pooled) < self.n_levels:
+            pooled.append(F.avg_pool2d(pooled[-1], 2))
+        return [maps.unflatten(0, scores.shape[:2]).masked_fill(absent, -math.inf).softmax(dim=1) for maps in pooled]
+
+    def _decode(
+        self, levels: Sequence[Tensor], weights: Sequence[Tensor], calendar: Calendar, beside: Sequence[Tensor]
+    ) -> Tensor:
+        """Features (B, C, H, W) at full resolution."""
         out = None
         for level in reversed(range(self.n_levels)):
-            merged = _merge(levels[level], weights[level][:, :, 1:])
+            merged = [_merge(levels[level], weights[level]), _mean(levels[level], calendar)]
             if level == 0:
-                merged = torch.cat([merged, extra.to(merged.dtype)], dim=1)
-            skipped = self.skip[level](merged)
+                merged += [maps.to(merged[0].dtype) for maps in beside]
+            skipped = self.skip[level](torch.cat(merged, dim=1).contiguous(memory_format=torch.channels_last))
             if out is not None:
-                larger = F.interpolate(self.grow[level](out), scale_factor=2, mode="bilinear", align_corners=False)
-                skipped = skipped + larger
+                grown = self.grow[level](out)
+                skipped = skipped + F.interpolate(grown, scale_factor=2, mode="bilinear", align_corners=False)
             out = self.mend[level](skipped)
         assert out is not None
-        return F.gelu(self.last_norm(out))
+        return out
 
     def _check(self, x: Tensor) -> None:
         if x.dim() != 5 or x.shape[2] != self.in_channels:
@@ -175,11 +197,20 @@ class Conv3dMamba(nn.Module):
             )
 
 
+def _mean(maps: Tensor, calendar: Calendar) -> Tensor:
+    """Mean over dates, (B * T, C, H, W) to (B, C, H, W); padding does not count."""
+    present = calendar.present / calendar.present.sum(dim=1, keepdim=True)
+    return _merge(maps, present[:, :, None, None, None])
+
+
 def _merge(maps: Tensor, weights: Tensor) -> Tensor:
     """Sum over dates, (B * T, C, H, W) weighted by (B, T, G, H, W), each group of channels by its own: (B, C, H, W)."""
-    b, t, groups = weights.shape[:3]
-    by_group = maps.unflatten(1, (groups, -1)).unflatten(0, (b, t))  # (B, T, G, C / G, H, W)
-    return (by_group * weights.unsqueeze(3).to(maps.dtype)).sum(dim=1).flatten(1, 2)
+    by_date = maps.unflatten(0, weights.shape[:2]).unflatten(2, (weights.shape[2], -1)).unbind(1)  # (B, G, C / G, H, W)
+    weight = weights.to(maps.dtype).unsqueeze(3).unbind(1)  # (B, G, 1, H, W)
+    out = by_date[0] * weight[0]
+    for of_date, of_weight in zip(by_date[1:], weight[1:], strict=True):
+        out = torch.addcmul(out, of_date, of_weight)
+    return out.flatten(1, 2)
 
 
 @register("conv3d_mamba")
