@@ -238,3 +238,48 @@ def test_the_backend_is_chosen_once_and_told():
     assert told == ", selective scan torch (triton and mamba_ssm need a CUDA device, and this is cpu)"
     with pytest.raises(UsageError, match="--ssm_backend triton needs a CUDA device, and this is cpu; take .*auto"):
         choose_scan(ModelConfig(model="conv3d_mamba", ssm_backend="triton"), cpu)
+
+
+def clouded_land(seed: int):
+    """Three dates of smooth land (1, 3, 13, 32, 32), the clear one of them, and where the other two are clouded."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, N_S2, 4, 4, generator=generator) * 0.25 + 0.05
+    land = torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bicubic")
+    land[:, 10] = 0.002  # B10 sees no land
+    x = land[:, None].repeat(1, 3, 1, 1, 1)
+    clouded = torch.rand(1, 1, 8, 8, generator=generator).repeat_interleave(4, -1).repeat_interleave(4, -2) > 0.4
+    clear = int(torch.randint(3, (), generator=generator))
+    for date in range(3):
+        if date != clear:
+            white = torch.rand(1, generator=generator) * 0.4 + 0.4
+            x[:, date] = torch.where(clouded, white + torch.rand(x[:, date].shape, generator=generator) * 0.05, land)
+    return x, land, clear, clouded[0, 0]
+
+
+def test_a_clear_date_dominates_where_the_others_are_clouded():
+    model = network(head="mean", loss="l1").train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    days = torch.tensor([[1300.0, 1306.0, 1315.0]])
+    for step in range(20):
+        x, land, _, _ = clouded_land(step)
+        optimizer.zero_grad()
+        (model(x, days).mean[:, 0] - 10 * land).abs().mean().backward()
+        optimizer.step()
+    model.eval()
+    for seed in range(100, 105):
+        x, land, clear, clouded = clouded_land(seed)
+        weights = model.netG.date_weights(x * 10, days)[0, :, 0]
+        assert weights[clear][clouded].mean() > 0.8
+        assert weights[[date for date in range(3) if date != clear]][:, clouded].mean() < 0.02
+        with torch.no_grad():
+            error = (model(x, days).unscaled(10.0).mean[0, 0] - land[0]).abs()[:, clouded].mean()
+        assert error < 0.03  # clouds are 0.3 to 0.8 above the land
+
+
+def test_weights_of_dates_come_in_the_order_of_the_images():
+    model, x = network(), series() * 3
+    shuffle = torch.tensor([2, 0, 1])
+    straight = model.netG.date_weights(x, DATES)
+    assert straight.shape == (2, 3, 1, 16, 20)
+    torch.testing.assert_close(model.netG.date_weights(x[:, shuffle], DATES[:, shuffle]), straight[:, shuffle])
+    assert (straight.sum(dim=1) < 1).all()

@@ -108,18 +108,10 @@ class Conv3dMamba(nn.Module):
         Raises:
             ValueError: if a shape is not what the network was built for.
         """
-        self._check(x)
-        pad_value = torch.tensor(self.pad_value, device=x.device) * self.scale_by  # rounds as x * scale_by did
-        padded = (x == pad_value).flatten(2).all(dim=-1)
-        calendar = read_calendar(x, dates, padded, self.told)
+        calendar, unit, levels, scores = self._look(x, dates)
         height, width = x.shape[-2:]
-        unit = calendar.arrange(self._fill(x)) / self.scale_by  # (B, T, C, H', W'), in [0, 1]
-        levels = self._encode(unit, calendar)
-        found = self._score(levels, calendar)
         with torch.autocast(x.device.type, enabled=False):
-            optical = unit[:, :, -N_S2:]
-            scores = found.to(optical.dtype) + self.mosaic.judge(optical)  # (B, T, 1 + G, H', W')
-            mosaic, support = self.mosaic(optical, scores[:, :, :1], calendar.present)
+            mosaic, support = self.mosaic(unit[:, :, -N_S2:], scores[:, :, :1], calendar.present)
             weights = self._weigh(scores[:, :, 1:], calendar)
         beside = [mosaic, (support + EDGE).log()]
         if self.in_channels > N_S2:
@@ -130,6 +122,35 @@ class Conv3dMamba(nn.Module):
             mean, rest = raw.to(start.dtype).split([N_S2, raw.shape[1] - N_S2], dim=1)
             raw = torch.cat([start + mean, rest], dim=1)
         return raw[..., :height, :width].unsqueeze(1)
+
+    @torch.no_grad()
+    def date_weights(self, x: Tensor, dates: Tensor | None = None) -> Tensor:
+        """How much of the mosaic each date gives, in [0, 1]; what is missing to 1 was filled in from around.
+
+        Args:
+            x: (B, T, C, H, W), scaled, as in `forward`.
+            dates: (B, T), days.
+
+        Returns:
+            (B, T, 1, H, W), in the order of the images given.
+        """
+        calendar, _, _, scores = self._look(x, dates)
+        weights = self.mosaic.weights(scores[:, :, :1], calendar.present)[..., : x.shape[-2], : x.shape[-1]]
+        batch = torch.arange(len(x), device=x.device)[:, None]
+        return torch.empty_like(weights).index_put((batch, calendar.order), weights)
+
+    def _look(self, x: Tensor, dates: Tensor | None) -> tuple[Calendar, Tensor, list[Tensor], Tensor]:
+        """Dates in order; images (B, T, C, H', W') in [0, 1]; features of all resolutions; scores of clearness."""
+        self._check(x)
+        pad_value = torch.tensor(self.pad_value, device=x.device) * self.scale_by  # rounds as x * scale_by did
+        padded = (x == pad_value).flatten(2).all(dim=-1)
+        calendar = read_calendar(x, dates, padded, self.told)
+        unit = calendar.arrange(self._fill(x)) / self.scale_by
+        levels = self._encode(unit, calendar)
+        found = self._score(levels, calendar)
+        with torch.autocast(x.device.type, enabled=False):
+            scores = found.to(unit.dtype) + self.mosaic.judge(unit[:, :, -N_S2:])  # (B, T, 1 + G, H', W')
+        return calendar, unit, levels, scores
 
     def _fill(self, x: Tensor) -> Tensor:
         """Mirror the image at its lower and right border, up to a size that can be halved at every level."""

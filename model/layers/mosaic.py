@@ -62,7 +62,7 @@ class Mosaic(nn.Module):
         Returns:
             The mosaic (B, 13, H, W), reflectance, and how many clear dates it rests on, (B, 1, H, W).
         """
-        clear = (scores + START_SCORE).sigmoid() * present[:, :, None, None, None]
+        clear = self._clear(scores, present)
         total, support = (clear * optical).sum(dim=1), clear.sum(dim=1)
         pyramid = [(total, support)]
         while len(pyramid) < LEVELS:
@@ -73,6 +73,14 @@ class Mosaic(nn.Module):
             around = F.interpolate(filled, size=weight.shape[-2:], mode="bilinear", align_corners=False)
             filled = (of_level + pull * around) / (weight + pull)
         return filled, support
+
+    def weights(self, scores: Tensor, present: Tensor) -> Tensor:
+        """The share of each date in the mosaic, of the shape of the scores; the rest to 1 comes from around."""
+        clear = self._clear(scores, present)
+        return clear / (clear.sum(dim=1, keepdim=True) + self.pull.exp())
+
+    def _clear(self, scores: Tensor, present: Tensor) -> Tensor:
+        return (scores + START_SCORE).sigmoid() * present[:, :, None, None, None]
 
 
 def _halve(maps: Tensor) -> Tensor:
