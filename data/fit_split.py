@@ -21,7 +21,8 @@ class FitSplit:
     """The loaders of a fusion.
 
     Attributes:
-        fit: where its numbers are fitted.
+        fit: where its numbers are fitted; dates are chosen as in tests, not as in training, whose inputs are others:
+            variances fitted on those do not hold in tests.
         guard: where it is judged; None if no image is left for that.
         notes: what the user should know about them.
     """

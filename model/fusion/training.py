@@ -13,6 +13,7 @@ from data.fit_split import FitSplit, build_fit_split, held_out_rois
 from data.loaders import Loaders, PatchLoader, build_loaders
 from model.build import Reconstructor, build_loss, build_model, build_optimizer, build_scheduler, choose_scan
 from model.checkpoint import save_state
+from model.defaults import WITH_SCAN
 from model.engine import Compute, TrainState, count_parameters
 from model.evaluation import Evaluation, report_skipped
 from model.fusion.fitting import Gathering, fit
@@ -69,7 +70,8 @@ def train_fusion(config: Config, train_expert: Callable[[Config], None]) -> None
     net = model.get_submodule("netG")
     assert isinstance(net, FusionNet)
     print(f"{config.experiment_name}: fusion {config.fusion} of {', '.join(run.name for run in runs)}, ", end="")
-    print(f"gate of {count_parameters(net.gate):,} parameters; on {device}, precision {reason}{scan}")
+    print(f"gate of {count_parameters(net.gate):,} parameters; on {device}, precision {reason}", end="")
+    print(scan if any(run.of("model") in WITH_SCAN for run in runs) else "")
     for note in split.notes:
         print(f"note: {note}")
     used = [split.fit, *([split.guard] if split.guard else [])]
@@ -172,7 +174,6 @@ def fit_and_judge(
     other = judge_on(together, split.guard, names, compute)
     second = other.verdict()
     accepted, note = prefer_joint(judge, other)
-    print(note)
     if accepted:
         return together, replace(second, notes=(*second.notes, note)), again
     return model, replace(verdict, notes=(*verdict.notes, note)), rows
