@@ -108,7 +108,7 @@ class Config:
     fusion_epochs: int = flag("fusion", 30, "epochs of the gate")
     fusion_lr: float = flag("fusion", 0.003, "learning rate of the gate at its start")
     joint_epochs: int = flag("fusion", 5, "--loss fusion: epochs in which experts and gate train together, at a tenth of --lr")
-    fit_rois: int = flag("fusion", -1, "training regions that are held out to fit a fusion later; -1: a tenth of them where fusion_net trains its experts, else none")
+    fit_rois: int = flag("fusion", -1, "training regions that are held out (drawn by --rdm_seed) to fit a fusion later; -1: a tenth of them where fusion_net trains its experts, else none")
     unguarded: bool = flag("fusion", False, "follow the rule even where validation does not show that it helps")
     expert_configs: tuple[Any, ...] = flag("", (), "the experts' own flags")
     held_out: tuple[str, ...] = flag("", (), "the regions that --fit_rois held out")

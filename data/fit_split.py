@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from parse_args import Config
 
 LEAST_ROIS = 4  # from so many training regions on, one can be spared
-SHARE = 10  # one in so many training regions is held out
+SHARE = 10  # one in so many training regions is held out, rounded up
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def held_out_rois(config: "Config") -> tuple[str, ...]:
     rois = sorted(set(rois_of(config, "train")))
     count = config.fit_rois
     if count < 0:
-        count = max(len(rois) // SHARE, 1) if len(rois) >= LEAST_ROIS else 0
+        count = -(-len(rois) // SHARE) if len(rois) >= LEAST_ROIS else 0
     if count >= len(rois):
         raise DataError(f"--fit_rois {count} leaves none of the {len(rois)} training regions to train on; lower it")
     return hold_out(rois, count, config.rdm_seed)
