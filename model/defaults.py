@@ -50,9 +50,6 @@ def settle_network(value: dict[str, Any], typed: set[str], defaults: Mapping[str
         if name in free:
             value[name] = published if twin in free else value[twin]
             chosen.append(f"--{name} {list(value[name])}")
-    if model == "conv3d_mamba" and "decoder_norm" in free:
-        value["decoder_norm"] = "group"
-        chosen.append("--decoder_norm group")
     if model in UNETS and {"loss", "head", "covmode"} <= free:
         value["loss"] = "l2"
         chosen.append("--loss l2, which trains no uncertainty (name a --loss or --head that does)")

@@ -112,7 +112,7 @@ def test_an_untrained_network_starts_near_the_mosaic():
             layer[1].weight.zero_()
             layer[1].bias.zero_()
         optical = x.sort(dim=1).values  # the order of dates does not matter to a mosaic
-        scores = model.netG.mosaic.judge(optical)
+        scores = model.netG.mosaic.judge(optical, torch.ones(2, 3))
         mosaic, _ = model.netG.mosaic(optical, scores, torch.ones(2, 3))
         torch.testing.assert_close(model(optical, DATES).mean[:, 0], mosaic)
 
@@ -125,9 +125,9 @@ def test_a_mosaic_takes_what_was_seen_clearly_and_fills_the_rest_from_around():
     land[10] = 0.001
     optical[0, 1, :, :, :32] = land[:, :, :32]  # one date shows the left half
     with torch.no_grad():
-        scores = mosaic.judge(optical)
+        scores = mosaic.judge(optical, torch.ones(1, 3))
         assert (scores[0, 1, 0, :, :32] == 0).all()  # nothing against a dark pixel
-        assert (scores[0, 0] < -50).all()  # 80 for each reflectance above 0.12
+        assert (scores[0, 0] < -50).all()  # 80 for each reflectance above 0.17, 160 for each above the darkest
         filled, support = mosaic(optical, scores, torch.ones(1, 3))
         # where it was seen: one clear date against a pull of a tenth towards the same land
         torch.testing.assert_close(filled[0, :, :, :24], land[:, :, :24], atol=0.01, rtol=0)
@@ -269,7 +269,7 @@ def test_a_clear_date_dominates_where_the_others_are_clouded():
     for seed in range(100, 105):
         x, land, clear, clouded = clouded_land(seed)
         weights = model.netG.date_weights(x * 10, days)[0, :, 0]
-        assert weights[clear][clouded].mean() > 0.8
+        assert weights[clear][clouded].mean() > 0.6  # the rest comes from the surroundings
         assert weights[[date for date in range(3) if date != clear]][:, clouded].mean() < 0.02
         with torch.no_grad():
             error = (model(x, days).unscaled(10.0).mean[0, 0] - land[0]).abs()[:, clouded].mean()

@@ -149,7 +149,9 @@ class Conv3dMamba(nn.Module):
         levels = self._encode(unit, calendar)
         found = self._score(levels, calendar)
         with torch.autocast(x.device.type, enabled=False):
-            scores = found.to(unit.dtype) + self.mosaic.judge(unit[:, :, -N_S2:])  # (B, T, 1 + G, H', W')
+            scores = found.to(unit.dtype) + self.mosaic.judge(
+                unit[:, :, -N_S2:], calendar.present
+            )  # (B, T, 1 + G, H', W')
         return calendar, unit, levels, scores
 
     def _fill(self, x: Tensor) -> Tensor:
