@@ -50,6 +50,9 @@ def settle_network(value: dict[str, Any], typed: set[str], defaults: Mapping[str
         if name in free:
             value[name] = published if twin in free else value[twin]
             chosen.append(f"--{name} {list(value[name])}")
+    if model == "conv3d_mamba" and "encoder_norm" in free:
+        value["encoder_norm"] = "batch"  # learns faster than a norm of each image
+        chosen.append("--encoder_norm batch")
     if model in UNETS and {"loss", "head", "covmode"} <= free:
         value["loss"] = "l2"
         chosen.append("--loss l2, which trains no uncertainty (name a --loss or --head that does)")

@@ -106,8 +106,8 @@ def test_runs_are_done_once_and_go_on_where_they_stopped(tmp_path, monkeypatch):
 
 
 def test_flags_of_one_model():
-    found = backbones.flags_by_model(["utae=--lr 0.001 --n_head 4"], ["utae", "conv3d_mamba"])
-    assert found == {"utae": backbones.NETWORKS["utae"] + " --lr 0.001 --n_head 4", "conv3d_mamba": ""}
+    found = backbones.flags_by_model(["utae=--lr 0.001 --n_head 4"], ["utae", "unet"])
+    assert found == {"utae": backbones.NETWORKS["utae"] + " --lr 0.001 --n_head 4", "unet": ""}
     for wrong in ("--lr 0.001", "unet=--lr 0.001"):
         with pytest.raises(UsageError, match=r"takes MODEL=.* with a model of utae; got"):
             backbones.flags_by_model([wrong], ["utae"])

@@ -44,7 +44,7 @@ class Conv3dMamba(nn.Module):
         out_widths: channels of the last layers; the last number is what the head needs.
         config: the flags of the network. `encoder_widths` and `decoder_widths` go from the full resolution to the
             lowest, each half of the one before. A date all of whose (scaled) values equal `pad_value` is padding and
-            has no influence.
+            has no influence (on a trained network: in training, batch norms see all that comes).
     """
 
     def __init__(self, in_channels: int, out_widths: Sequence[int], config: "ModelConfig") -> None:
