@@ -5,11 +5,11 @@ Pure, save for reading the files.
 
 import json
 import math
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tables import header, line, plus_minus, spread
 from util.baselines import OVERALL
 from util.errors import DataError
 
@@ -25,8 +25,6 @@ FIGURES = {  # name -> decimals; all of the whole test split
 }
 PAIRED = {"SSIM": True, "PSNR": True, "RMSE": False, "NLL": False}  # name -> whether more is better
 BASELINES = ("least_cloudy", "mean", "clear_mean")
-_START, _END = "<!-- benchmarks.backbones: from here -->", "<!-- benchmarks.backbones: to here -->"
-_TITLE = "# Results"
 CURVES = "images/backbones_calibration.png"  # beside the page
 
 Row = dict[str, Any]
@@ -71,13 +69,6 @@ def same_for_all(named: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict
                         f"{first[method][key]:.6g} and {value:.6g}; use one --out for each --root, and one set of flags"
                     )
     return {method: dict(figures) for method, figures in first.items()}
-
-
-def spread(values: Iterable[float]) -> dict[str, float]:
-    """Mean, standard deviation (of a sample; NaN for one value) and number of values."""
-    found = list(values)
-    std = statistics.stdev(found) if len(found) > 1 else math.nan
-    return {"mean": statistics.fmean(found), "std": std, "n": len(found)}
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, float]]]:
@@ -126,13 +117,13 @@ def paired_differences(rows: Sequence[Row], reference: str) -> dict[str, dict[st
 
 def quality_table(summary: Mapping[str, Mapping[str, Any]], baselines: Mapping[str, Row]) -> list[str]:
     """The lines of the table of figures: mean ± standard deviation over seeds, and the trivial baselines."""
-    lines = _header(["test split", *FIGURES])
+    lines = header(["test split", *FIGURES])
     for model, figures in summary.items():
-        cells = (_plus_minus(figures[name], digits) if name in figures else "" for name, digits in FIGURES.items())
-        lines.append(_line([f"`{model}`", *cells]))
+        cells = (plus_minus(figures[name], digits) if name in figures else "" for name, digits in FIGURES.items())
+        lines.append(line([f"`{model}`", *cells]))
     for name, row in baselines.items():
         cells = (f"{row[key]:.{digits}f}" if key in row else "" for key, digits in FIGURES.items())
-        lines.append(_line([name, *cells]))
+        lines.append(line([name, *cells]))
     return lines
 
 
@@ -141,13 +132,13 @@ def difference_table(paired: Mapping[str, Mapping[str, Any]], reference: str) ->
     seeds = list(
         dict.fromkeys(seed for figures in paired.values() for row in figures.values() for seed in row["by seed"])
     )
-    lines = _header([f"minus `{reference}`", "figure", *(f"seed {seed}" for seed in seeds), "mean ± sd", "ahead in"])
+    lines = header([f"minus `{reference}`", "figure", *(f"seed {seed}" for seed in seeds), "mean ± sd", "ahead in"])
     for model, figures in paired.items():
         for name, row in figures.items():
             digits = FIGURES[name]
             cells = [f"{row['by seed'][seed]:+.{digits}f}" if seed in row["by seed"] else "" for seed in seeds]
             ahead = f"{row['ahead']} of {row['n']}"
-            lines.append(_line([f"`{model}`", name, *cells, _plus_minus(row, digits, sign="+"), ahead]))
+            lines.append(line([f"`{model}`", name, *cells, plus_minus(row, digits, sign="+"), ahead]))
     return lines
 
 
@@ -162,13 +153,13 @@ def cost_table(costs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str
     for size in sizes:
         pixels, batch = size.split("x")
         titles += [f"{pixels} px, batch {batch}: time", "peak memory", "forward GFLOP a sample"]
-    lines = _header(titles)
+    lines = header(titles)
     for model, own in costs.items():
         cells = [f"`{model}`", f"{next(iter(own.values()))['parameters']:,}"]
         for size in sizes:
             row = own[size]
             cells += [f"{row['wall_s']:.3f} s", f"{row['peak_mb']:.0f} MB", f"{row['gflops_forward']:.2f}"]
-        lines.append(_line(cells))
+        lines.append(line(cells))
     return lines
 
 
@@ -225,36 +216,6 @@ def markdown(report: Mapping[str, Any]) -> str:
         *(f"- `{model}`: `{flags or '(its defaults)'}`" for model, flags in settings["models"].items()),
     ]
     return "\n".join(lines) + "\n"
-
-
-def put_section(page: str, section: str) -> str:
-    """The page with this section in place of the last one of its kind, or at its end; the rest stays.
-
-    Raises:
-        DataError: if only one of the two marks around the section is there.
-    """
-    marked = f"{_START}\n\n{section.strip()}\n\n{_END}"
-    if (_START in page) != (_END in page):
-        raise DataError(
-            f"the page has only one of the marks '{_START}' and '{_END}'; put the other back, or remove both"
-        )
-    if _START in page:
-        before, rest = page.split(_START, 1)
-        return before + marked + rest.split(_END, 1)[1]
-    return f"{page.strip() or _TITLE}\n\n{marked}\n"
-
-
-def _plus_minus(row: Mapping[str, float], digits: int, sign: str = "") -> str:
-    mean = f"{row['mean']:{sign}.{digits}f}"
-    return mean if math.isnan(row["std"]) else f"{mean} ± {row['std']:.{digits}f}"
-
-
-def _header(titles: Sequence[str]) -> list[str]:
-    return [_line(titles), "|---" * len(titles) + "|"]
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _read(path: Path) -> Any:

@@ -14,32 +14,29 @@ import argparse
 import json
 import os
 import shlex
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from benchmarks.backbone_costs import measure_in_turns
 from benchmarks.backbone_tables import (
     CURVES,
     markdown,
     paired_differences,
-    put_section,
     read_baselines,
     read_figures,
     same_for_all,
     summarise,
 )
 from benchmarks.provenance import commit, cpu_name, provenance
+from benchmarks.runner import Run, check, commits, run_all
+from benchmarks.tables import write_section
 from parse_args import MODELS, parse, resolve
-from util.atomic import whole_file, write_json
-from util.errors import DataError, UsageError, run_command
+from util.atomic import write_json
+from util.errors import UsageError, run_command
 
-ROOT = Path(__file__).resolve().parent.parent
+SECTION = "benchmarks.backbones"
 SHARED = (
     "--use_sar --input_t 3 --head nig --loss NIG --scale_by 10 --lr 0.003 --gamma 0.85 --batch_size 4 --precision auto"
 )
@@ -51,26 +48,6 @@ NETWORKS = {
     "utae": "--encoder_widths 32 32 32 64 --decoder_widths 32 32 32 64 --n_head 8 --d_model 128",
 }
 REFERENCE = "uncrtaints"  # what the others are set against, seed by seed
-_STAGES = {"train": "train_reconstruct.py", "test": "test_reconstruct.py"}
-
-
-@dataclass(frozen=True)
-class Run:
-    """One model with one seed: the words after each script's name."""
-
-    model: str
-    seed: int
-    train: tuple[str, ...]
-    test: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """Of the experiment."""
-        return f"{self.model}_seed{self.seed}"
-
-    def record(self) -> dict[str, Any]:
-        """What must be the same for a run to be the same."""
-        return json.loads(json.dumps(asdict(self)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,9 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_json(options.json, report)
     page = Path(options.page)
     draw(runs, out, page.parent / CURVES)
-    text = put_section(page.read_text(encoding="utf-8") if page.is_file() else "", markdown(report))
-    with whole_file(page) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_section(page, SECTION, markdown(report))
     print(f"{markdown(report)}\n{options.json}\n{page}")
     return 0
 
@@ -138,88 +113,10 @@ def plan(model: str, seed: int, line: str, options: argparse.Namespace) -> Run:
     return Run(model, seed, tuple(train), tuple(test))
 
 
-def check(runs: Sequence[Run]) -> None:
-    """Refuse before the first training what the last one would refuse: flags that no script takes, unknown networks."""
-    from model import registry
-
-    for run in runs:
-        registry.get(run.model)
-        resolve(*parse("train", run.train))
-
-
-def progress(run: Run, out: Path) -> str:
-    """How far a run is: "new", "begun" or "done", by its command line and its files."""
-    record = out / "commands" / f"{run.name}.json"
-    if not record.is_file() or json.loads(record.read_text(encoding="utf-8"))["run"] != run.record():
-        return "new"
-    tested = out / "inference" / run.name
-    return "done" if all((tested / file).is_file() for file in ("test_metrics.json", "comparison.json")) else "begun"
-
-
-def run_all(runs: Sequence[Run], out: Path, jobs: int) -> None:
-    """Bring every run to its end, some at a time; each writes to OUT/logs/NAME.log.
-
-    Raises:
-        DataError: naming the runs that failed, after all others are done.
-    """
-    waiting = [(run, "train") for run in runs if progress(run, out) != "done"]
-    print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them done already", flush=True)
-    running: dict[Run, tuple[str, subprocess.Popen[bytes], float]] = {}
-    failed: list[Run] = []
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no training outlives this process
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                run, stage = waiting.pop(0)
-                running[run] = (stage, start(run, stage, out), time.perf_counter())
-            time.sleep(0.2)
-            for run, (stage, process, since) in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[run]
-                minutes = (time.perf_counter() - since) / 60
-                print(f"{run.name}: {stage} ended with exit code {process.returncode}, {minutes:.1f} min", flush=True)
-                if process.returncode:
-                    failed.append(run)
-                elif stage == "train":
-                    waiting.insert(0, (run, "test"))
-    finally:
-        for _, process, _ in running.values():
-            process.terminate()
-            process.wait()
-        signal.signal(signal.SIGTERM, before)
-    if failed:
-        logs = ", ".join(str(_log(run, out)) for run in failed)
-        raise DataError(f"{len(failed)} of {len(runs)} runs failed, see the end of {logs}; the same command goes on")
-
-
-def start(run: Run, stage: str, out: Path) -> "subprocess.Popen[bytes]":
-    """Start the training (going on where it stopped) or the test of a run; note its command line first."""
-    words = list(getattr(run, stage))
-    if stage == "train":
-        if progress(run, out) == "begun":
-            words.append("--resume_from")
-        else:  # figures of another command line must not count as those of this one
-            (out / "inference" / run.name / "test_metrics.json").unlink(missing_ok=True)
-            write_json(out / "commands" / f"{run.name}.json", {"run": run.record(), "commit": commit()})
-    log = _log(run, out)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    line = shlex.join(["python", _STAGES[stage], *words])
-    print(f"{run.name}: {stage}, {log}", flush=True)
-    stream: IO[bytes]
-    with log.open("ab") as stream:
-        stream.write(f"\n$ {line}\n".encode())
-        stream.flush()
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(ROOT / _STAGES[stage]), *words]
-        return subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
-
-
 def collect(runs: Sequence[Run], out: Path) -> dict[str, Any]:
     """The figures of all runs, averages over seeds, paired differences, baselines, and the commits they ran at."""
     folders = {run: out / "inference" / run.name for run in runs}
     rows = [{"model": run.model, "seed": run.seed, **read_figures(folder)} for run, folder in folders.items()]
-    records = [json.loads((out / "commands" / f"{run.name}.json").read_text(encoding="utf-8")) for run in runs]
     models = dict.fromkeys(run.model for run in runs)
     reference = REFERENCE if REFERENCE in models else next(iter(models))
     return {
@@ -228,7 +125,7 @@ def collect(runs: Sequence[Run], out: Path) -> dict[str, Any]:
         "reference": reference,
         "paired": paired_differences(rows, reference),
         "baselines": same_for_all({run.name: read_baselines(folder) for run, folder in folders.items()}),
-        "commits of the runs": sorted({record["commit"] for record in records}),
+        "commits of the runs": commits(runs, out),
     }
 
 
@@ -264,8 +161,6 @@ def settings(runs: Sequence[Run], flags: dict[str, str], options: argparse.Names
     """What was the same for all, and what was not."""
     config, _ = resolve(*parse("train", runs[0].train))
     log = json.loads((out / "results" / runs[0].name / "trainlog.json").read_text(encoding="utf-8"))
-    note = Path(options.root).parent / "sample_data.json"
-    data = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
     return {
         "shared": f"{SHARED} {options.training}".strip(),
         "models": flags,
@@ -273,9 +168,16 @@ def settings(runs: Sequence[Run], flags: dict[str, str], options: argparse.Names
         "epochs": config.epochs,
         "batch_size": config.batch_size,
         "training samples": next(iter(log.values()))["train_samples"],
-        "data": {name: data[name] for name in ("rois", "patches", "size", "seed") if name in data},
+        "data": sample_data(options.root),
         "rounds": options.rounds,
     }
+
+
+def sample_data(root: str) -> dict[str, Any]:
+    """How the sample data were made, where they are such."""
+    note = Path(root).parent / "sample_data.json"
+    data = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+    return {name: data[name] for name in ("rois", "patches", "size", "seed") if name in data}
 
 
 def told(words: Sequence[str], options: argparse.Namespace) -> str:
@@ -298,10 +200,6 @@ def how_to_reproduce(command: str, found: dict[str, Any]) -> list[str]:
         lines.append(f"python -m util.make_sample_data DATA {numbers}")
     lines.append("python -m util.pre_compute_data_samples --root DATA/SEN12MSCRTS --out MASKS")
     return [*lines, command]
-
-
-def _log(run: Run, out: Path) -> Path:
-    return out / "logs" / f"{run.name}.log"
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from benchmarks import backbone_costs, backbone_tables, backbones
+from benchmarks import backbone_costs, backbone_tables, backbones, runner
 from util.errors import DataError, UsageError
 
 WORDS = ["--root", "ROOT", "--masks", "", "--models", "uncrtaints", "utae"]
@@ -52,13 +52,13 @@ def pretend_tested(out, run, **figures):
 
 def test_a_run_is_done_only_for_its_own_command_line(tmp_path):
     run = planned(tmp_path)
-    assert backbones.progress(run, tmp_path) == "new"
+    assert runner.progress(run, tmp_path) == "new"
     pretend_tested(tmp_path, run)
-    assert backbones.progress(run, tmp_path) == "done"
-    assert backbones.progress(planned(tmp_path, epochs=13), tmp_path) == "new"
-    assert backbones.progress(planned(tmp_path, seed=2), tmp_path) == "new"
+    assert runner.progress(run, tmp_path) == "done"
+    assert runner.progress(planned(tmp_path, epochs=13), tmp_path) == "new"
+    assert runner.progress(planned(tmp_path, seed=2), tmp_path) == "new"
     (tmp_path / "inference" / run.name / "comparison.json").unlink()  # killed between the two files
-    assert backbones.progress(run, tmp_path) == "begun"
+    assert runner.progress(run, tmp_path) == "begun"
 
 
 def fake_scripts(monkeypatch, tmp_path, broken=""):
@@ -77,10 +77,10 @@ if stage == "test":
     folder.mkdir(parents=True, exist_ok=True)
     for file in ("test_metrics.json", "comparison.json"): (folder / file).write_text("{{}}")
 """
-    for script in backbones._STAGES.values():
+    for script in runner.STAGES.values():
         (scripts / script).write_text(code)
-    monkeypatch.setattr(backbones, "ROOT", scripts)
-    monkeypatch.setattr(backbones, "commit", lambda: "abc")
+    monkeypatch.setattr(runner, "ROOT", scripts)
+    monkeypatch.setattr(runner, "commit", lambda: "abc")
     return lambda: log.read_text().splitlines() if log.exists() else []
 
 
@@ -89,20 +89,20 @@ def test_runs_are_done_once_and_go_on_where_they_stopped(tmp_path, monkeypatch):
     runs = [planned(out, model) for model in ("uncrtaints", "utae")]
     calls = fake_scripts(monkeypatch, tmp_path, broken="utae_seed1")
     with pytest.raises(DataError, match=r"1 of 2 runs failed, see the end of .*utae_seed1.log; the same command goes"):
-        backbones.run_all(runs, out, jobs=2)
+        runner.run_all(runs, out, jobs=2)
     assert sorted(calls()) == ["test uncrtaints_seed1", "train uncrtaints_seed1", "train utae_seed1"]
     calls = fake_scripts(monkeypatch, tmp_path)
-    backbones.run_all(runs, out, jobs=1)
+    runner.run_all(runs, out, jobs=1)
     assert calls()[3:] == ["train utae_seed1 on", "test utae_seed1"]
-    backbones.run_all(runs, out, jobs=1)
+    runner.run_all(runs, out, jobs=1)
     assert len(calls()) == 5
     # another command line: the old figures are gone before the new training starts, which does not go on with the old
     longer = planned(out, epochs=13)
     calls = fake_scripts(monkeypatch, tmp_path, broken="uncrtaints_seed1")
     with pytest.raises(DataError, match="1 of 1 runs failed"):
-        backbones.run_all([longer], out, jobs=1)
+        runner.run_all([longer], out, jobs=1)
     assert calls()[5:] == ["train uncrtaints_seed1"]
-    assert backbones.progress(longer, out) == "begun"
+    assert runner.progress(longer, out) == "begun"
 
 
 def test_flags_of_one_model():
@@ -114,9 +114,9 @@ def test_flags_of_one_model():
 
 
 def test_what_a_training_would_refuse_is_refused_before_the_first(tmp_path):
-    backbones.check([planned(tmp_path), planned(tmp_path, "utae")])
+    runner.check([planned(tmp_path), planned(tmp_path, "utae")])
     with pytest.raises(UsageError, match="must divide"):
-        backbones.check([planned(tmp_path), planned(tmp_path, "utae", flags=["utae=--n_head 5"])])
+        runner.check([planned(tmp_path), planned(tmp_path, "utae", flags=["utae=--n_head 5"])])
 
 
 def row(model, seed, **figures):
