@@ -269,7 +269,7 @@ def test_a_clear_date_dominates_where_the_others_are_clouded():
     for seed in range(100, 105):
         x, land, clear, clouded = clouded_land(seed)
         weights = model.netG.date_weights(x * 10, days)[0, :, 0]
-        assert weights[clear][clouded].mean() > 0.6  # the rest comes from the surroundings
+        assert weights[clear][clouded].mean() > 0.4  # the rest comes from the surroundings
         assert weights[[date for date in range(3) if date != clear]][:, clouded].mean() < 0.02
         with torch.no_grad():
             error = (model(x, days).unscaled(10.0).mean[0, 0] - land[0]).abs()[:, clouded].mean()

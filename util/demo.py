@@ -9,27 +9,31 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from util.atomic import whole_file
 from util.errors import DataError, run_command
 
-SEEDS = (1, 2)  # of the ensemble's members
 DATA = {"rois": 20, "patches": 5, "size": 64, "seed": 1}
-# The published architecture at half its width and depth, for two cores and a few minutes.
-NETWORK = (
-    "--model uncrtaints --encoder_widths 64 --decoder_widths 64 64 64 --n_head 8 --d_model 128 --input_t 3 --use_sar"
-)
-TRAINING = "--loss NIG --scale_by 10 --lr 0.003 --gamma 0.85 --batch_size 4 --epochs 12 --precision auto --device cpu"
+# Half of the usual widths and depth, for two cores and a few minutes.
+EXPERTS = {
+    "uncrtaints": "--encoder_widths 64 --decoder_widths 64 64 64 --n_head 8 --d_model 128",
+    "conv3d_mamba": "--encoder_widths 32 32 64 --decoder_widths 32 32 64",
+}
+FUSION = "fusion_net"
+SEEN = "--input_t 3 --use_sar --rdm_seed 1 --fit_rois 3 --batch_size 4 --precision auto --device cpu"
+TRAINING = "--loss NIG --scale_by 10 --lr 0.003 --gamma 0.85 --epochs 12"
 OVERALL, CLOUDED = "all samples", "every input >= 30 %"
 FIGURES = ("RMSE", "PSNR", "SSIM", "SAM", "NLL", "ENCE", "coverage 90")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make data, train, test, export and ensemble; see `--help`."""
-    parser = argparse.ArgumentParser(description="Sample data, training, test, exports, an ensemble and a table.")
+    """Make data, train, test, export, fuse and ensemble; see `--help`."""
+    parser = argparse.ArgumentParser(
+        description="Sample data, training, test, exports, a fusion, an ensemble, a table."
+    )
     parser.add_argument("--out", default="demo", help="folder for data, runs and results (default: demo)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     out = Path(parser.parse_args(argv).out)
@@ -40,39 +44,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     _call("sample data", f"-m util.make_sample_data {data} {flags}")
     _call("cloud masks, once for all", f"-m util.pre_compute_data_samples --root {series} --out {masks} --workers 2")
     roots = f"--root1 {series} --root2 {series} --root3 {triplets} --precomputed {masks}"
-    members = [f"uncrtaints_{seed}" for seed in SEEDS]
-    for seed, member in zip(SEEDS, members, strict=True):
-        run = f"--experiment_name {member} --res_dir {results} --rdm_seed {seed}"
-        _call(f"training of {member}", f"train_reconstruct.py {run} {roots} {NETWORK} {TRAINING}")
-        run = f"--experiment_name {member} --weight_folder {results} --res_dir {inference} --device cpu"
-        _call(f"test of {member}", f"test_reconstruct.py {run} --plot_every 4")
-    exports = " ".join(str(inference / member) for member in members)
+    runs = {name: f"--model {name} {widths} {TRAINING}" for name, widths in EXPERTS.items()}
+    runs[FUSION] = f"--model {FUSION} --experts " + " ".join(f"{name}={results / name}" for name in EXPERTS)
+    for name, words in runs.items():
+        where = f"--experiment_name {name} --res_dir {results}"
+        _call(f"training of {name}", f"train_reconstruct.py {where} {roots} {SEEN} {words}")
+        where = f"--experiment_name {name} --weight_folder {results} --res_dir {inference}"
+        _call(f"test of {name}", f"test_reconstruct.py {where} --device cpu --plot_every 4")
+    exports = " ".join(str(inference / name) for name in EXPERTS)
     ensemble = inference / "ensemble"
     _call("ensemble", f"ensemble_reconstruct.py {exports} --root {series} --uncertainty both --res_dir {ensemble}")
-    summary = summarise(inference, members)
+    summary = summarise(inference, list(runs), _read(results / FUSION / "guard.json"))
     with whole_file(out / "summary.md") as temporary:
         temporary.write_text(summary, encoding="utf-8")
-    print(f"\n{summary}\n{_places(out, inference, members)}\ndone in {(time.perf_counter() - started) / 60:.1f} min")
+    print(f"\n{summary}\n{_places(out, inference)}\ndone in {(time.perf_counter() - started) / 60:.1f} min")
     return 0
 
 
-def summarise(inference: Path, members: Sequence[str]) -> str:
+def summarise(inference: Path, runs: Sequence[str], verdict: Mapping[str, Any]) -> str:
     """One table of networks, ensemble and trivial baselines on the test split, as Markdown.
 
     Args:
-        inference: holds a tested run for each member, and `ensemble`.
-        members: names of the runs; the baselines stand beside the first.
+        inference: holds a tested run for each name, and `ensemble`.
+        runs: names of the networks, the fusion last; the baselines stand beside it.
+        verdict: of the guard of the fusion.
     """
-    rows = {name: _read(inference / name / "test_metrics.json") for name in [*members, "ensemble"]}
-    groups = _read(inference / members[0] / "comparison.json")
+    rows = {name: _read(inference / name / "test_metrics.json") for name in [*runs, "ensemble"]}
+    groups = _read(inference / runs[-1] / "comparison.json")
     model = next(name for name in groups[OVERALL] if name not in ("least_cloudy", "mean", "clear_mean"))
     baselines = {name: entry for name, entry in groups[OVERALL].items() if name != model}
     lines = ["| test split | " + " | ".join(FIGURES) + " |", "|---" * (len(FIGURES) + 1) + "|"]
     for name, figures in {**rows, **baselines}.items():
         cells = (f"{figures[key]:.4f}" if key in figures else "" for key in FIGURES)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    better = min(runs[:-1], key=lambda name: rows[name]["RMSE"])
+    ratio = rows[runs[-1]]["RMSE"] / rows[better]["RMSE"]
+    answer = f"accepted {verdict['rule']}" if verdict["accepted"] else f"did not accept {verdict['rule']}"
+    lines += [
+        "",
+        f"On validation the guard {answer}; on the test split the RMSE of {runs[-1]} is {ratio:.3f} times that of "
+        f"{better}, the better network of the two.",
+    ]
     gain = groups[OVERALL][model]["PSNR"] - groups[OVERALL]["mean"]["PSNR"]
-    lines += ["", f"{members[0]} is {gain:.1f} dB PSNR above the mean of the inputs."]
+    lines.append(f"{runs[-1]} is {gain:.1f} dB PSNR above the mean of the inputs.")
     if CLOUDED in groups:
         best = max((entry["PSNR"], name) for name, entry in groups[CLOUDED].items() if name != model)
         ahead = groups[CLOUDED][model]["PSNR"] - best[0]
@@ -83,8 +97,8 @@ def summarise(inference: Path, members: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _places(out: Path, inference: Path, members: Sequence[str]) -> str:
-    first = inference / members[0]
+def _places(out: Path, inference: Path) -> str:
+    first = inference / FUSION
     sheets = sorted(first.glob("plots/*/test/samples.png"))
     places = {
         "this table": out / "summary.md",
@@ -92,6 +106,7 @@ def _places(out: Path, inference: Path, members: Sequence[str]) -> str:
         "by cloud cover": first / "comparison.md",
         "pictures": sheets[0] if sheets else first / "plots",
         "calibration": first / "plot_test_reliability.png",
+        "guard": out / "results" / FUSION / "guard.md",
         "exports": first / "export",
         "ensemble": inference / "ensemble",
         "weights": out / "results",

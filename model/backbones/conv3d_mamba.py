@@ -80,7 +80,7 @@ class Conv3dMamba(nn.Module):
                 block(RADAR_WIDTH, config.encoder_norm),
             )
         more = [beside] + [0] * (self.n_levels - 1)
-        self.skip = nn.ModuleList(Pointwise(2 * a + c, b) for a, b, c in zip(encoder, decoder, more, strict=True))
+        self.skip = nn.ModuleList(Pointwise(a + c, b) for a, b, c in zip(encoder, decoder, more, strict=True))
         self.grow = nn.ModuleList(Pointwise(b, a) for a, b in zip(decoder, decoder[1:], strict=False))
         self.mend = nn.ModuleList(
             nn.Sequential(*(block(width, config.decoder_norm) for _ in range(1 if level else MENDS)))
@@ -116,7 +116,7 @@ class Conv3dMamba(nn.Module):
         beside = [mosaic, (support + EDGE).log()]
         if self.in_channels > N_S2:
             beside.append(self.radar(_mean(unit[:, :, :N_S1].flatten(0, 1), calendar) * 4 - 2))
-        raw = self.out_conv(self._decode(levels, weights, calendar, beside))
+        raw = self.out_conv(self._decode(levels, weights, beside))
         with torch.autocast(x.device.type, enabled=False):
             start = mosaic.clamp(EDGE, 1 - EDGE).logit() if self.bounded else mosaic * self.scale_by
             mean, rest = raw.to(start.dtype).split([N_S2, raw.shape[1] - N_S2], dim=1)
@@ -183,23 +183,23 @@ class Conv3dMamba(nn.Module):
         return scores.unflatten(0, calendar.present.shape)
 
     def _weigh(self, scores: Tensor, calendar: Calendar) -> list[Tensor]:
-        """Scores (B, T, G, H, W) to weights of the dates at every resolution, adding up to 1."""
-        absent = (calendar.present == 0)[:, :, None, None, None]
+        """Scores (B, T, G, H, W) to weights of the dates at every resolution; small where nothing was seen.
+
+        What hides the ground has a texture too: were weights to add up to 1, it would get into the decoder.
+        """
         pooled = [scores.flatten(0, 1)]
         while len(pooled) < self.n_levels:
             pooled.append(F.avg_pool2d(pooled[-1], 2))
-        return [maps.unflatten(0, scores.shape[:2]).masked_fill(absent, -math.inf).softmax(dim=1) for maps in pooled]
+        return [self.mosaic.weights(maps.unflatten(0, scores.shape[:2]), calendar.present) for maps in pooled]
 
-    def _decode(
-        self, levels: Sequence[Tensor], weights: Sequence[Tensor], calendar: Calendar, beside: Sequence[Tensor]
-    ) -> Tensor:
+    def _decode(self, levels: Sequence[Tensor], weights: Sequence[Tensor], beside: Sequence[Tensor]) -> Tensor:
         """Features (B, C, H, W) at full resolution."""
         out = None
         for level in reversed(range(self.n_levels)):
-            merged = [_merge(levels[level], weights[level]), _mean(levels[level], calendar)]
+            merged = _merge(levels[level], weights[level])
             if level == 0:
-                merged += [maps.to(merged[0].dtype) for maps in beside]
-            skipped = self.skip[level](torch.cat(merged, dim=1).contiguous(memory_format=torch.channels_last))
+                merged = torch.cat([merged, *(maps.to(merged.dtype) for maps in beside)], dim=1)
+            skipped = self.skip[level](merged.contiguous(memory_format=torch.channels_last))
             if out is not None:
                 grown = self.grow[level](out)
                 skipped = skipped + F.interpolate(grown, scale_factor=2, mode="bilinear", align_corners=False)

@@ -13,7 +13,7 @@ BRIGHT, BRIGHTER = 0.17, 0.02  # reflectance in the visible: of a cloud, and abo
 DARK, CIRRUS = 0.10, 0.01  # reflectance in B8, in B10
 START_SCORE = 4.0  # of a pixel with nothing against it: clear to 98 %
 START_RULE = (80.0, 160.0, 20.0, 40.0)  # score lost per reflectance beyond each of the four
-START_PULL = -1.2  # ln of the clear pixels that the surroundings count for
+START_PULL = 0.0  # ln of the clear pixels that the surroundings count for
 # Reflectance where no date saw anything: medians of two clear patches of SEN12MS-CR, in autumn and winter.
 START_LAND = (0.151, 0.124, 0.108, 0.101, 0.130, 0.180, 0.204, 0.203, 0.228, 0.088, 0.002, 0.182, 0.115)
 LEVELS = 6  # surroundings reach to 2 ** 5 pixels
@@ -69,7 +69,7 @@ class Mosaic(nn.Module):
         Returns:
             The mosaic (B, 13, H, W), reflectance, and how many clear dates it rests on, (B, 1, H, W).
         """
-        clear = self._clear(scores, present)
+        clear = how_clear(scores, present)
         total, support = (clear * optical).sum(dim=1), clear.sum(dim=1)
         pyramid = [(total, support)]
         while len(pyramid) < LEVELS:
@@ -82,12 +82,14 @@ class Mosaic(nn.Module):
         return filled, support
 
     def weights(self, scores: Tensor, present: Tensor) -> Tensor:
-        """The share of each date in the mosaic, of the shape of the scores; the rest to 1 comes from around."""
-        clear = self._clear(scores, present)
+        """The share of each date, of the shape of the scores; the rest to 1 is for the surroundings."""
+        clear = how_clear(scores, present)
         return clear / (clear.sum(dim=1, keepdim=True) + self.pull.exp())
 
-    def _clear(self, scores: Tensor, present: Tensor) -> Tensor:
-        return (scores + START_SCORE).sigmoid() * present[:, :, None, None, None]
+
+def how_clear(scores: Tensor, present: Tensor) -> Tensor:
+    """Scores (B, T, N, H, W) to clearness in [0, 1], 0 for padding; present is (B, T)."""
+    return (scores + START_SCORE).sigmoid() * present[:, :, None, None, None]
 
 
 def _gather(maps: Tensor) -> Tensor:
