@@ -102,15 +102,17 @@ def network_line(model: str, flags: dict[str, str], options: argparse.Namespace)
     return " ".join(part for part in (*parts, flags[model]) if part)
 
 
-def plan(model: str, seed: int, line: str, options: argparse.Namespace) -> Run:
-    """The command lines of one run."""
+def plan(
+    model: str, seed: int, line: str, options: argparse.Namespace, label: str = "", after: tuple[Run, ...] = ()
+) -> Run:
+    """The command lines of one run; `label` and `after` as `Run` has them."""
     out = Path(options.out)
-    name, results = f"{model}_seed{seed}", str(out / "results")
+    name, results = f"{label or model}_seed{seed}", str(out / "results")
     data = ["--root1", options.root, "--root2", options.root, "--precomputed", options.masks]
     train = ["--experiment_name", name, "--res_dir", results, "--rdm_seed", str(seed), *data, *shlex.split(line)]
     test = ["--experiment_name", name, "--weight_folder", results, "--res_dir", str(out / "inference")]
     test += ["--export_every", "-1", "--device", options.device]
-    return Run(model, seed, tuple(train), tuple(test))
+    return Run(model, seed, tuple(train), tuple(test), label, after)
 
 
 def collect(runs: Sequence[Run], out: Path) -> dict[str, Any]:

@@ -121,6 +121,31 @@ def plot_strata(report: Report, path: str | Path, title: str = "") -> Path:
     return plot_calibration({"all pixels": report, **named}, path, title)
 
 
+def plot_ratios(
+    ratios: Mapping[str, Sequence[Mapping[str, float]]], names: Sequence[str], path: str | Path, label: str
+) -> Path:
+    """Draw ratios with their intervals, several methods beside each other in each of some runs; 1 is a line.
+
+    Args:
+        ratios: method -> for each run `value`, `low` and `high`.
+        names: of the runs.
+        path: .png or .pdf.
+        label: of the ratio.
+    """
+    figure, axes = _chart("", label)
+    axes.axhline(1.0, color=_GREY, linestyle="--", linewidth=1)
+    for index, (method, runs) in enumerate(ratios.items()):
+        at = np.arange(len(names)) + 0.16 * (index - (len(ratios) - 1) / 2)
+        value, low, high = (np.array([run[key] for run in runs]) for key in ("value", "low", "high"))
+        ends = np.maximum(np.stack([value - low, high - value]), 0)
+        style = {key: kind for key, kind in _style(index).items() if key != "marker"}
+        axes.errorbar(at, value, ends, fmt=_MARKERS[index % 6], capsize=3, linewidth=1, label=method, **style)
+    axes.set_xticks(range(len(names)), names)
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=len(ratios), fontsize=9)
+    return save_figure(figure, path)
+
+
 def plot_training(log: Mapping[str, Mapping[str, Any]], path: str | Path) -> Path:
     """Draw the losses, and the PSNR of validation where it is known, over epochs.
 
