@@ -126,7 +126,7 @@ def compare(seed: int, scores: Mapping[str, Any], guard: Mapping[str, Any], resa
 
 
 def variance_ratios(scores: Mapping[str, Any]) -> dict[str, float]:
-    """Mean total variance of each rule over the first expert's, recalibrated (as stated for monig, which takes it so)."""
+    """Mean total variance of each rule over the first expert's: recalibrated, or for monig as stated."""
     rows, first = scores["rows"], scores["experts"][0]
     own, again = rows[first]["mean var"], rows[recalibrated(first)]["mean var"]
     return {rule: rows[rule]["mean var"] / (own if rule == "monig" else again) for rule in scores["rules"]}
@@ -210,9 +210,9 @@ def markdown(report: Mapping[str, Any]) -> str:
         "",
         f"Two experts with seeds {', '.join(str(own['seed']) for own in seeds)}, {settings['epochs']} epochs of the "
         f"same {settings['training samples']} samples, and their fusion, fitted on {settings['held out']}. All rows "
-        f"come from one pass over {one['images']} test images of {one['regions']} regions that no training saw, with the "
-        "same frozen experts; rules as they are, without the guard, except in the row `guarded`, which is what the fusion "
-        "answers. Means over seeds.",
+        f"come from one pass over {one['images']} test images of {one['regions']} regions that no training saw, with "
+        "the same frozen experts; rules as they are, without the guard, except in the row `guarded`, which is what the "
+        "fusion answers. Means over seeds.",
         "",
         *figure_table(report),
         "",
