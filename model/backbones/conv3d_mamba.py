@@ -8,7 +8,7 @@ a decoder at full resolution says what to change, and how sure the result is.
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from model.layers.conv import ConvBlock, build_block, build_norm
 from model.layers.mamba import DatedMamba
 from model.layers.mosaic import Mosaic
 from model.layers.recompute import Pointwise
+from model.layers.series import check_series, find_padding
 from model.layers.space_time import SpaceTimeBlock
 from model.registry import register
 
@@ -55,10 +56,13 @@ class Conv3dMamba(nn.Module):
         self.n_levels = len(encoder)
         padding = config.padding_mode
 
+        def convolution(before: int, after: int) -> nn.Conv2d:
+            return nn.Conv2d(before, after, 3, padding=1, padding_mode=cast(Literal["reflect"], padding))
+
         def block(width: int, norm: str) -> nn.Module:
             return build_block(config.block_type, width, width, norm, padding)
 
-        self.stem = nn.Conv2d(in_channels + N_S2, encoder[0], 3, padding=1)
+        self.stem = convolution(in_channels + N_S2, encoder[0])
         self.stem_norm = build_norm(config.encoder_norm, encoder[0])
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, 2) for a, b in zip(encoder, encoder[1:], strict=False))
         self.look = block(encoder[0], config.encoder_norm)
@@ -74,7 +78,7 @@ class Conv3dMamba(nn.Module):
         if in_channels > N_S2:
             beside += RADAR_WIDTH
             self.radar = nn.Sequential(
-                nn.Conv2d(N_S1, RADAR_WIDTH, 3, padding=1),
+                convolution(N_S1, RADAR_WIDTH),
                 build_norm(config.encoder_norm, RADAR_WIDTH),
                 nn.GELU(),
                 block(RADAR_WIDTH, config.encoder_norm),
@@ -141,9 +145,8 @@ class Conv3dMamba(nn.Module):
 
     def _look(self, x: Tensor, dates: Tensor | None) -> tuple[Calendar, Tensor, list[Tensor], Tensor]:
         """Dates in order; images (B, T, C, H', W') in [0, 1]; features of all resolutions; scores of clearness."""
-        self._check(x)
-        pad_value = torch.tensor(self.pad_value, device=x.device) * self.scale_by  # rounds as x * scale_by did
-        padded = (x == pad_value).flatten(2).all(dim=-1)
+        check_series(x, self.in_channels, SMALLEST)
+        padded = find_padding(x, self.pad_value, self.scale_by)
         calendar = read_calendar(x, dates, padded, self.told)
         unit = calendar.arrange(self._fill(x)) / self.scale_by
         levels = self._encode(unit, calendar)
@@ -206,18 +209,6 @@ class Conv3dMamba(nn.Module):
             out = self.mend[level](skipped)
         assert out is not None
         return out
-
-    def _check(self, x: Tensor) -> None:
-        if x.dim() != 5 or x.shape[2] != self.in_channels:
-            bands = "13 bands" if self.in_channels == N_S2 else "VV, VH, then 13 bands"
-            raise ValueError(
-                f"expected x of shape (B, T, {self.in_channels}, H, W) ({bands}), got {tuple(x.shape)}; "
-                "--use_sar says whether radar goes in"
-            )
-        if min(x.shape[-2:]) < SMALLEST:
-            raise ValueError(
-                f"expected images of {SMALLEST} x {SMALLEST} pixels or more, got {x.shape[-2]} x {x.shape[-1]}"
-            )
 
 
 def _mean(maps: Tensor, calendar: Calendar) -> Tensor:

@@ -11,6 +11,7 @@ from data.constants import N_S1, N_S2
 from model.layers.conv import ConvBlock, build_block
 from model.layers.ltae import TemporalEncoder
 from model.layers.recompute import Pointwise
+from model.layers.series import check_series, find_padding
 from model.registry import register
 from util.errors import UsageError
 
@@ -148,10 +149,11 @@ class Uncrtaints(nn.Module):
         Raises:
             ValueError: if a shape is not what the network was built for.
         """
-        self._check(x)
+        check_series(x, self.in_channels, smallest=2)
+        if self.is_mono and x.shape[1] != 1:
+            raise ValueError(f"expected one date, as the network was pre-trained on single images; got {x.shape[1]}")
         b, t = x.shape[:2]
-        pad_value = torch.tensor(self.pad_value, device=x.device) * self.scale_by  # rounds as x * scale_by did
-        padded = (x == pad_value).flatten(2).all(dim=-1)
+        padded = find_padding(x, self.pad_value, self.scale_by)
         maps = self._encode(x)
         out = maps[0] if self.is_mono else self._merge(maps, dates, padded)
         for block in self.out_block:
@@ -185,18 +187,6 @@ class Uncrtaints(nn.Module):
         if values is None:
             return out
         return self.include_v(torch.cat([out, resize(values, *out.shape[-2:]).to(out.dtype)], dim=1))
-
-    def _check(self, x: Tensor) -> None:
-        if x.dim() != 5 or x.shape[2] != self.in_channels:
-            bands = "13 bands" if self.in_channels == N_S2 else "VV, VH, then 13 bands"
-            raise ValueError(
-                f"expected x of shape (B, T, {self.in_channels}, H, W) ({bands}), got {tuple(x.shape)}; "
-                "--use_sar says whether radar goes in"
-            )
-        if min(x.shape[-2:]) < 2:
-            raise ValueError(f"expected images of 2 x 2 pixels or more, got {x.shape[-2]} x {x.shape[-1]}")
-        if self.is_mono and x.shape[1] != 1:
-            raise ValueError(f"expected one date, as the network was pre-trained on single images; got {x.shape[1]}")
 
 
 @register("uncrtaints")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from data.constants import N_S1, N_S2
 from model.defaults import check_network
 from model.layers.conv import ConvBlock
+from model.layers.series import check_series
 from model.layers.unet_blocks import DownBlock, UpBlock, fit, pairs
 from model.registry import register
 
@@ -85,18 +86,9 @@ class UNet(nn.Module):
 
     def check(self, x: Tensor) -> None:
         """Raise a ValueError if x is not (B, 1, C, H, W)."""
-        self.check_bands(x)
+        check_series(x, self.in_channels)
         if x.shape[1] != 1:
             raise ValueError(f"expected one date, as a U-Net sees single images; got {x.shape[1]}; U-TAE takes more")
-
-    def check_bands(self, x: Tensor) -> None:
-        """Raise a ValueError if x is not (B, T, C, H, W)."""
-        if x.dim() != 5 or x.shape[2] != self.in_channels:
-            bands = "13 bands" if self.in_channels == N_S2 else "VV, VH, then 13 bands"
-            raise ValueError(
-                f"expected x of shape (B, T, {self.in_channels}, H, W) ({bands}), got {tuple(x.shape)}; "
-                "--use_sar says whether radar goes in"
-            )
 
 
 @register("unet")

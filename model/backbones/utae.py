@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from data.constants import N_S1, N_S2
 from model.backbones.uncrtaints import ATTENTION_DROPOUT, TemporalAggregator
 from model.backbones.unet import UNet
 from model.layers.ltae import TemporalEncoder
+from model.layers.series import check_series, find_padding
 from model.registry import register
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ class Utae(UNet):
 
     def merge(self, x: Tensor, levels: Sequence[Tensor], dates: Tensor | None) -> list[Tensor]:
         """Maps (B, T, C, H, W) of each resolution merged over dates, (B, C, H, W)."""
-        pad_value = torch.tensor(self.pad_value, device=x.device) * self.scale_by  # rounds as x * scale_by did
-        padded = (x == pad_value).flatten(2).all(dim=-1)  # (B, T)
+        padded = find_padding(x, self.pad_value, self.scale_by)
         *skips, lowest = levels
         # as published: the group norm over dates sees padded ones, as maps of this value
         lowest = lowest.masked_fill(padded[:, :, None, None, None], self.pad_value)
@@ -59,7 +58,7 @@ class Utae(UNet):
 
     def check(self, x: Tensor) -> None:
         """Raise a ValueError if x is not (B, T, C, H, W)."""
-        self.check_bands(x)
+        check_series(x, self.in_channels)
 
 
 @register("utae")
