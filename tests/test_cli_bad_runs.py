@@ -58,6 +58,10 @@ def spoiled(runs, tmp_path) -> Path:
         ("--loss l2 --head nig", "--loss l2 trains no variance; use --head mean, got --head nig"),
         ("--loss NIG --head gaussian", "--loss NIG needs --head nig, got --head gaussian"),
         ("--loss fusion", "--loss fusion belongs to --model fusion_net, got --model uncrtaints"),
+        (
+            "--model conv3d_mamba --encoder_widths 8 8 --decoder_widths 8 8 --ssm_backend triton",
+            "--ssm_backend triton needs a CUDA device, and this is cpu; take --ssm_backend auto, or torch, which runs",
+        ),
         ("--min_cov 0.6 --max_cov 0.5", "expected 0 <= --min_cov <= --max_cov <= 1, got 0.6 and 0.5"),
         ("--encoder_widths 8 --decoder_widths 8 4", "--encoder_widths ends in 8, --decoder_widths in 4"),
         ("--n_head 3", "--n_head 3 must divide --encoder_widths 8"),
