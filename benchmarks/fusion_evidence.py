@@ -28,7 +28,8 @@ from parse_args import parse, resolve
 from util.atomic import write_json
 from util.errors import DataError, run_command
 
-STRONG, WEAK = EXPERTS = ("uncrtaints", "conv3d_mamba")  # of the useless expert's control: the second hardly trains
+EXPERTS = ("uncrtaints", "conv3d_mamba")
+WEAK, STRONG = EXPERTS  # of the controls; conv3d_mamba is of use from its first step, so the other hardly trains
 FUSION = "fusion_net"
 SECTION = "benchmarks.fusion_evidence"
 USELESS_STEPS = 10
@@ -77,11 +78,11 @@ def plan_all(flags: Mapping[str, str], options: argparse.Namespace) -> tuple[lis
     for seed in options.seeds:
         experts = {model: plan(model, seed, lines[model], options) for model in EXPERTS}
         fusions.append(fuse(seed, experts))
-    strong = fusions[0].after[0]
-    config, _ = resolve(*parse("train", fusions[0].after[1].train))
+    weak_whole, strong = fusions[0].after
+    config, _ = resolve(*parse("train", weak_whole.train))
     short = f"{lines[WEAK]} --epochs 1 --max_samples_count {USELESS_STEPS * config.batch_size}"
     weak = plan(WEAK, first, short, options, f"{WEAK}_useless")
-    useless = fuse(first, {STRONG: strong, WEAK: weak}, f"{FUSION}_useless")
+    useless = fuse(first, {WEAK: weak, STRONG: strong}, f"{FUSION}_useless")
     return fusions, useless, fuse(first, {STRONG: strong, "twin": strong}, f"{FUSION}_twins")
 
 

@@ -44,11 +44,11 @@ def test_the_experts_are_the_runs_of_the_comparison_of_backbones(tmp_path):
     assert names == [
         *("uncrtaints_seed1", "conv3d_mamba_seed1", "fusion_net_seed1"),
         *("uncrtaints_seed2", "conv3d_mamba_seed2", "fusion_net_seed2"),
-        *("conv3d_mamba_useless_seed1", "fusion_net_useless_seed1", "fusion_net_twins_seed1"),
+        *("uncrtaints_useless_seed1", "fusion_net_useless_seed1", "fusion_net_twins_seed1"),
     ]
-    weak = useless.after[1].train
+    weak = useless.after[0].train
     assert weak[weak.index("--max_samples_count") + 1] == "40"  # ten steps of four
-    assert twins.after == (fusions[0].after[0],)
+    assert twins.after == (fusions[0].after[1],)
     runner.check([*fusions, useless, twins])
     with pytest.raises(UsageError, match="with a model of uncrtaints, conv3d_mamba, fusion_net; got 'utae="):
         planned(tmp_path, "--flags", "utae=--lr 1")
@@ -248,7 +248,7 @@ def test_the_whole_page_and_nothing_scored_twice(tmp_path, monkeypatch, scored, 
     assert text.endswith("to here -->\n\nAfter.\n")
     assert f"| `gated` | {scored['rows']['gated']['RMSE']:.4f} | " in text
     assert "| accepts gated, fused variance | " in text
-    assert "- A useless second expert (`conv3d_mamba` after 10 steps" in text
+    assert "- A useless second expert (`uncrtaints` after 10 steps" in text
     assert "falls back to uncrtaints, fused variance. Unguarded" in text
     assert "fitted on 3 held-out training regions" in text
     assert "--training" not in text  # the command line told is the one that was typed
