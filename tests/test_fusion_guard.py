@@ -10,6 +10,8 @@ import torch
 from fusion_cases import Written, fusion, pictures
 from test_fusion_gate import CPU, gathered
 
+from data.fit_split import FitSplit
+from model.fusion import training
 from model.fusion.fitting import fit
 from model.fusion.gate_training import FitSettings
 from model.fusion.guard import choose_clusters, clustered_gain
@@ -243,3 +245,36 @@ def test_bands_in_which_no_constant_weight_helps():
     assert verdict.rho == pytest.approx(1, abs=1e-4)
     assert len(verdict.hopeless) == 13
     assert not verdict.accepted
+
+
+def test_an_image_is_judged_by_the_numbers_that_it_is_shown_with(complementary):
+    seen, plain = pictures(n=6), fusion("convex")
+    plain.convex[0], plain.convex[1], plain.fitted = 1.0, 0.0, torch.tensor(True)
+    judge = Judge(complementary, NAMES)
+    with torch.no_grad():
+        experts = plain.consult(seen.x)
+        places = [str(at) for at in range(6)]
+        judge.add(experts, seen.target, places, places, plain)
+        errors = (experts.mean[0] - seen.target).square().flatten(1).double().mean(1).sqrt()
+    np.testing.assert_allclose(judge.rmse["convex"], errors.tolist(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("guard_rois", "crosswise"), [(4, False), (5, True), (9, True), (10, False)])
+def test_with_few_regions_those_of_the_fit_judge_too(monkeypatch, complementary, guard_rois, crosswise):
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.netG = complementary
+
+    model, judge, asked = Model(), Judge(complementary, NAMES), []
+    judge.rois = [f"ROIs1158/{at // 2}" for at in range(2 * guard_rois)]
+    split = FitSplit("fit images", "guard images", ())
+    monkeypatch.setattr(training, "fit_on", lambda net, loader, *_, **__: asked.append((net, loader)))
+    monkeypatch.setattr(training, "show", lambda to, net, loader, *_: asked.append((net, loader)))
+    notes = training.judge_crosswise(judge, model, split, None, None)
+    assert bool(notes) is crosswise
+    assert [loader for _, loader in asked] == (["guard images", "fit images"] if crosswise else [])
+    if crosswise:
+        assert asked[0][0] is not model  # the second fit leaves the first as it is
+        assert asked[1][0] is asked[0][0].netG
+        assert notes[0].startswith(f"the {guard_rois} validation regions are judged by the fit on")

@@ -40,8 +40,19 @@ class Judge:
         self.gram = ErrorGram(len(names), N_S2)
 
     @torch.no_grad()
-    def add(self, experts: Experts, target: Tensor, rois: list[str], patches: list[str]) -> None:
-        """Take in a batch: fields (K, B, 1, C, H, W), target (B, 1, C, H, W), both in reflectance."""
+    def add(
+        self, experts: Experts, target: Tensor, rois: list[str], patches: list[str], fitted: FusionNet | None = None
+    ) -> None:
+        """Take in a batch.
+
+        Args:
+            experts: fields (K, B, 1, C, H, W), reflectance.
+            target: (B, 1, C, H, W), reflectance.
+            rois: the region of each image.
+            patches: its patch.
+            fitted: the fusion whose numbers were not fitted on these images; the judged one itself if not given.
+        """
+        net = fitted or self.net
         self.rois += rois
         self.patches += patches
         self.gram.add(experts.mean, target)
@@ -51,15 +62,15 @@ class Judge:
         for index in range(len(self.names)):
             self._note_rmse(_expert(index), experts.mean[index], target)
             for choice in (OWN, RECALIBRATED):
-                belief = self.net.of_expert(few, index, choice)
+                belief = net.of_expert(few, index, choice)
                 self._note_belief((_expert(index), VARIANCES[choice]), belief, few_target)
         for rule in self.rules:
-            fused = self.net.apply_rule(rule, experts)
+            fused = net.apply_rule(rule, experts)
             self._note_rmse(rule, fused.belief.delta, target)
             thin = Fused(fused.weights[..., ::step, ::step], fused.belief.map(lambda t: t[..., ::step, ::step]))
             self._note_belief((rule, VARIANCES[FUSED]), thin.belief, few_target)
             for index in range(len(self.names)):  # which of them is the better one is known at the end
-                belief = self.net.with_variance_of(thin, few, index, RECALIBRATED)
+                belief = net.with_variance_of(thin, few, index, RECALIBRATED)
                 self._note_belief((rule, _expert(index)), belief, few_target)
             if len(self.names) == 2:
                 self.skill[rule].add(thin.weights[0], few.mean - few_target)

@@ -1,5 +1,6 @@
 """The training of a fusion: experts found or trained, numbers fitted, the guard's verdict, and what a run writes."""
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from model.engine import Compute, TrainState, count_parameters
 from model.evaluation import Evaluation, report_skipped
 from model.fusion.fitting import Gathering, fit
 from model.fusion.gate_training import FitSettings, GateRow, best_epoch
-from model.fusion.guard import Verdict
+from model.fusion.guard import LEAST_CLUSTERS, Verdict
 from model.fusion.judging import Judge
 from model.fusion.network import FusionNet
 from model.fusion.pictures import show_gate
@@ -31,6 +32,7 @@ from util.run import RunFolder, autocast, choose_device, choose_precision, seed_
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+ENOUGH_ROIS = 10  # to judge by; with fewer, regions of the fit judge too
 EPOCH = 1  # a fusion is fitted in one go; its checkpoint counts as that of the first epoch
 
 
@@ -161,7 +163,9 @@ def fit_and_judge(
     names = tuple(entry["name"] for entry in config.expert_configs)
     rows = fit_on(model, split.fit, config, compute)
     judge = judge_on(model, split.guard, names, compute)
+    crosswise = judge_crosswise(judge, model, split, config, compute)
     verdict = judge.verdict()
+    verdict = replace(verdict, notes=(*verdict.notes, *crosswise))
     for row in rows if log is not None else ():
         log.add_scalar("fusion/gate, training", row.train_loss, row.epoch)  # type: ignore[union-attr]
         log.add_scalar("fusion/gate, held back", row.held_back_loss, row.epoch)  # type: ignore[union-attr]
@@ -172,6 +176,7 @@ def fit_and_judge(
     together = train_jointly(model, loaders, config, compute, log)
     again = fit_on(together, split.fit, config, compute)
     other = judge_on(together, split.guard, names, compute)
+    judge_crosswise(other, together, split, config, compute)
     second = other.verdict()
     accepted, note = prefer_joint(judge, other)
     if accepted:
@@ -179,7 +184,35 @@ def fit_and_judge(
     return model, replace(verdict, notes=(*verdict.notes, note)), rows
 
 
-def fit_on(model: Reconstructor, loader: PatchLoader, config: Config, compute: Compute) -> list[GateRow]:
+def judge_crosswise(
+    judge: Judge, model: Reconstructor, split: FitSplit, config: Config, compute: Compute
+) -> tuple[str, ...]:
+    """With few regions to judge by, let those of the fit judge too, by a second fit on the guard's images.
+
+    Five regions differ so much that a gain of 15 % of the error can hide behind them. Fitting and judging are
+    exchanged, so that no image is judged by numbers that were fitted on its region.
+
+    Returns:
+        Notes for the verdict.
+    """
+    guard = len(set(judge.rois))
+    if split.guard is None or not LEAST_CLUSTERS <= guard < ENOUGH_ROIS:
+        return ()
+    other = copy.deepcopy(model)
+    fit_on(other, split.guard, config, compute, quiet=True)
+    net = other.get_submodule("netG")
+    assert isinstance(net, FusionNet)
+    show(judge, net, split.fit, "guard, crosswise", compute)
+    fitted = len(set(judge.rois)) - guard
+    return (
+        f"the {guard} validation regions are judged by the fit on {fitted} held-out ones, and these by a second fit "
+        "on validation",
+    )
+
+
+def fit_on(
+    model: Reconstructor, loader: PatchLoader, config: Config, compute: Compute, quiet: bool = False
+) -> list[GateRow]:
     """Fit all numbers of the fusion on a loader's images."""
     net = model.eval().get_submodule("netG")
     assert isinstance(net, FusionNet)
@@ -188,7 +221,7 @@ def fit_on(model: Reconstructor, loader: PatchLoader, config: Config, compute: C
         with autocast(compute.device, compute.dtype):
             gathered.add(batch)
     rows = fit(net, gathered, FitSettings(config.fusion_epochs, config.fusion_lr, config.rdm_seed), compute.device)
-    if config.fusion == "gated":
+    if config.fusion == "gated" and not quiet:
         line = "kept" if net.gate.slope.any() else "not kept"
         print(f"gate: straight line {line}; {best_epoch(rows)} of {config.fusion_epochs} epochs help held-back regions")
     model.eval()
@@ -200,11 +233,18 @@ def judge_on(model: Reconstructor, loader: PatchLoader | None, names: tuple[str,
     net = model.eval().get_submodule("netG")
     assert isinstance(net, FusionNet)
     judge = Judge(net, names)
-    for batch in _predicting(loader, "guard", compute) if loader is not None else ():
-        with torch.no_grad(), autocast(compute.device, compute.dtype):
-            experts = net.consult(batch.x, batch.dates)
-        judge.add(experts, batch.target, [info.roi for info in batch.info], [info.patch for info in batch.info])
+    if loader is not None:
+        show(judge, net, loader, "guard", compute)
     return judge
+
+
+def show(judge: Judge, fitted: FusionNet, loader: PatchLoader, title: str, compute: Compute) -> None:
+    """Show the guard a loader's images, fused with the numbers of `fitted`."""
+    for batch in _predicting(loader, title, compute):
+        with torch.no_grad(), autocast(compute.device, compute.dtype):
+            experts = fitted.consult(batch.x, batch.dates)
+        rois, patches = [info.roi for info in batch.info], [info.patch for info in batch.info]
+        judge.add(experts, batch.target, rois, patches, fitted)
 
 
 def _predicting(loader: PatchLoader, title: str, compute: Compute) -> Iterator[Batch]:
