@@ -157,13 +157,14 @@ def settings(fusions: Sequence[Run], flags: Mapping[str, str], options: argparse
     """What was the same for all, and what was not."""
     expert = fusions[0].after[0]
     config, _ = resolve(*parse("train", expert.train))
-    regions = f"{options.fit_rois} held-out training region{'s' if options.fit_rois != 1 else ''}"
+    held = max(config.fit_rois, 0)  # by --fit_rois, or within --training
+    regions = f"{held} held-out training region{'s' if held != 1 else ''}"
     return {
         "shared": f"{SHARED} {options.training}".strip(),
         "models": dict(flags),
         "epochs": config.epochs,
         "training samples": _samples(expert, Path(options.out)),
-        "held out": regions if options.fit_rois else "half of the validation regions",
+        "held out": regions if held else "half of the validation regions",
         "data": sample_data(options.root),
         "resamples": options.resamples,
     }
