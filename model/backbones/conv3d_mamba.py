@@ -21,7 +21,7 @@ from model.layers.conv import ConvBlock, build_block, build_norm
 from model.layers.mamba import DatedMamba
 from model.layers.mosaic import Mosaic
 from model.layers.recompute import Pointwise
-from model.layers.series import check_series, find_padding
+from model.layers.series import check_series, find_padding, sum_over_dates
 from model.layers.space_time import SpaceTimeBlock
 from model.registry import register
 
@@ -219,12 +219,7 @@ def _mean(maps: Tensor, calendar: Calendar) -> Tensor:
 
 def _merge(maps: Tensor, weights: Tensor) -> Tensor:
     """Sum over dates, (B * T, C, H, W) weighted by (B, T, G, H, W), each group of channels by its own: (B, C, H, W)."""
-    by_date = maps.unflatten(0, weights.shape[:2]).unflatten(2, (weights.shape[2], -1)).unbind(1)  # (B, G, C / G, H, W)
-    weight = weights.to(maps.dtype).unsqueeze(3).unbind(1)  # (B, G, 1, H, W)
-    out = by_date[0] * weight[0]
-    for of_date, of_weight in zip(by_date[1:], weight[1:], strict=True):
-        out = torch.addcmul(out, of_date, of_weight)
-    return out.flatten(1, 2)
+    return sum_over_dates(maps.unflatten(0, weights.shape[:2]).unbind(1), weights)
 
 
 @register("conv3d_mamba")

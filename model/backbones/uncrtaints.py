@@ -11,7 +11,7 @@ from data.constants import N_S1, N_S2
 from model.layers.conv import ConvBlock, build_block
 from model.layers.ltae import TemporalEncoder
 from model.layers.recompute import Pointwise
-from model.layers.series import check_series, find_padding
+from model.layers.series import check_series, find_padding, sum_over_dates
 from model.registry import register
 from util.errors import UsageError
 
@@ -57,12 +57,7 @@ class TemporalAggregator(nn.Module):
             heads = attention if self.mode == "att_group" else attention.mean(dim=0, keepdim=True)
             resized = resize(heads.flatten(0, 1), h, w).unflatten(0, (-1, b))  # (N, B, T, H, W)
             weights = self.attn_dropout(resized) * present[None, :, :, None, None]
-        by_date = weights.permute(2, 1, 0, 3, 4).unsqueeze(3).to(maps[0].dtype)  # (T, B, N, 1, H, W)
-        groups = [one.unflatten(1, (weights.shape[0], -1)) for one in maps]  # (B, N, C / N, H, W)
-        out = groups[0] * by_date[0]
-        for of_date, weight in zip(groups[1:], by_date[1:], strict=True):
-            out = torch.addcmul(out, of_date, weight)
-        return out.flatten(1, 2)
+        return sum_over_dates(maps, weights.permute(1, 2, 0, 3, 4))  # (B, T, N, H, W)
 
 
 def channels_last(maps: Tensor) -> Tensor:

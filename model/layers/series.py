@@ -1,4 +1,6 @@
-"""What every backbone asks of the series that goes in: its bands, and which of its dates are padding."""
+"""What backbones do with a series of dates: check its bands, find padding, sum features over dates."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -42,3 +44,21 @@ def find_padding(x: Tensor, pad_value: float, scale_by: float) -> Tensor:
     """
     scaled = torch.tensor(pad_value, device=x.device) * scale_by  # rounds as x * scale_by did
     return (x == scaled).flatten(2).all(dim=-1)
+
+
+def sum_over_dates(maps: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Weighted sum, each group of channels by its own weights.
+
+    Args:
+        maps: (B, C, H, W) of each date.
+        weights: (B, T, G, H, W), or 1 in place of H and W; G groups, which divide C.
+
+    Returns:
+        (B, C, H, W), of the dtype of the maps.
+    """
+    by_date = weights.to(maps[0].dtype).unsqueeze(3).unbind(1)  # (B, G, 1, H, W) of each date
+    groups = [one.unflatten(1, (weights.shape[2], -1)) for one in maps]  # (B, G, C / G, H, W)
+    out = groups[0] * by_date[0]
+    for of_date, weight in zip(groups[1:], by_date[1:], strict=True):
+        out = torch.addcmul(out, of_date, weight)
+    return out.flatten(1, 2)
