@@ -33,6 +33,7 @@ from benchmarks.provenance import commit, cpu_name, provenance
 from benchmarks.runner import Run, check, commits, run_all
 from benchmarks.tables import write_section
 from parse_args import MODELS, parse, resolve
+from util import demo
 from util.atomic import write_json
 from util.errors import UsageError, run_command
 
@@ -43,8 +44,7 @@ SHARED = (
 # Half of the published widths, heads and attention channels, for two cores and an hour; conv3d_mamba at about half of
 # its own, within 1.5 times the FLOPs of uncrtaints.
 NETWORKS = {
-    "uncrtaints": "--encoder_widths 64 --decoder_widths 64 64 64 --n_head 8 --d_model 128",
-    "conv3d_mamba": "--encoder_widths 32 32 64 --decoder_widths 32 32 64",
+    **demo.EXPERTS,
     "utae": "--encoder_widths 32 32 32 64 --decoder_widths 32 32 32 64 --n_head 8 --d_model 128",
 }
 REFERENCE = "uncrtaints"  # what the others are set against, seed by seed

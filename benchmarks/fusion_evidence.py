@@ -24,11 +24,11 @@ from benchmarks.backbones import SHARED, flags_by_model, how_to_reproduce, netwo
 from benchmarks.provenance import cpu_name, provenance
 from benchmarks.runner import Run, check, commits, run_all
 from benchmarks.tables import write_section
+from model.defaults import EXPERTS
 from parse_args import parse, resolve
 from util.atomic import write_json
 from util.errors import DataError, run_command
 
-EXPERTS = ("uncrtaints", "conv3d_mamba")
 WEAK, STRONG = EXPERTS  # of the controls; conv3d_mamba is of use from its first step, so the other hardly trains
 FUSION = "fusion_net"
 SECTION = "benchmarks.fusion_evidence"

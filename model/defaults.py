@@ -12,6 +12,7 @@ PYRAMIDS = {  # widths from the full resolution to the lowest, encoder and decod
     "unet": ((64, 64, 64, 128), (64, 64, 64, 128)),
     "conv3d_mamba": ((64, 64, 96), (96, 64, 96)),
 }
+EXPERTS = ("uncrtaints", "conv3d_mamba")  # of a fusion that trains its own
 WITH_SCAN = ("conv3d_mamba", "fusion_net")  # those that --ssm_backend acts on
 DATE_GROUPS = 4  # groups of channels that conv3d_mamba weighs over dates
 ATTENTION = ("agg_mode", "n_head", "d_model", "d_k")

@@ -15,8 +15,8 @@ import test_reconstruct
 import train_reconstruct
 from model import load_model
 from model.checkpoint import load_checkpoint, save_checkpoint
+from model.defaults import EXPERTS
 from model.fusion.network import RECALIBRATED
-from model.fusion.runs import EXPERTS
 from model.fusion.training import expert_config
 from parse_args import parse, read_conf, resolve
 from util.run import RunFolder

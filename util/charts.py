@@ -3,7 +3,7 @@
 The colours are those of Okabe and Ito, which stay apart for colour-blind eyes; runs differ by marker as well.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,13 +56,7 @@ def plot_reliability(reports: Mapping[str, Report], path: str | Path) -> Path:
         reports: name -> what `EvaluationMeter.summary` returned; several lie in one picture.
         path: .png or .pdf.
     """
-    figure = new_figure(5.4, 5.0)
-    axes = _dress(figure.add_subplot())
-    _reliability(axes, reports)
-    for line, (name, report) in zip(axes.get_lines()[1:], reports.items(), strict=True):
-        line.set_label(f"{name}, ENCE {report['ENCE']:.3f}")
-    _legend_above(axes)
-    return save_figure(figure, path)
+    return _single(_reliability, reports, path, lambda report: f"ENCE {report['ENCE']:.3f}")
 
 
 def plot_coverage(reports: Mapping[str, Report], path: str | Path) -> Path:
@@ -72,13 +66,7 @@ def plot_coverage(reports: Mapping[str, Report], path: str | Path) -> Path:
         reports: name -> what `EvaluationMeter.summary` returned; several lie in one picture.
         path: .png or .pdf.
     """
-    figure = new_figure(5.4, 5.0)
-    axes = _dress(figure.add_subplot())
-    _coverage(axes, reports)
-    for line, (name, report) in zip(axes.get_lines()[1:], reports.items(), strict=True):
-        line.set_label(f"{name}, 90 % interval holds {100 * report['coverage 90']:.1f} %")
-    _legend_above(axes)
-    return save_figure(figure, path)
+    return _single(_coverage, reports, path, lambda report: f"90 % interval holds {100 * report['coverage 90']:.1f} %")
 
 
 def plot_calibration(reports: Mapping[str, Report], path: str | Path, title: str = "") -> Path:
@@ -224,6 +212,22 @@ def _figures(report: Report) -> str:
 
 def _style(index: int) -> dict[str, Any]:
     return {"color": _COLOURS[index % 6], "marker": _MARKERS[index % 6], "markersize": 4}
+
+
+def _single(
+    draw: "Callable[[Axes, Mapping[str, Report]], None]",
+    reports: Mapping[str, Report],
+    path: str | Path,
+    figure_of: Callable[[Report], str],
+) -> Path:
+    """One chart of named reports; its legend names each with one figure. The first line drawn is the ideal."""
+    figure = new_figure(5.4, 5.0)
+    axes = _dress(figure.add_subplot())
+    draw(axes, reports)
+    for line, (name, report) in zip(axes.get_lines()[1:], reports.items(), strict=True):
+        line.set_label(f"{name}, {figure_of(report)}")
+    _legend_above(axes)
+    return save_figure(figure, path)
 
 
 def _legend_above(axes: "Axes") -> None:

@@ -11,7 +11,6 @@ from util.errors import DataError, UsageError
 if TYPE_CHECKING:
     from model.build import Reconstructor
 
-EXPERTS = ("uncrtaints", "conv3d_mamba")  # whom one command trains
 SHARED = {"use_sar": bool, "input_t": int, "pretrain": bool}  # what experts see must be the same
 
 

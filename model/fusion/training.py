@@ -14,7 +14,7 @@ from data.fit_split import FitSplit, build_fit_split, held_out_rois
 from data.loaders import Loaders, PatchLoader, build_loaders
 from model.build import Reconstructor, build_loss, build_model, build_optimizer, build_scheduler, choose_scan
 from model.checkpoint import save_state
-from model.defaults import WITH_SCAN
+from model.defaults import EXPERTS, WITH_SCAN
 from model.engine import Compute, TrainState, count_parameters
 from model.evaluation import Evaluation, report_skipped
 from model.fusion.fitting import Gathering, fit
@@ -23,7 +23,7 @@ from model.fusion.guard import LEAST_CLUSTERS, Verdict
 from model.fusion.judging import Judge
 from model.fusion.network import FusionNet
 from model.fusion.pictures import show_gate
-from model.fusion.runs import EXPERTS, ExpertRun, common_held_out, load_experts, read_experts
+from model.fusion.runs import ExpertRun, common_held_out, load_experts, read_experts
 from parse_args import Config, resolve
 from util.atomic import whole_file, write_json
 from util.memory import keep_freed_memory
@@ -162,26 +162,36 @@ def fit_and_judge(
     """
     names = tuple(entry["name"] for entry in config.expert_configs)
     rows = fit_on(model, split.fit, config, compute)
-    judge = judge_on(model, split.guard, names, compute)
-    crosswise = judge_crosswise(judge, model, split, config, compute)
-    verdict = judge.verdict()
-    verdict = replace(verdict, notes=(*verdict.notes, *crosswise))
-    for row in rows if log is not None else ():
-        log.add_scalar("fusion/gate, training", row.train_loss, row.epoch)  # type: ignore[union-attr]
-        log.add_scalar("fusion/gate, held back", row.held_back_loss, row.epoch)  # type: ignore[union-attr]
+    judge, verdict = hear_guard(model, split, names, config, compute)
+    if log is not None:
+        for row in rows:
+            log.add_scalar("fusion/gate, training", row.train_loss, row.epoch)
+            log.add_scalar("fusion/gate, held back", row.held_back_loss, row.epoch)
     if config.loss != "fusion":
         return model, verdict, rows
     from model.fusion.joint import prefer_joint, train_jointly
 
     together = train_jointly(model, loaders, config, compute, log)
     again = fit_on(together, split.fit, config, compute)
-    other = judge_on(together, split.guard, names, compute)
-    judge_crosswise(other, together, split, config, compute)
-    second = other.verdict()
+    other, second = hear_guard(together, split, names, config, compute)
     accepted, note = prefer_joint(judge, other)
     if accepted:
         return together, replace(second, notes=(*second.notes, note)), again
     return model, replace(verdict, notes=(*verdict.notes, note)), rows
+
+
+def hear_guard(
+    model: Reconstructor, split: FitSplit, names: tuple[str, ...], config: Config, compute: Compute
+) -> tuple[Judge, Verdict]:
+    """Show the guard every image it may judge by, and let it decide about the fitted fusion."""
+    net = model.eval().get_submodule("netG")
+    assert isinstance(net, FusionNet)
+    judge = Judge(net, names)
+    if split.guard is not None:
+        show(judge, net, split.guard, "guard", compute)
+    notes = judge_crosswise(judge, model, split, config, compute)
+    verdict = judge.verdict()
+    return judge, replace(verdict, notes=(*verdict.notes, *notes))
 
 
 def judge_crosswise(
@@ -226,16 +236,6 @@ def fit_on(
         print(f"gate: straight line {line}; {best_epoch(rows)} of {config.fusion_epochs} epochs help held-back regions")
     model.eval()
     return rows
-
-
-def judge_on(model: Reconstructor, loader: PatchLoader | None, names: tuple[str, ...], compute: Compute) -> Judge:
-    """Show the guard every image of a loader; none where there is no loader."""
-    net = model.eval().get_submodule("netG")
-    assert isinstance(net, FusionNet)
-    judge = Judge(net, names)
-    if loader is not None:
-        show(judge, net, loader, "guard", compute)
-    return judge
 
 
 def show(judge: Judge, fitted: FusionNet, loader: PatchLoader, title: str, compute: Compute) -> None:
