@@ -1,6 +1,7 @@
 """The three cloud detectors behind one function."""
 
 import multiprocessing
+import os
 import warnings
 from functools import lru_cache
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from data.constants import DETECTORS, N_S2, REFLECTANCE_SCALE
+from data.forest import Forest
 
 _MASK_SETTINGS: dict[str, Any] = {"threshold": 0.4, "average_over": 4, "dilation_size": 2, "all_bands": True}
 _MAP_SETTINGS: dict[str, Any] = {"zero_below": 0.5, "sigma": 2, "all_bands": True}
@@ -58,16 +60,32 @@ def detect_clouds(image: np.ndarray, detector: str | None) -> np.ndarray:
         return np.ones(image.shape[1:], np.float32)
     if detector == "cloud_cloudshadow_mask":
         return _threshold_rules(clipped, settings["threshold"])
-    reflectance = np.ascontiguousarray(np.moveaxis(clipped / np.float32(REFLECTANCE_SCALE), 0, -1))[None]  # (1,H,W,13)
+    probability = _probability(clipped)
     if detector == "s2cloudless_mask":
-        masks = _s2cloudless().get_cloud_masks(reflectance, **_threads())
-        return masks[0].astype(np.float32)
+        return _s2cloudless().get_mask_from_prob(probability[None])[0].astype(np.float32)
     from scipy.ndimage import gaussian_filter
 
-    probability = _s2cloudless().get_cloud_probability_maps(reflectance, **_threads())[0]
     probability[probability < settings["zero_below"]] = 0
     smooth: np.ndarray = gaussian_filter(probability, sigma=settings["sigma"])
     return smooth.astype(np.float32)
+
+
+def _probability(clipped: np.ndarray) -> np.ndarray:
+    """s2cloudless's probability of cloud, float32 (H, W), of an image (13, H, W) within [0, 10000]."""
+    forest = _forest()
+    if forest is None:
+        return slow_probability(clipped)
+    from s2cloudless.utils import MODEL_BAND_IDS
+
+    reflectance = (clipped[MODEL_BAND_IDS] / np.float32(REFLECTANCE_SCALE)).reshape(len(MODEL_BAND_IDS), -1)
+    return forest.probabilities(reflectance, _threads()).reshape(clipped.shape[1:])
+
+
+def slow_probability(clipped: np.ndarray) -> np.ndarray:
+    """The same by s2cloudless itself, LightGBM evaluating the trees: what `_probability` must equal bit by bit."""
+    reflectance = np.ascontiguousarray(np.moveaxis(clipped / np.float32(REFLECTANCE_SCALE), 0, -1))[None]  # (1,H,W,13)
+    maps: np.ndarray = _s2cloudless().get_cloud_probability_maps(reflectance, num_threads=_threads())
+    return maps[0]
 
 
 def _threshold_rules(clipped: np.ndarray, threshold: float) -> np.ndarray:
@@ -84,7 +102,29 @@ def _s2cloudless() -> Any:
     return S2PixelCloudDetector(**_MASK_SETTINGS)
 
 
-def _threads() -> dict[str, int]:
+@lru_cache(maxsize=1)
+def _forest() -> Forest | None:
+    """The detector's trees in a form that is evaluated faster; None where it is not to be had, with a warning."""
+    booster = _s2cloudless().classifier.classifier
+    try:
+        forest = Forest.from_text(booster.model_to_string())
+        probe = forest.probe()
+        ours = forest.raw_scores(probe)
+    except (ImportError, RuntimeError, ValueError) as error:  # numba says RuntimeError where it can store nothing
+        warnings.warn(f"cloud detection takes the slow way, with the same outcome: {error}", stacklevel=2)
+        return None
+    if not np.array_equal(ours, booster.predict(probe.T, raw_score=True, num_threads=1)):
+        warnings.warn("cloud detection takes the slow way: the fast one does not equal LightGBM here", stacklevel=2)
+        return None
+    return forest
+
+
+def _threads() -> int:
     # One thread in a worker: workers are the parallelism there, and OpenMP hangs in a child forked after the
-    # parent has used it. Elsewhere LightGBM takes what OMP_NUM_THREADS allows.
-    return {"num_threads": 1} if multiprocessing.parent_process() is not None else {}
+    # parent has used it. Elsewhere what OMP_NUM_THREADS allows, or every core.
+    if multiprocessing.parent_process() is not None:
+        return 1
+    allowed = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    if allowed.isdigit():
+        return max(1, int(allowed))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

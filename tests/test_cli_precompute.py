@@ -63,6 +63,26 @@ def test_shards_make_up_the_whole(root, tmp_path):
     assert_filled(root, tmp_path / "store", image_series(root, SERIES, "all", "all"))
 
 
+def test_shards_are_disjoint_and_always_the_same(root, tmp_path):
+    """Each into a store of its own: no patch is done twice, none is left out."""
+    everything = list(image_series(root, SERIES, "all", "all"))
+    found = []
+    for shard in ("1/2", "2/2"):
+        store = tmp_path / shard[0]
+        assert call(root, store, "--shard", shard) == 0
+        done = [series for series in everything if not MaskStore(store, RULES).missing(root, series)]
+        assert_filled(root, store, done)
+        found.append(set(done))
+    assert sorted(map(len, found)) == [1, 2]
+    assert set.union(*found) == set(everything)
+
+
+def test_a_shard_that_is_run_again_has_nothing_to_do(root, tmp_path, capsys):
+    for message in ("2 patches computed", "2 patches, 2 of them stored already"):
+        assert call(root, tmp_path / "store", "--shard", "1/2") == 0
+        assert message in capsys.readouterr().out
+
+
 def test_workers_fill_the_same_store(root, tmp_path):
     assert call(root, tmp_path / "store", "--workers", "2") == 0
     assert_filled(root, tmp_path / "store", image_series(root, SERIES, "all", "all"))

@@ -5,8 +5,10 @@ import sys
 import numpy as np
 import pytest
 
-from data.cloud_masks import detect_clouds, detector_settings
+from data import cloud_masks
+from data.cloud_masks import detect_clouds, detector_settings, slow_probability
 from data.constants import DETECTORS
+from data.forest import Forest
 from data.geotiff import read_bands
 from util.detect_cloudshadow import get_cloud_mask, get_shadow_mask
 
@@ -41,6 +43,78 @@ def test_masks_of_real_patches_equal_the_reference(shared, patch, detector):
         want = arrays[f"{patch}_{detector}"]
     mask = detect_clouds(read_bands(shared / "data" / "SEN12MSCR" / PATCHES[patch], 13, 256), detector)
     np.testing.assert_allclose(mask, want, rtol=0, atol=TOLERANCE[detector])
+
+
+def assert_fast_equals_slow(image):
+    """The probability to the bit, and so the masks; the mask also against s2cloudless as it is."""
+    assert cloud_masks._forest() is not None
+    clipped = np.clip(image.astype(np.float32), 0, 10000)
+    fast = cloud_masks._probability(clipped)
+    assert fast.dtype == np.float32
+    np.testing.assert_array_equal(fast.view(np.int32), slow_probability(clipped).view(np.int32))
+    reflectance = np.moveaxis(clipped / np.float32(10000), 0, -1)[None]
+    (mask,) = cloud_masks._s2cloudless().get_cloud_masks(np.ascontiguousarray(reflectance))
+    np.testing.assert_array_equal(detect_clouds(image, "s2cloudless_mask"), mask)
+    return fast
+
+
+def test_fast_equals_slow_on_the_made_up_image(made_up):
+    probability = assert_fast_equals_slow(made_up["image"])
+    assert np.percentile(probability, 20) < 0.2 < 0.8 < np.percentile(probability, 95)  # clear and clouded
+
+
+@pytest.mark.parametrize("patch", PATCHES)
+def test_fast_equals_slow_on_real_patches(shared, patch):
+    assert_fast_equals_slow(read_bands(shared / "data" / "SEN12MSCR" / PATCHES[patch], 13, 256))
+
+
+@pytest.mark.parametrize("highest", [3000, 65535])
+def test_fast_equals_slow_where_no_pixel_is_like_another(highest):
+    image = np.random.default_rng(highest).integers(0, highest, (13, 61, 83), endpoint=True, dtype=np.uint16)
+    image[:, 40:] = image[:, 40:41, :1]  # more repeats of one pixel than go down a tree together
+    assert_fast_equals_slow(image)
+
+
+def test_fast_equals_slow_between_whole_numbers(made_up):
+    """Resampled images are not of whole numbers."""
+    noise = np.random.default_rng(0).uniform(0.9, 1.1, made_up["image"].shape)
+    assert_fast_equals_slow((made_up["image"] * noise).astype(np.float32))
+
+
+def test_threads_change_nothing(made_up, monkeypatch):
+    image = np.tile(made_up["image"], (1, 4, 4))
+    masks = []
+    for threads in ("1", "3"):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        masks.append(detect_clouds(image, "s2cloudless_map"))
+    np.testing.assert_array_equal(*masks)
+
+
+@pytest.fixture
+def fresh():
+    """Let the trees be looked at anew, before and after."""
+    cloud_masks._forest.cache_clear()
+    yield
+    cloud_masks._forest.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh")
+def test_without_numba_the_slow_way_gives_the_same(made_up, monkeypatch):
+    want = made_up["s2cloudless_mask"]
+    monkeypatch.setitem(sys.modules, "data.forest_kernels", None)  # importing it raises ImportError
+    with pytest.warns(UserWarning, match="cloud detection takes the slow way, with the same outcome: .*forest_kernels"):
+        mask = detect_clouds(made_up["image"], "s2cloudless_mask")
+    np.testing.assert_array_equal(mask, want)
+    np.testing.assert_array_equal(detect_clouds(made_up["image"], "s2cloudless_mask"), want)  # warned once
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_fast_way_that_differs_in_one_digit_is_not_taken(made_up, monkeypatch):
+    exact = Forest.raw_scores
+    monkeypatch.setattr(Forest, "raw_scores", lambda *args: np.nextafter(exact(*args), np.inf))
+    with pytest.warns(UserWarning, match="slow way: the fast one does not equal LightGBM"):
+        mask = detect_clouds(made_up["image"], "s2cloudless_mask")
+    np.testing.assert_array_equal(mask, made_up["s2cloudless_mask"])
 
 
 def test_threshold_rules_one_by_one(made_up):
@@ -96,7 +170,8 @@ def test_settings_are_those_of_the_published_loader():
 
 
 def test_s2cloudless_is_imported_only_when_asked_for():
-    code = "import sys, data.mask_store; assert not {'s2cloudless', 'lightgbm', 'torch', 'cv2'} & set(sys.modules)"
+    heavy = "{'s2cloudless', 'lightgbm', 'numba', 'torch', 'cv2'}"
+    code = f"import sys, data.mask_store; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
