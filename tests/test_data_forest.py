@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from data.forest import Forest, rounded_sigmoid
+from data.forest_tensor import TensorForest
 
 ROWS, FEATURES = 3000, 4
 
@@ -114,3 +115,21 @@ def with_missing():
 def test_models_that_are_not_covered_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         Forest.from_text(make().model_to_string())
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("chunk", [ROWS, 1000, 7])
+def test_tensor_operations_give_the_same_sums(booster, forest, device, chunk):
+    tensors = TensorForest(forest, device, chunk)
+    probe = forest.probe(50)
+    np.testing.assert_array_equal(tensors.raw_scores(probe), booster.predict(probe.T, raw_score=True))
+    if chunk >= 1000:
+        columns = data(seed=1)[0].astype(np.float32).T
+        np.testing.assert_array_equal(tensors.raw_scores(columns), forest.raw_scores(columns))
+
+
+def test_tensor_operations_with_trees_of_different_sizes():
+    booster = train(n_trees=30, min_gain_to_split=8.0)
+    rows = data(seed=1)[0].astype(np.float32)
+    tensors = TensorForest(Forest.from_text(booster.model_to_string()))
+    np.testing.assert_array_equal(tensors.raw_scores(rows.T), booster.predict(rows, raw_score=True))

@@ -29,13 +29,26 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     shard, shards = _shard(args.shard)
     if not args.root.is_dir():
         raise DataError(f"no such folder: {args.root}; --root names the folder that holds ROIs…")
-    dataset = _dataset(args.root) if args.dataset == "auto" else args.dataset
+    dataset = dataset_in(args.root) if args.dataset == "auto" else args.dataset
     series = list(image_series(args.root, dataset, args.split, args.region))[shard - 1 :: shards]
     if not series:
         raise DataError(f"no optical images of {dataset}, split {args.split}, region {args.region}, in {args.root}")
     if args.import_file is not None:
         return _import(args, series)
     return _compute(args, series)
+
+
+def dataset_in(root: Path) -> str:
+    """Which data set a folder holds, by its layout.
+
+    Raises:
+        DataError: if it is neither.
+    """
+    if any(root.glob("ROIs*/*/S2")):
+        return SERIES
+    if any(root.glob("ROIs*_s2_cloudy")):
+        return MONO
+    raise DataError(f"neither SEN12MS-CR-TS (ROIs1868/73/S2/…) nor SEN12MS-CR (ROIs1868_summer_s2_cloudy/…) in {root}")
 
 
 def image_series(root: Path, dataset: str, split: str, region: str) -> Iterator[tuple[str, ...]]:
@@ -133,14 +146,6 @@ def _listed(folder: Path) -> list[str]:
     return sorted(os.listdir(folder)) if folder.is_dir() else []
 
 
-def _dataset(root: Path) -> str:
-    if any(root.glob("ROIs*/*/S2")):
-        return SERIES
-    if any(root.glob("ROIs*_s2_cloudy")):
-        return MONO
-    raise DataError(f"neither SEN12MS-CR-TS (ROIs1868/73/S2/…) nor SEN12MS-CR (ROIs1868_summer_s2_cloudy/…) in {root}")
-
-
 def _shard(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
@@ -149,7 +154,9 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def _workers(text: str) -> int:
-    return (os.cpu_count() or 1) if text == "auto" else int(text)
+    if text != "auto":
+        return int(text)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _parser() -> argparse.ArgumentParser:
