@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 from rasterio.errors import RasterioError
 from rasterio.merge import merge
 from rasterio.transform import array_bounds
 
 from data.constants import N_DATES, N_S1, N_S2
-from data.geotiff import GeoRef, read_with_georef
+from data.geotiff import GeoRef
+from data.images import open_images
 from data.series_index import get_pairedS1
 from util.errors import DataError
 
@@ -115,18 +115,19 @@ def read_mosaic(root: str | Path, paths: Sequence[str], bands: int) -> tuple[np.
     Raises:
         DataError: if a file cannot be read, or the patches differ in coordinate system, pixel size or type.
     """
-    full = [os.path.join(root, path) for path in paths]
-    first, georef = read_with_georef(full[0], bands)
+    images, full = open_images(root), [os.path.join(root, path) for path in paths]
+    first, georef = images.read(paths[0], bands)
     if len(full) == 1:
         return first, georef
-    for path in full[1:]:
-        _, other = read_with_georef(path, bands)  # every check of single files, each with its own message
+    for path in paths[1:]:
+        _, other = images.read(path, bands)  # every check of single files, each with its own message
         if other.crs != georef.crs or not np.allclose(_pixel_size(other), _pixel_size(georef)):
-            raise DataError(f"{path} has another coordinate system or pixel size than {full[0]}; they make no mosaic")
+            here = os.path.join(root, path)
+            raise DataError(f"{here} has another coordinate system or pixel size than {full[0]}; they make no mosaic")
     nodata = {N_S1: float("nan"), N_S2: 0}[bands]
     with ExitStack() as stack:
         try:
-            sources = [stack.enter_context(rasterio.open(path)) for path in full]
+            sources = [stack.enter_context(images.opened(path)) for path in paths]
             mosaic, transform = merge(sources, nodata=nodata)
         except RasterioError as error:
             raise DataError(f"cannot join {full[0]} and {len(full) - 1} others into one image: {error}") from error

@@ -22,7 +22,7 @@ import numpy as np
 from data.cloud_masks import detect_clouds, detector_settings
 from data.constants import N_S2
 from data.coverage_import import ImportedCoverage, find_published, published_name, read_published
-from data.geotiff import read_bands
+from data.images import open_images
 from data.mask_record import DamagedRecordError, Entry, Record, write_record
 from util.atomic import write_json
 from util.errors import DataError
@@ -157,7 +157,7 @@ class MaskStore:
             names = {index: _name(rel_paths[index]) for index in members}
             # the images of a mask are about to be opened anyway; for coverages one look at the series is enough
             checked = members if with_masks else members[:1]
-            sizes = {names[index]: _file_bytes(root / rel_paths[index]) for index in checked}
+            sizes = {names[index]: open_images(root).file_bytes(rel_paths[index]) for index in checked}
             stored, valid = self._stored(record_path, list(names.values()), sizes, with_masks)
             found |= {index: stored[name] for index, name in names.items() if name in stored}
             absent = [index for index in members if index not in found]
@@ -201,11 +201,11 @@ class MaskStore:
         return {name: Entry(0.0, mask) for name, mask in zip(there, masks, strict=True)}, True
 
     def _computed(self, root: Path, rel_path: str, image: np.ndarray | None) -> Entry:
-        path = root / rel_path
-        mask = detect_clouds(read_bands(path, N_S2) if image is None else image, self.detector)
-        entry = Entry(float(mask.mean(dtype=np.float64)), mask, _file_bytes(path))
+        images = open_images(root)
+        mask = detect_clouds(images.read(rel_path, N_S2)[0] if image is None else image, self.detector)
+        entry = Entry(float(mask.mean(dtype=np.float64)), mask, images.file_bytes(rel_path))
         if self.imported is not None:
-            self._compare(path, float(self.imported.lookup([rel_path])[0]), entry.coverage)
+            self._compare(root / rel_path, float(self.imported.lookup([rel_path])[0]), entry.coverage)
         return entry
 
     def _compare(self, path: Path | str, imported: float, computed: float) -> None:
@@ -341,10 +341,3 @@ def _record_name(rel_path: str) -> PurePosixPath:
         raise ValueError(f"a path below the root is needed, not {rel_path}")
     series = _SERIES.fullmatch(rel_path)
     return PurePosixPath(series["roi"], f"{series['patch']}.npz") if series else pure.with_suffix(".npz")
-
-
-def _file_bytes(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:  # gone since, or of a partial download: nothing to compare with
-        return -1

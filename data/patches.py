@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from data.constants import DETECTORS, N_S1, N_S2
-from data.geotiff import RESCALE_METHODS, GeoRef, count_nan, optical_to_unit, read_with_georef, sar_to_unit
+from data.geotiff import RESCALE_METHODS, count_nan, optical_to_unit, sar_to_unit
+from data.images import Reading, open_images
 from util.errors import DataError, UsageError
-
-Reading = tuple[np.ndarray, GeoRef]
 
 
 class EmptySplitError(DataError):
@@ -64,7 +63,7 @@ class PatchReader:
     def _read(self, path: str, bands: int) -> Reading:
         if self._size is None:
             self._size = self._size_of()
-        return read_with_georef(os.path.join(self.root, path), bands, self._size)
+        return open_images(self.root).read(path, bands, self._size)
 
     def _count_nan(self, path: str, values: np.ndarray) -> None:
         found = count_nan(values)

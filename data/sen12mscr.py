@@ -11,7 +11,8 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from data.batch import Sample, Skipped
-from data.geotiff import GeoRef, read_georef, read_size
+from data.geotiff import GeoRef
+from data.images import open_images
 from data.mask_store import MaskStore, open_mask_store
 from data.patches import PatchReader, check_choice, check_options, checked_root, empty_split
 from data.splits import MONO, rois
@@ -111,7 +112,7 @@ class SEN12MSCR(Dataset[Any]):
 
     def georeference(self, index: int) -> GeoRef:
         """Bounds, coordinate system and transform of a sample's target."""
-        return read_georef(os.path.join(self.root_dir, self.paths[index]["S2"]))
+        return open_images(self.root_dir).georef(self.paths[index]["S2"])
 
     def load(self, index: int) -> Sample:
         """Read a sample.
@@ -151,7 +152,7 @@ class SEN12MSCR(Dataset[Any]):
         """Pixels of the first readable file of the data set, which all others must equal."""
         for paths in self.paths:
             try:
-                return read_size(os.path.join(self.root_dir, paths["S2_cloudy"]))
+                return open_images(self.root_dir).size(paths["S2_cloudy"])
             except DataError:
                 if not self.skip_bad_samples:
                     raise
@@ -186,12 +187,5 @@ def _patches(root: str | Path, roi: str, sensor: str) -> list[tuple[int, str]]:
     season, region = roi.split("/")
     folder = f"{season}_{sensor}/{sensor}_{region}"
     belongs = re.compile(re.escape(f"{season}_{sensor}_{region}_p") + r"(\d+)\.tif").fullmatch
-    try:
-        with os.scandir(os.path.join(root, folder)) as entries:
-            names = [entry.name for entry in entries]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise DataError(f"cannot list the folder {os.path.join(root, folder)}: {error.strerror or error}") from error
-    matches = ((belongs(name), name) for name in names)
+    matches = ((belongs(name), name) for name in open_images(root).names(folder))
     return [(int(match[1]), f"{folder}/{name}") for match, name in matches if match]

@@ -14,7 +14,8 @@ from data.batch import Part, Sample, Skipped
 from data.cloud_masks import detect_clouds
 from data.constants import DATE_ORIGIN, N_DATES, N_S1, N_S2
 from data.custom import CustomSample, expand_custom, read_mosaic
-from data.geotiff import GeoRef, acquisition_date, days_since_origin, read_georef, read_size
+from data.geotiff import GeoRef, acquisition_date, days_since_origin
+from data.images import open_images
 from data.mask_store import MaskStore, open_mask_store
 from data.patches import PatchReader, check_choice, check_options, checked_root, empty_split
 from data.sampling import RULES, Selection, choose_dates
@@ -145,7 +146,7 @@ class SEN12MSCRTS(Dataset[Any]):
         """Bounds, coordinate system and transform of a sample's target, mosaics included."""
         if self.custom_samples is not None:
             return read_mosaic(self.root_dir, self.custom_samples[index]["target"]["S2"][0], N_S2)[1]
-        return read_georef(os.path.join(self.root_dir, self.first_path(index)))
+        return open_images(self.root_dir).georef(self.first_path(index))
 
     def select(self, index: int) -> Selection:
         """Which dates sample `index` consists of in this epoch."""
@@ -243,7 +244,7 @@ class SEN12MSCRTS(Dataset[Any]):
         """Pixels of the first readable file of the data set, which all others must equal."""
         for paths in self.paths:
             try:
-                return read_size(os.path.join(self.root_dir, paths["S2"][0]))
+                return open_images(self.root_dir).size(paths["S2"][0])
             except DataError:
                 if not self.skip_bad_samples:
                     raise

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from data.batch import Skipped
 from data.constants import N_DATES
+from data.images import open_images
 from util.errors import DataError
 
 SENSORS = ("S1", "S2")
@@ -36,8 +37,9 @@ def index_series(
     """
     patches: list[SeriesPaths] = []
     skipped: list[Skipped] = []
+    images = open_images(root)
     for roi in rois:
-        if not os.path.isdir(os.path.join(root, roi)):
+        if not images.holds(roi):
             continue
         if legacy:
             patches.extend(_pair_by_position(root, roi))
@@ -94,20 +96,10 @@ def _prefix(folder: str) -> str:
     return f"{sensor.lower()}_{season}_{region}_ImgNo_{date}_"
 
 
-def _names(root: str | Path, folder: str) -> list[str]:
-    try:
-        with os.scandir(os.path.join(root, folder)) as entries:
-            return [entry.name for entry in entries]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise DataError(f"cannot list the folder {os.path.join(root, folder)}: {error.strerror or error}") from error
-
-
 def _listing(root: str | Path, folder: str) -> Iterator[tuple[str, str]]:
     """Names and patch numbers of the images that belong into a date's folder."""
     belongs = re.compile(re.escape(_prefix(folder)) + r"\d{4}-\d{2}-\d{2}_patch_(\d+)\.tif").fullmatch
-    for name in _names(root, folder):
+    for name in open_images(root).names(folder):
         found = belongs(name)
         if found is not None:
             yield name, found[1]
@@ -156,7 +148,7 @@ def _pair_by_position(root: str | Path, roi: str) -> list[SeriesPaths]:
     for sensor in SENSORS:
         for date in range(N_DATES):
             folder = f"{roi}/{sensor}/{date}"
-            names = sorted((name for name in _names(root, folder) if ".tif" in name), key=natural_key)
+            names = sorted((name for name in open_images(root).names(folder) if ".tif" in name), key=natural_key)
             listings[sensor].append([f"{folder}/{name}" for name in names])
     n_patches = len(listings["S1"][0])
     if {len(names) for dates in listings.values() for names in dates} != {n_patches}:

@@ -165,7 +165,7 @@ def read_target(info: Mapping[str, object], root: str, sample_id: int) -> Image:
         raise DataError(f"sample {sample_id} has no exported target, and no manifest names its file; export it again")
     if not root:
         raise UsageError(f"sample {sample_id} has no exported target: name the data set by --root to read {path}")
-    return _read_optical(Path(root) / path)
+    return _read_optical(root, path)
 
 
 def read_inputs(info: Mapping[str, object], root: str) -> Image | None:
@@ -173,13 +173,14 @@ def read_inputs(info: Mapping[str, object], root: str) -> Image | None:
     paths = info.get("input_paths")
     if not root or not isinstance(paths, list) or not paths or any(";" in path for path in paths):
         return None
-    return np.stack([_read_optical(Path(root) / path) for path in paths])
+    return np.stack([_read_optical(root, path) for path in paths])
 
 
-def _read_optical(path: Path) -> Image:
-    from data.geotiff import optical_to_unit, read_bands
+def _read_optical(root: str, path: str) -> Image:
+    from data.geotiff import optical_to_unit
+    from data.images import open_images
 
-    return optical_to_unit(read_bands(path, expected_bands=N_S2))
+    return optical_to_unit(open_images(root).read(path, N_S2)[0])
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:
