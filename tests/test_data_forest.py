@@ -66,6 +66,15 @@ def test_pixels_all_alike_are_one_group(booster, forest):
     np.testing.assert_array_equal(forest.raw_scores(columns), np.repeat(want, 2000))
 
 
+def test_rare_pixels_that_no_sample_sees(booster, forest):
+    """A group that seems to be all alike, and is not, stays whole: its trees have to part it."""
+    columns = np.repeat(data()[0][:1].astype(np.float32).T, 5000, axis=1)
+    columns[:, 1::97] = data()[0][: len(columns[0, 1::97])].T
+    want = booster.predict(columns.T, raw_score=True)
+    assert len(np.unique(want)) > 20
+    np.testing.assert_array_equal(forest.raw_scores(columns), want)
+
+
 def test_threads_change_nothing(forest):
     columns = np.ascontiguousarray(np.tile(data()[0].astype(np.float32).T, 6))
     np.testing.assert_array_equal(forest.raw_scores(columns, threads=2), forest.raw_scores(columns, threads=1))
