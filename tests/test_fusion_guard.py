@@ -3,15 +3,17 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from fusion_cases import Written, fusion, pictures
-from test_fusion_gate import CPU, gathered
+from test_fusion_gate import CPU, batch_of, gathered
 
 from data.fit_split import FitSplit
-from model.fusion import training
+from model.engine import Compute
+from model.fusion import settling
 from model.fusion.fitting import fit
 from model.fusion.gate_training import FitSettings
 from model.fusion.guard import choose_clusters, clustered_gain
@@ -79,6 +81,20 @@ def test_a_gain_must_exceed_two_and_a_half_standard_errors(factor, accepted):
     assert gain.accepted is accepted
 
 
+def test_where_experts_are_hardly_apart_less_is_enough():
+    """A gain of two standard errors: more than the lead of the expert that would answer instead, or less."""
+    noise = np.array([-1.0, 1.0, -1.0, 1.0, -1.0, 1.0])
+    error = noise.std(ddof=1) / math.sqrt(6)
+    before = noise + 2 * error + 10
+    gain = clustered_gain(before, np.full(6, 10.0), list("abcdef"))
+    assert gain.units == pytest.approx(2)
+    assert (gain.outweighs(0.5), gain.outweighs(math.nan), gain.outweighs(2.1)) == (True, True, False)
+    assert not clustered_gain(before - 0.5 * error, np.full(6, 10.0), list("abcdef")).outweighs(0.5)  # 1.5: too little
+    assert not clustered_gain(before[:4], np.full(4, 10.0), list("abcd")).outweighs(-1.0)
+    strong = clustered_gain(noise + 3 * error + 10, np.full(6, 10.0), list("abcdef"))
+    assert strong.outweighs(20.0)
+
+
 def test_rounding_and_few_clusters_accept_nothing():
     before = np.full(6, 0.03)
     assert not clustered_gain(before, before - 1e-9, list("abcdef")).accepted  # no noise at all, a gain of rounding
@@ -141,6 +157,7 @@ def test_an_expert_that_is_the_other_plus_noise_adds_nothing(rule):
     fresh = useless(seed=5)
     verdict = judged(net, fresh)
     assert (verdict.accepted, verdict.better) == (False, "first")
+    assert verdict.lead > 10  # no doubt which expert is better
     with torch.no_grad():
         assert torch.equal(net(fresh.x).delta, net.consult(fresh.x).mean[0])
     assert verdict.sentence().startswith(f"the guard does not accept {rule}: first answers, with its ")
@@ -259,22 +276,58 @@ def test_an_image_is_judged_by_the_numbers_that_it_is_shown_with(complementary):
     np.testing.assert_allclose(judge.rmse["convex"], errors.tolist(), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("guard_rois", "crosswise"), [(4, False), (5, True), (9, True), (10, False)])
-def test_with_few_regions_those_of_the_fit_judge_too(monkeypatch, complementary, guard_rois, crosswise):
-    class Model(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.netG = complementary
+class Model(torch.nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.netG = net
 
-    model, judge, asked = Model(), Judge(complementary, NAMES), []
-    judge.rois = [f"ROIs1158/{at // 2}" for at in range(2 * guard_rois)]
-    split = FitSplit("fit images", "guard images", ())
-    monkeypatch.setattr(training, "fit_on", lambda net, loader, *_, **__: asked.append((net, loader)))
-    monkeypatch.setattr(training, "show", lambda to, net, loader, *_: asked.append((net, loader)))
-    notes = training.judge_crosswise(judge, model, split, None, None)
-    assert bool(notes) is crosswise
-    assert [loader for _, loader in asked] == (["guard images", "fit images"] if crosswise else [])
+
+class Loader(list):
+    """One batch, and as many patches."""
+
+    @property
+    def patches(self):
+        return self[0].info
+
+
+@pytest.mark.parametrize(("guard_rois", "crosswise"), [(3, True), (9, True), (10, False)])
+def test_with_few_regions_those_of_the_fit_judge_too(monkeypatch, guard_rois, crosswise):
+    """Fitting and judging are exchanged, and in the end all images are fitted on, whatever the verdict."""
+    seen, fresh = pictures(n=4, size=16), pictures(n=guard_rois, size=16, seed=5)
+    split = FitSplit(
+        Loader([batch_of(seen, [f"fit {at}" for at in range(4)])]),
+        Loader([batch_of(fresh, [f"guard {at}" for at in range(guard_rois)])]),
+        (),
+    )
+    config = SimpleNamespace(
+        fusion="convex", expert_configs=[{"name": name} for name in NAMES], fusion_epochs=0, fusion_lr=1e-3, rdm_seed=1
+    )
+    fits = []
+
+    def noted(net, found, *rest):
+        fits.append((net, sorted(set(found.rois))))
+        return fit(net, found, *rest)
+
+    monkeypatch.setattr(settling, "fit", noted)
+    net = fusion("convex")
+    judge, verdict, _ = settling.settle(Model(net), split, config, Compute(CPU, None))
+    fit_rois, guard = ([f"{name} {at}" for at in range(n)] for name, n in (("fit", 4), ("guard", guard_rois)))
+    everything = sorted([*fit_rois, *guard])
+    expected = [fit_rois, sorted(guard), everything] if crosswise else [fit_rois, everything]
+    assert [rois for _, rois in fits] == expected
+    assert fits[0][0] is net
+    assert fits[-1][0] is net
+    assert sorted(set(judge.rois)) == (everything if crosswise else sorted(guard))
     if crosswise:
-        assert asked[0][0] is not model  # the second fit leaves the first as it is
-        assert asked[1][0] is asked[0][0].netG
-        assert notes[0].startswith(f"the {guard_rois} validation regions are judged by the fit on")
+        assert fits[1][0] is not net  # the second fit leaves the first as it is
+        errors = judge.rmse["convex"][-4:]  # of the images of the fit: by the numbers of the second fit
+        with torch.no_grad():
+            other = fits[1][0].apply_rule("convex", net.consult(seen.x)).belief.delta - seen.target
+        np.testing.assert_allclose(errors, other.square().flatten(1).double().mean(1).sqrt().tolist(), rtol=1e-5)
+    again = fusion("convex")
+    fit(again, gathered(again, seen, fit_rois).with_those_of(gathered(again, fresh, guard)), FitSettings(), CPU)
+    assert torch.equal(again.tau, net.tau)
+    alone = fusion("convex")
+    fit(alone, gathered(alone, seen, fit_rois), FitSettings(), CPU)
+    assert not torch.equal(alone.tau, net.tau)
+    assert verdict.notes[-1].startswith(f"after the verdict all numbers were fitted again, on {4 + guard_rois} images")

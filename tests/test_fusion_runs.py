@@ -95,7 +95,7 @@ def test_a_run_of_a_fusion_is_complete(fused, experts):
     assert len(conf["held_out"]) == 1
     content = load_checkpoint(fused / "model.pth.tar")
     assert content["guard"] == json.loads((fused / "guard.json").read_text())
-    assert content["guard"]["n_images"] == 6
+    assert content["guard"]["n_images"] == 7  # one of the held-out region, six of the validation region
     assert {"NLL", "ENCE", "coverage 90", "RMSE"} <= metrics(fused).keys()
 
 
@@ -221,8 +221,8 @@ def test_experts_that_held_nothing_out_share_validation(tree, experts, tmp_path,
     run = train(tree, tmp_path, "f", "--model", "fusion_net", "--experts", *entries, *FAST, "--fusion", "convex")
     out = capsys.readouterr().out
     assert "note: no training region was held out by every expert (--fit_rois), and validation has one region" in out
-    assert json.loads((run / "guard.json").read_text())["n_images"] == 3
-    assert "only 3 patches: no fusion can be accepted" in out
+    assert json.loads((run / "guard.json").read_text())["n_images"] == 6  # three by three, crosswise
+    assert "1 region to judge by, fewer than 5: patches are taken for independent" in out
     assert read_conf(run / "conf.json")["held_out"] == []
 
 

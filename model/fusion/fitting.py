@@ -1,11 +1,14 @@
 """Everything about a fusion that is fitted, in order: recalibration, constant weights, the gate, variance and tails."""
 
+import copy
+
 import torch
 from torch import Tensor
 
 from data.batch import Batch
 from data.constants import N_S2
 from model.defaults import RULES
+from model.fusion.beliefs import Experts
 from model.fusion.gate_training import GATE_BATCH, FitSettings, GateRow, fit_line, train_gate
 from model.fusion.network import FusionNet
 from model.fusion.recalibration import fit_recalibration
@@ -21,26 +24,32 @@ class Gathering:
     """What is kept of the fit split while the experts predict it.
 
     Args:
-        net: the fusion; only its experts are asked.
+        n_experts: K.
         n_images: that will come.
         seed: of the samples.
     """
 
-    def __init__(self, net: FusionNet, n_images: int, seed: int) -> None:
-        self.gram = ErrorGram(len(net.experts), N_S2)
+    def __init__(self, n_experts: int, n_images: int, seed: int) -> None:
+        self.gram = ErrorGram(n_experts, N_S2)
         self.pixels = Sampler(n_images, PIXELS, 1, seed)
         self.windows = Sampler(n_images, WINDOWS, WINDOW, seed)
         self.rois: list[str] = []
-        self.net = net
 
     @torch.no_grad()
-    def add(self, batch: Batch) -> None:
-        """Ask the experts about a batch, on its device."""
-        experts = self.net.consult(batch.x, batch.dates)
+    def add(self, experts: Experts, batch: Batch) -> None:
+        """Take in a batch and what the experts say about it."""
         self.gram.add(experts.mean, batch.target)
         self.pixels.add(experts, batch.target)
         self.windows.add(experts, batch.target)
         self.rois += [info.roi for info in batch.info]
+
+    def with_those_of(self, other: "Gathering") -> "Gathering":
+        """What two splits gave, together; both are left as they are."""
+        both = copy.copy(self)
+        both.gram = self.gram + other.gram
+        both.pixels, both.windows = self.pixels + other.pixels, self.windows + other.windows
+        both.rois = self.rois + other.rois
+        return both
 
 
 def fit(net: FusionNet, gathered: Gathering, settings: FitSettings, device: torch.device) -> list[GateRow]:
@@ -73,14 +82,13 @@ def fit(net: FusionNet, gathered: Gathering, settings: FitSettings, device: torc
         ("convex", torch.from_numpy(convex_weights(gathered.gram.sums))),
     ):
         getattr(net, name).copy_(found)
-    net.better.fill_(int(net.mse.mean(1).argmin()))
     for rule in usable_rules(len(net.experts)):
         if rule not in ("gated", "monig", "best"):
             _fit_spread(net, rule, pixels, device)
     rows: list[GateRow] = []
     if net.rule == "gated":
         windows = gathered.windows.samples()
-        fit_line(net, pixels, gathered.rois, device)
+        fit_line(net, pixels, device)
         rows = train_gate(net, windows, gathered.rois, settings, device)
         _fit_spread(net, "gated", windows, device)
     net.fitted.fill_(True)

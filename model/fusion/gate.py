@@ -19,9 +19,9 @@ _TINY = 1e-12  # reflectance squared, far below the noise of the sensor
 class Gate(nn.Module):
     """Offsets of the weights and of the variance, from what the experts say.
 
-    Two things move the weights: a straight line in each band, `shift` - `slope` ln V for every expert (a slope of 1 and
-    no shift from equal weights is inverse variance), and a convolutional network. Line and last layer start at zero:
-    an untrained gate leaves weights and variances as they are.
+    Two things move the weights: a straight line, `shift` - `slope` ln V for every expert and band (`incline` lays it
+    where the weights are inverse to the variance), and a convolutional network. Line and last layer start at zero: an
+    untrained gate leaves weights and variances as they are.
 
     Args:
         n_experts: K.
@@ -39,7 +39,7 @@ class Gate(nn.Module):
         channels = (2 * n_experts + 4 * pairs) * n_bands + extra
         self.register_buffer("centre", torch.zeros(channels))
         self.register_buffer("spread", torch.ones(channels))
-        self.slope = nn.Parameter(torch.zeros(n_bands))
+        self.slope = nn.Parameter(torch.zeros(()))
         self.shift = nn.Parameter(torch.zeros(n_experts, n_bands))
         self.net = nn.Sequential(
             nn.Conv2d(channels, WIDTH, 1),
@@ -98,9 +98,14 @@ class Gate(nn.Module):
         Returns:
             (K, B, C, H, W): ln start + shift - slope ln V.
         """
-        floor = start.clamp(min=LEAST_WEIGHT)
-        level = ((floor / floor.sum(0)).log() + self.shift)[:, None, :, None, None]
-        return level.to(variances) - self.slope[:, None, None] * (variances + _TINY).log()
+        level = (_log_weights(start) + self.shift)[:, None, :, None, None]
+        return level.to(variances) - self.slope * (variances + _TINY).log()
+
+    @torch.no_grad()
+    def incline(self, start: Tensor) -> None:
+        """Lay the line where it gives the weights of `ivw`, wherever the gate moves from."""
+        self.slope.fill_(1.0)
+        self.shift.copy_(-_log_weights(start))
 
     def forward(
         self, means: Tensor, variances: Tensor, start: Tensor, extra: Tensor | None = None
@@ -126,6 +131,11 @@ class Gate(nn.Module):
         logits = self.line(flat_variances, start) + torch.cat([moved, torch.zeros_like(moved[:1])])
         offset = OFFSET_SPAN * torch.tanh(offset / OFFSET_SPAN)
         return torch.softmax(logits, dim=0).reshape(shape), offset.reshape(shape[1:])
+
+
+def _log_weights(start: Tensor) -> Tensor:
+    floor = start.clamp(min=LEAST_WEIGHT)
+    return (floor / floor.sum(0)).log()
 
 
 def _local(dilation: int) -> nn.Conv2d:

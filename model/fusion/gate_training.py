@@ -1,4 +1,4 @@
-"""How the gate of a fusion learns: its line by least squares, its convolutions by descent, both judged elsewhere."""
+"""How the gate of a fusion learns: its line by least squares, its convolutions by descent, for as long as helps."""
 
 import copy
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from model.defaults import RULES
-from model.fusion.beliefs import fused_mean
+from model.fusion.beliefs import by_band, fused_mean
 from model.fusion.gate import gate_loss
 from model.fusion.network import FusionNet
 from model.fusion.statistics import Samples
 
-FOLDS = 3  # in so many ways regions are held back to choose the gate's line and epoch
+FOLDS = 3  # in so many ways regions are held back to choose the gate's epoch
 GATE_BATCH = 8
-LINE_RIDGE = 1e-4  # keeps the line where pixels do not say where it should be
+LINE_RIDGE = 1e-3  # keeps the line where pixels do not say where it should be
 
 
 @dataclass(frozen=True)
@@ -37,66 +37,38 @@ class GateRow:
     held_back_loss: float
 
 
-def fit_line(net: FusionNet, pixels: Samples, rois: list[str], device: torch.device) -> bool:
-    """Fit the gate's straight line by least squares on single pixels, if that helps regions it was not fitted on.
+def fit_line(net: FusionNet, pixels: Samples, device: torch.device) -> None:
+    """Fit the gate's straight line by least squares on single pixels.
+
+    Few numbers, because regions are few: one slope, and one shift for each expert, drawn towards those of `ivw`. A
+    slope and shifts for each band fitted the regions that they saw, and no others.
 
     Args:
         net: its gate is changed in place.
         pixels: what the experts said.
-        rois: the region of each image.
         device: where to compute.
-
-    Returns:
-        Whether the line was kept; else it is zero, and the gate starts as `convex`.
     """
-    gate, parts = net.gate, folds(pixels.group, rois)
-    gain = 0.0
-    for held in parts:
-        _zero_line(net)
-        before = _image_errors(net, pixels, held, device)
-        _descend(net, pixels, ~held, device)
-        gain += before - _image_errors(net, pixels, held, device)
-    _zero_line(net)
-    if gain > 0:
-        _descend(net, pixels, torch.ones(len(pixels), dtype=torch.bool), device)
-    for parameter in (gate.slope, gate.shift):
-        parameter.requires_grad_(False)
-    return gain > 0
-
-
-def _zero_line(net: FusionNet) -> None:
-    for parameter in (net.gate.slope, net.gate.shift):
-        nn.init.zeros_(parameter.requires_grad_(True))
-
-
-def _squared(net: FusionNet, pixels: Samples, which: Tensor, device: torch.device) -> Tensor:
-    """Squared errors of the line on chosen pixels, (N, C), in units of the better expert's in each band."""
-    mean, variance, target = pixels.take(which.nonzero().flatten(), device)
-    weights = torch.softmax(net.gate.line(net.recalibration.apply(variance), net.convex), dim=0)
-    return (fused_mean(weights, mean) - target).square()[..., 0, 0] / net.mse.amin(0)
-
-
-def _descend(net: FusionNet, pixels: Samples, which: Tensor, device: torch.device) -> None:
     gate = net.gate
-    optimizer = torch.optim.LBFGS([gate.slope, gate.shift], max_iter=60, line_search_fn="strong_wolfe")
+    gate.incline(net.convex)
+    level = gate.shift.detach().clone()
+    mean, variance, target = pixels.take(torch.arange(len(pixels)), device)
+    variance = net.recalibration.apply(variance)
+    lift = torch.zeros(gate.n_experts, device=device)
+    free = [gate.slope.requires_grad_(True), lift.requires_grad_(True)]
+    gate.shift.requires_grad_(False)
+    optimizer = torch.optim.LBFGS(free, max_iter=60, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        ridge = gate.slope.square().sum() + gate.shift.square().sum()
-        loss = _squared(net, pixels, which, device).mean() + LINE_RIDGE * ridge
+        weights = torch.softmax(gate.line(variance, net.convex) + by_band(lift[:, None], mean), dim=0)
+        squared = (fused_mean(weights, mean) - target).square()[..., 0, 0] / net.mse.amin(0)
+        loss = squared.mean() + LINE_RIDGE * ((gate.slope - 1).square() + lift.square().sum())
         loss.backward()
         return loss
 
     optimizer.step(closure)
-
-
-@torch.no_grad()
-def _image_errors(net: FusionNet, pixels: Samples, which: Tensor, device: torch.device) -> float:
-    """The root mean squared errors of images, added up: as the guard counts, so that no single image decides."""
-    squared = _squared(net, pixels, which, device).mean(1).cpu()
-    image = pixels.group[which]
-    sums, counts = (torch.bincount(image, weights) for weights in (squared.double(), torch.ones(len(image)).double()))
-    return float((sums[counts > 0] / counts[counts > 0]).sqrt().sum())
+    gate.slope.requires_grad_(False)
+    gate.shift.copy_(level + lift.detach()[:, None])
 
 
 def train_gate(

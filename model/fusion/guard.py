@@ -11,6 +11,7 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 
 STANDARD_ERRORS = 2.5  # by which a mean gain must exceed zero
+LESS = 1.645  # the same (one chance in 20) where falling back would be the greater risk
 LEAST_CLUSTERS = 5  # fewer regions say too little about how much regions differ
 LEAST_GAIN = 1e-4  # of the better expert's error: below it lies rounding
 
@@ -22,12 +23,32 @@ class Gain:
     Attributes:
         mean: over images.
         error: standard error of the mean, by clusters; NaN with fewer than two of them.
-        accepted: whether the mean exceeds 2.5 standard errors (and rounding).
+        counts: whether there are enough clusters, and the mean exceeds rounding.
+        accepted: whether it counts and exceeds 2.5 standard errors.
     """
 
     mean: float
     error: float
+    counts: bool
     accepted: bool
+
+    @property
+    def units(self) -> float:
+        """The mean in standard errors; NaN where neither says anything."""
+        if self.error > 0:
+            return self.mean / self.error
+        return math.copysign(math.inf, self.mean) if self.error == 0 and self.mean else math.nan
+
+    def outweighs(self, lead: float) -> bool:
+        """Whether a rule with this gain over the better expert should answer instead of it.
+
+        A gain of 2.5 standard errors is enough. One of 1.645 is enough if it is better founded than the choice of the
+        expert to fall back on: where experts are hardly apart, falling back on one of them is a bet as well.
+
+        Args:
+            lead: of the better expert over the next one, in standard errors.
+        """
+        return self.accepted or (self.counts and self.units > max(LESS, lead))
 
 
 def clustered_gain(before: Array, after: Array, clusters: Sequence[str]) -> Gain:
@@ -46,11 +67,11 @@ def clustered_gain(before: Array, after: Array, clusters: Sequence[str]) -> Gain
     mean = float(gains.mean())
     names, member = np.unique(np.asarray(clusters), return_inverse=True)
     if len(names) < 2:
-        return Gain(mean, math.nan, False)
+        return Gain(mean, math.nan, False, False)
     sums = np.bincount(member, weights=gains - mean)
     error = math.sqrt(len(names) / (len(names) - 1) * float((sums**2).sum())) / len(gains)
-    least = max(STANDARD_ERRORS * error, LEAST_GAIN * abs(float(np.mean(before))))
-    return Gain(mean, error, len(names) >= LEAST_CLUSTERS and mean > least)
+    counts = len(names) >= LEAST_CLUSTERS and mean > LEAST_GAIN * abs(float(np.mean(before)))
+    return Gain(mean, error, counts, counts and mean > STANDARD_ERRORS * error)
 
 
 def choose_clusters(rois: Sequence[str], patches: Sequence[str]) -> tuple[list[str], str, str]:
@@ -110,6 +131,7 @@ class Verdict:
     Attributes:
         rule: the one that was asked for.
         better: the better expert's name.
+        lead: by how many standard errors its RMSE is below that of the next; NaN where nothing says so.
         accepted: whether the rule's mean is used; else the better expert answers.
         variance: whose variance is used: own, recalibrated or fused.
         experts: names.
@@ -125,6 +147,7 @@ class Verdict:
 
     rule: str
     better: str
+    lead: float
     accepted: bool
     variance: str
     experts: tuple[str, ...]
@@ -160,8 +183,7 @@ class Verdict:
         for row in self.rows:
             gain = ""
             if row.gain is not None:
-                units = row.gain.mean / row.gain.error if row.gain.error else math.nan
-                gain = f"{row.gain.mean:+.6f}, {_number(units, '+.1f')}"
+                gain = f"{row.gain.mean:+.6f}, {_number(row.gain.units, '+.1f')}"
             used = "" if row.gain is None else "accepted" if row.accepted else "not accepted"
             figures = [f"{row.rmse:.5f}", f"{row.ratio:.3f}", gain, _number(row.nll, ".4f"), _number(row.ence, ".3f")]
             figures += [_number(row.coverage, ".3f"), _number(row.auc, ".3f"), row.variance, used]
@@ -172,6 +194,8 @@ class Verdict:
         plural = "s" if self.n_clusters != 1 else ""
         kind = f"{self.clustered_by}{plural}".replace("patchs", "patches")
         lines += ["", f"{self.n_images} images of {self.n_clusters} {kind} that nothing was fitted on; {r_text}."]
+        if math.isfinite(self.lead):
+            lines.append(f"{self.better} is ahead of the next expert by {self.lead:.1f} standard errors.")
         lines += [f"Note: {note}." for note in self.notes]
         return "\n".join([*lines, f"Verdict: {self.sentence()}."])
 

@@ -1,6 +1,7 @@
 """The guard at work: scores of every expert and rule on images that nothing was fitted on, and the verdicts."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from data.constants import N_S2, S2_BANDS
 from model.defaults import RULES
 from model.fusion.beliefs import Experts
-from model.fusion.guard import Array, Row, Verdict, choose_clusters, clustered_gain
+from model.fusion.guard import STANDARD_ERRORS, Array, Gain, Row, Verdict, choose_clusters, clustered_gain
 from model.fusion.network import FUSED, OWN, RECALIBRATED, Fused, FusionNet
 from model.fusion.rules import usable_rules
 from model.fusion.statistics import ErrorGram, WeightSkill
@@ -93,8 +94,9 @@ class Judge:
         clusters, kind, remark = choose_clusters(self.rois, self.patches)
         errors = [_array(self.rmse[_expert(index)]) for index in range(len(self.names))]
         better = int(np.argmin([error.mean() for error in errors]))
-        own, again = (_array(self.nll[_expert(better), VARIANCES[choice]]) for choice in (OWN, RECALIBRATED))
-        fallback = RECALIBRATED if clustered_gain(own, again, clusters).accepted else OWN
+        others = [error for index, error in enumerate(errors) if index != better]
+        lead = min((clustered_gain(error, errors[better], clusters).units for error in others), default=math.nan)
+        fallback = min((RECALIBRATED, OWN), key=lambda choice: np.mean(self.nll[_expert(better), VARIANCES[choice]]))
         net.better.fill_(better)
         net.choice.fill_(fallback)
         net.accepted.fill_(False)
@@ -103,27 +105,25 @@ class Judge:
             self._row(_expert(index), name, level, (_expert(index), VARIANCES[fallback if index == better else OWN]))
             for index, name in enumerate(self.names)
         ]
+        notes = [remark] if remark else []
         for rule in self.rules:
-            number = RULES.index(rule)
             gain = clustered_gain(errors[better], _array(self.rmse[rule]), clusters)
-            key, variance = (rule, VARIANCES[FUSED]), FUSED
-            if gain.accepted:
-                # tau and tails were fitted to the fused mean, so its own variance need not be better for certain
-                if np.mean(self.nll[rule, _expert(better)]) < np.mean(self.nll[key]):
-                    key, variance = (rule, _expert(better)), RECALIBRATED
-                net.accepted[number] = True
-                net.choice[number] = variance
-            auc = self.skill[rule].auc if len(self.names) == 2 else math.nan
-            row = self._row(rule, rule, level, key)
-            rows.append(
-                Row(row.name, row.rmse, row.ratio, row.nll, row.ence, row.coverage, auc, gain,
-                    VARIANCES[variance], gain.accepted)
-            )  # fmt: skip
+            # patches taken for regions overstate every certainty: there the full 2.5 are asked for
+            accepted = gain.outweighs(lead) if kind == "region" else gain.accepted
+            if accepted:
+                net.accepted[RULES.index(rule)] = True
+                if not gain.accepted and rule == net.rule:
+                    notes.append(
+                        f"{rule} gains {gain.units:.1f} standard errors, fewer than {STANDARD_ERRORS}, but "
+                        f"{self.names[better]} leads by {lead:.1f} only: falling back on it is the greater risk"
+                    )
+            rows.append(self._rule_row(rule, better, gain, accepted, level))
         chosen = RULES.index(net.rule)
         r, rho, hopeless = self._relation()
         return Verdict(
             rule=net.rule,
             better=self.names[better],
+            lead=lead,
             accepted=bool(net.accepted[chosen]),
             variance=VARIANCES[int(net.choice[chosen])],
             experts=self.names,
@@ -134,8 +134,20 @@ class Judge:
             rho=rho,
             hopeless=hopeless,
             rows=tuple(rows),
-            notes=(remark,) if remark else (),
+            notes=tuple(notes),
         )
+
+    def _rule_row(self, rule: str, better: int, gain: Gain, accepted: bool, level: float) -> Row:
+        """The row of a rule; the variance of an accepted one is chosen, and the network told."""
+        key, variance = (rule, VARIANCES[FUSED]), FUSED
+        if accepted:
+            # tau and tails were fitted to the fused mean, so its own variance need not be better for certain
+            if np.mean(self.nll[rule, _expert(better)]) < np.mean(self.nll[key]):
+                key, variance = (rule, _expert(better)), RECALIBRATED
+            self.net.choice[RULES.index(rule)] = variance
+        auc = self.skill[rule].auc if len(self.names) == 2 else math.nan
+        row = self._row(rule, rule, level, key)
+        return replace(row, auc=auc, gain=gain, variance=VARIANCES[variance], accepted=accepted)
 
     def answer_rmse(self) -> Array:
         """RMSE of each image as the network answers after the verdict, (N,)."""
@@ -169,7 +181,9 @@ class Judge:
         note = "there are no images to judge by beside those of the fit: no fusion can be accepted"
         name = self.names[int(net.better)]
         unknown = (math.nan, math.nan, ())
-        return Verdict(net.rule, name, False, VARIANCES[OWN], self.names, "patch", 0, 0, *unknown, (), (note,))
+        return Verdict(
+            net.rule, name, math.nan, False, VARIANCES[OWN], self.names, "patch", 0, 0, *unknown, (), (note,)
+        )
 
 
 def _expert(index: int) -> str:

@@ -1,5 +1,6 @@
 """What is counted over a split while the experts predict it: sums and bounded samples, never whole images."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,12 @@ class ErrorGram:
         error = (means - target).double().movedim(-3, 0).flatten(2)  # (C, K, pixels)
         self.sums += (error @ error.transpose(1, 2)).cpu().numpy()
         self.count += error.shape[2]
+
+    def __add__(self, other: "ErrorGram") -> "ErrorGram":
+        """The sums over the pixels of both."""
+        both = copy.copy(self)
+        both.sums, both.count = self.sums + other.sums, self.count + other.count
+        return both
 
     @property
     def mse(self) -> Array:
@@ -144,6 +151,13 @@ class Sampler:
                 seen = target[item, 0][window]
                 self.kept.append((mean.cpu().clone(), variance.cpu().clone(), seen.cpu().clone(), self.seen))
             self.seen += 1
+
+    def __add__(self, other: "Sampler") -> "Sampler":
+        """What both kept; images of the other count on from those that this one has seen."""
+        both = copy.copy(self)
+        both.seen = self.seen + other.seen
+        both.kept = self.kept + [(mean, variance, target, self.seen + at) for mean, variance, target, at in other.kept]
+        return both
 
     def _corners(self, height: int, width: int, quota: int) -> Sequence[tuple[int, int]]:
         """Corners of windows that do not overlap, on a grid laid at random; all of them where the quota allows."""

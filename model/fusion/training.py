@@ -1,38 +1,30 @@
 """The training of a fusion: experts found or trained, numbers fitted, the guard's verdict, and what a run writes."""
 
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from data.batch import Batch
-from data.fit_split import FitSplit, build_fit_split, held_out_rois
-from data.loaders import Loaders, PatchLoader, build_loaders
+from data.fit_split import build_fit_split, held_out_rois
+from data.loaders import build_loaders
 from model.build import Reconstructor, build_loss, build_model, build_optimizer, build_scheduler, choose_scan
 from model.checkpoint import save_state
 from model.defaults import EXPERTS, WITH_SCAN
 from model.engine import Compute, TrainState, count_parameters
 from model.evaluation import Evaluation, report_skipped
-from model.fusion.fitting import Gathering, fit
-from model.fusion.gate_training import FitSettings, GateRow, best_epoch
-from model.fusion.guard import LEAST_CLUSTERS, Verdict
-from model.fusion.judging import Judge
+from model.fusion.gate_training import GateRow
+from model.fusion.guard import Verdict
 from model.fusion.network import FusionNet
 from model.fusion.pictures import show_gate
 from model.fusion.runs import ExpertRun, common_held_out, load_experts, read_experts
+from model.fusion.settling import fit_and_judge
 from parse_args import Config, resolve
 from util.atomic import whole_file, write_json
 from util.memory import keep_freed_memory
-from util.run import RunFolder, autocast, choose_device, choose_precision, seed_everything, tensorboard_log
+from util.run import RunFolder, choose_device, choose_precision, seed_everything, tensorboard_log
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
-ENOUGH_ROIS = 10  # to judge by; with fewer, regions of the fit judge too
 EPOCH = 1  # a fusion is fitted in one go; its checkpoint counts as that of the first epoch
 
 
@@ -145,113 +137,6 @@ def assemble(config: Config, runs: list[ExpertRun], device: torch.device) -> tup
     for own, network in zip(net.experts, networks, strict=True):
         own.load_state_dict(network.state_dict())
     return model.to(device), config
-
-
-def fit_and_judge(
-    model: Reconstructor,
-    split: FitSplit,
-    loaders: Loaders,
-    config: Config,
-    compute: Compute,
-    log: "SummaryWriter | None",
-) -> tuple[Reconstructor, Verdict, list[GateRow]]:
-    """Fit the fusion of frozen experts and hear the guard; with `--loss fusion` train all together and hear it again.
-
-    Returns:
-        The network that the guard prefers, its verdict, and the epochs of its gate.
-    """
-    names = tuple(entry["name"] for entry in config.expert_configs)
-    rows = fit_on(model, split.fit, config, compute)
-    judge, verdict = hear_guard(model, split, names, config, compute)
-    if log is not None:
-        for row in rows:
-            log.add_scalar("fusion/gate, training", row.train_loss, row.epoch)
-            log.add_scalar("fusion/gate, held back", row.held_back_loss, row.epoch)
-    if config.loss != "fusion":
-        return model, verdict, rows
-    from model.fusion.joint import prefer_joint, train_jointly
-
-    together = train_jointly(model, loaders, config, compute, log)
-    again = fit_on(together, split.fit, config, compute)
-    other, second = hear_guard(together, split, names, config, compute)
-    accepted, note = prefer_joint(judge, other)
-    if accepted:
-        return together, replace(second, notes=(*second.notes, note)), again
-    return model, replace(verdict, notes=(*verdict.notes, note)), rows
-
-
-def hear_guard(
-    model: Reconstructor, split: FitSplit, names: tuple[str, ...], config: Config, compute: Compute
-) -> tuple[Judge, Verdict]:
-    """Show the guard every image it may judge by, and let it decide about the fitted fusion."""
-    net = model.eval().get_submodule("netG")
-    assert isinstance(net, FusionNet)
-    judge = Judge(net, names)
-    if split.guard is not None:
-        show(judge, net, split.guard, "guard", compute)
-    notes = judge_crosswise(judge, model, split, config, compute)
-    verdict = judge.verdict()
-    return judge, replace(verdict, notes=(*verdict.notes, *notes))
-
-
-def judge_crosswise(
-    judge: Judge, model: Reconstructor, split: FitSplit, config: Config, compute: Compute
-) -> tuple[str, ...]:
-    """With few regions to judge by, let those of the fit judge too, by a second fit on the guard's images.
-
-    Five regions differ so much that a gain of 15 % of the error can hide behind them. Fitting and judging are
-    exchanged, so that no image is judged by numbers that were fitted on its region.
-
-    Returns:
-        Notes for the verdict.
-    """
-    guard = len(set(judge.rois))
-    if split.guard is None or not LEAST_CLUSTERS <= guard < ENOUGH_ROIS:
-        return ()
-    other = copy.deepcopy(model)
-    fit_on(other, split.guard, config, compute, quiet=True)
-    net = other.get_submodule("netG")
-    assert isinstance(net, FusionNet)
-    show(judge, net, split.fit, "guard, crosswise", compute)
-    fitted = len(set(judge.rois)) - guard
-    return (
-        f"the {guard} validation regions are judged by the fit on {fitted} held-out ones, and these by a second fit "
-        "on validation",
-    )
-
-
-def fit_on(
-    model: Reconstructor, loader: PatchLoader, config: Config, compute: Compute, quiet: bool = False
-) -> list[GateRow]:
-    """Fit all numbers of the fusion on a loader's images."""
-    net = model.eval().get_submodule("netG")
-    assert isinstance(net, FusionNet)
-    gathered = Gathering(net, len(loader.patches), config.rdm_seed)
-    for batch in _predicting(loader, "fit", compute):
-        with autocast(compute.device, compute.dtype):
-            gathered.add(batch)
-    rows = fit(net, gathered, FitSettings(config.fusion_epochs, config.fusion_lr, config.rdm_seed), compute.device)
-    if config.fusion == "gated" and not quiet:
-        line = "kept" if net.gate.slope.any() else "not kept"
-        print(f"gate: straight line {line}; {best_epoch(rows)} of {config.fusion_epochs} epochs help held-back regions")
-    model.eval()
-    return rows
-
-
-def show(judge: Judge, fitted: FusionNet, loader: PatchLoader, title: str, compute: Compute) -> None:
-    """Show the guard a loader's images, fused with the numbers of `fitted`."""
-    for batch in _predicting(loader, title, compute):
-        with torch.no_grad(), autocast(compute.device, compute.dtype):
-            experts = fitted.consult(batch.x, batch.dates)
-        rois, patches = [info.roi for info in batch.info], [info.patch for info in batch.info]
-        judge.add(experts, batch.target, rois, patches, fitted)
-
-
-def _predicting(loader: PatchLoader, title: str, compute: Compute) -> Iterator[Batch]:
-    with tqdm(loader, total=len(loader), desc=title, unit="batch", dynamic_ncols=True) as bar:
-        for batch in bar:
-            if batch.n:
-                yield batch.to(compute.device, non_blocking=True)
 
 
 def tell(verdict: Verdict, folder: RunFolder) -> None:
