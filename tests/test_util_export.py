@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+import threading
 
 import numpy as np
 import pytest
 import torch
 
+import util.export
 from model.predictions import NIG, Gaussian, Mean
 from util.errors import DataError
 from util.export import ExportWriter, read_exports
@@ -49,6 +51,47 @@ def test_what_is_written_comes_back(tmp_path, prediction, fields):
         np.testing.assert_array_equal(loaded["var"], prediction.total[0, 0])
     for name in fields & {"gamma", "alpha", "beta"}:  # exact: the belief can be summed again
         np.testing.assert_array_equal(loaded[name], getattr(prediction, name)[0, 0])
+
+
+def test_files_are_written_while_the_next_batch_is_predicted(tmp_path, monkeypatch):
+    """The writer returns at once, holds a bounded number of samples, and lists those whose files are there."""
+    gate, release = threading.Event(), util.export._write_fields
+
+    def slow(*args):
+        gate.wait(10)
+        release(*args)
+
+    monkeypatch.setattr(util.export, "_write_fields", slow)
+    with ExportWriter(tmp_path) as writer:
+        for sample_id in range(3):
+            writer.write(sample_id, Mean(image(sample_id)))
+        writer.save_manifest()
+        assert not list(tmp_path.glob("img-*"))
+        assert json.loads((tmp_path / "manifest.json").read_text())["samples"] == {}
+        gate.set()
+        for sample_id in range(3, 30):
+            writer.write(sample_id, Mean(image(sample_id)))
+            assert len(writer._writing) <= 8
+    assert read_exports(tmp_path).ids == tuple(range(30))
+
+
+def test_a_file_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
+    def full(folder, sample_id, images):
+        if sample_id == 1:
+            raise OSError(28, "No space left on device")
+        written(folder, sample_id, images)
+
+    written = util.export._write_fields
+    monkeypatch.setattr(util.export, "_write_fields", full)
+
+    def export():
+        with ExportWriter(tmp_path) as writer:
+            for sample_id in range(3):
+                writer.write(sample_id, Mean(image(sample_id)))
+
+    with pytest.raises(OSError, match="No space left"):
+        export()
+    assert 0 in read_exports(tmp_path).ids  # whole files, listed as far as they came
 
 
 def test_a_smaller_last_batch_overwrites_nothing(tmp_path):

@@ -3,7 +3,9 @@
 import json
 import re
 import time
+from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +32,7 @@ UNITS = {
     "beta": "reflectance squared",
 }
 _VERSION = 1
+_MOST_WAITING = 8  # samples in memory that are not yet written; 13 bands of 256 x 256 in six fields are 20 MiB
 _MANIFEST_EVERY_S = 10.0  # a killed run loses the manifest entries of so many seconds, never a file
 _PREDICTION = re.compile(r"img-(\d+)_pred\.npy")
 _SAMPLE_FILE = re.compile(r"img-\d+_(pred|target|var|gamma|alpha|beta|covar)\.npy")
@@ -55,6 +58,9 @@ class Exportable(Protocol):
 class ExportWriter:
     """Writes `img-ID_{pred,target,var,gamma,alpha,beta}.npy` and `manifest.json`; use it in a `with` block.
 
+    The files are written by a thread in the background while the network predicts the next batch. What goes wrong
+    there is raised by a later `write`, or when the block ends.
+
     Args:
         folder: where to; made if missing. With the first sample all samples of an earlier writer go, lest predictions
             of an older model stay among the new ones; files of other names are left alone.
@@ -63,6 +69,8 @@ class ExportWriter:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._samples: dict[int, dict[str, Any]] = {}
+        self._writing: deque[tuple[int, dict[str, Any], Future[None]]] = deque()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="exports")
         self._began = False
         self._saved_at = time.monotonic()
         self._unsaved = False
@@ -92,25 +100,39 @@ class ExportWriter:
             arrays["target"] = target
         parameters = prediction.fields()
         arrays |= {name: parameters[name] for name in NIG_FIELDS if name in parameters}
-        for field, values in arrays.items():
-            image = values.detach().float().cpu().numpy()
-            with whole_file(_field_path(self.folder, sample_id, field)) as temporary:
-                np.save(temporary, image.reshape(image.shape[-3:]))
-        self._samples[sample_id] = {"info": dict(info or {}), "fields": sorted(arrays)}
-        self._unsaved = True
-        if time.monotonic() - self._saved_at > _MANIFEST_EVERY_S:
+        images = {field: values.detach().float().cpu().numpy() for field, values in arrays.items()}
+        entry = {"info": dict(info or {}), "fields": sorted(arrays)}
+        self._writing.append((sample_id, entry, self._thread.submit(_write_fields, self.folder, sample_id, images)))
+        self._gather(_MOST_WAITING)
+        if self._unsaved and time.monotonic() - self._saved_at > _MANIFEST_EVERY_S:
             self.save_manifest()
 
+    def _gather(self, most: int) -> None:
+        """Note what is written, and wait until at most so many samples are not.
+
+        Raises:
+            OSError: of a file that could not be written.
+        """
+        while self._writing and (len(self._writing) > most or self._writing[0][2].done()):
+            sample_id, entry, written = self._writing.popleft()
+            written.result()
+            self._samples[sample_id] = entry
+            self._unsaved = True
+
     def save_manifest(self) -> None:
-        """Write the manifest as it stands."""
+        """Write the manifest of the samples that are written."""
         samples = {str(sample_id): self._samples[sample_id] for sample_id in sorted(self._samples)}
         write_json(self.folder / MANIFEST, {"version": _VERSION, "units": UNITS, "samples": samples})
         self._saved_at, self._unsaved = time.monotonic(), False
 
     def close(self) -> None:
-        """Write the manifest if it lacks a sample."""
-        if self._unsaved:
-            self.save_manifest()
+        """Wait for the files, and write the manifest if it lacks a sample."""
+        try:
+            self._gather(0)
+        finally:
+            self._thread.shutdown(cancel_futures=True)
+            if self._unsaved:
+                self.save_manifest()
 
     def __enter__(self) -> "ExportWriter":
         return self
@@ -217,6 +239,12 @@ def _remove_samples(folder: Path) -> None:
         (folder / MANIFEST).unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"cannot replace the exports in {folder}: {error.strerror or error}") from error
+
+
+def _write_fields(folder: Path, sample_id: int, images: Mapping[str, Image]) -> None:
+    for field, image in images.items():
+        with whole_file(_field_path(folder, sample_id, field)) as temporary:
+            np.save(temporary, image.reshape(image.shape[-3:]))
 
 
 def _field_path(folder: Path, sample_id: int, field: str) -> Path:
