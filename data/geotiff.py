@@ -152,9 +152,12 @@ def optical_to_unit(raw: np.ndarray, method: str = "default", out: np.ndarray | 
         Published pre-processing of UnCRtainTS. Changes: none.
     """
     divisor = np.float32({"default": REFLECTANCE_SCALE, "resnet": _RESNET_OPTICAL}[_method(method)])
-    if raw.dtype == np.uint16:  # as stored: nothing below 0, no NaN; converted within the division, in one pass
-        clipped = np.minimum(raw, np.uint16(REFLECTANCE_SCALE))
-        return np.divide(clipped, divisor, out=out, dtype=np.float32)
+    if raw.dtype == np.uint16:  # as stored: nothing below 0, no NaN; converted within the division
+        filled = np.empty(raw.shape, np.float32) if out is None else out
+        bands = ((raw, filled),) if raw.ndim < 3 else zip(raw, filled, strict=True)
+        for band, room in bands:  # one after the other: what is clipped stays in the cache
+            np.divide(np.minimum(band, np.uint16(REFLECTANCE_SCALE)), divisor, out=room, dtype=np.float32)
+        return filled
     unit = np.clip(raw.astype(np.float32), 0, REFLECTANCE_SCALE, out=out)
     unit /= divisor
     return np.nan_to_num(unit, copy=False)

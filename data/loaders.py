@@ -29,12 +29,17 @@ _MOST_WORKERS = 8  # more of them wait for the disk, not for the processor
 class Subset(Dataset[Indexed | Skipped]):
     """Some samples of a data set, each with its position in the whole; unreadable ones become `Skipped`.
 
+    Args:
+        whole: the data set.
+        positions: of the samples.
+        radar: whether batches hold radar; it is not read where they do not.
+
     A worker cannot raise an error that the terminal shows as one line, so errors travel as values, and
     `PatchLoader` raises or lists them.
     """
 
-    def __init__(self, whole: PatchSet, positions: Sequence[int]) -> None:
-        self.whole, self.positions = whole, list(positions)
+    def __init__(self, whole: PatchSet, positions: Sequence[int], radar: bool = True) -> None:
+        self.whole, self.positions, self.radar = whole, list(positions), radar
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -42,7 +47,7 @@ class Subset(Dataset[Indexed | Skipped]):
     def __getitem__(self, at: int) -> Indexed | Skipped:
         index = self.positions[at]
         try:
-            return Indexed(index, self.whole.load(index))
+            return Indexed(index, self.whole.load(index, for_batch=True, radar=self.radar))
         except DataError as error:
             return Skipped(self.whole.first_path(index), str(error))
 
@@ -228,7 +233,7 @@ def _loader(
     )
     positions = [part[index] for index in chosen]
     return PatchLoader(
-        Subset(whole, positions),
+        Subset(whole, positions, config.use_sar),
         EpochOrder(len(positions), config.rdm_seed, shuffle),
         config.skip_bad_samples,
         batch_size=config.batch_size,

@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -256,11 +256,11 @@ class MaskStore:
         return record
 
     def _grouped(self, root: Path, rel_paths: Sequence[str], indexes: Sequence[int]) -> dict[Path, list[int]]:
-        folder = self.folder(root)
-        groups: dict[Path, list[int]] = {}
+        groups: dict[str, list[int]] = {}
         for index in indexes:
-            groups.setdefault(folder / _record_name(rel_paths[index]), []).append(index)
-        return groups
+            groups.setdefault(_record_name(rel_paths[index]), []).append(index)
+        folder = self.folder(root)
+        return {folder / name: members for name, members in groups.items()}
 
     def _tell(self, kind: str, text: str) -> None:
         if kind not in self._told:
@@ -332,12 +332,11 @@ def sweep(folder: Path) -> None:
 
 
 def _name(rel_path: str) -> str:
-    return PurePosixPath(rel_path).name
+    return rel_path.rpartition("/")[2]
 
 
-def _record_name(rel_path: str) -> PurePosixPath:
-    pure = PurePosixPath(rel_path)
-    if pure.is_absolute() or ".." in pure.parts:
+def _record_name(rel_path: str) -> str:
+    if rel_path.startswith("/") or ".." in rel_path.split("/"):
         raise ValueError(f"a path below the root is needed, not {rel_path}")
     series = _SERIES.fullmatch(rel_path)
-    return PurePosixPath(series["roi"], f"{series['patch']}.npz") if series else pure.with_suffix(".npz")
+    return f"{series['roi']}/{series['patch']}.npz" if series else f"{rel_path.rpartition('.')[0]}.npz"

@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,30 @@ from util.errors import DataError, UsageError
 
 class EmptySplitError(DataError):
     """A split without patches, in a root that exists."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An image as stored, to be converted to what networks see where it is wanted: once, and without a copy between.
+
+    Attributes:
+        values: (C, H, W) as stored.
+        convert: `data.geotiff.optical_to_unit` or `sar_to_unit`.
+        method: how values are rescaled.
+    """
+
+    values: np.ndarray
+    convert: Callable[[np.ndarray, str, np.ndarray], np.ndarray]
+    method: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return self.values.shape
+
+    def write(self, room: np.ndarray) -> None:
+        """Put float32 values into `room`, (C, H, W)."""
+        self.convert(self.values, self.method, room)
 
 
 class PatchReader:
@@ -35,9 +60,9 @@ class PatchReader:
         self._size_of = size_of
         self._size: tuple[int, int] | None = None
 
-    def radar(self, path: str) -> np.ndarray:
-        """A radar patch, float32 (2, H, W), rescaled."""
-        return self.scale_radar(path, self._read(path, N_S1)[0])
+    def radar(self, path: str, stored: bool = False) -> np.ndarray | Stored:
+        """A radar patch, float32 (2, H, W), rescaled; or as stored."""
+        return self.scale_radar(path, self._read(path, N_S1)[0], stored)
 
     def optical(self, path: str, target: bool = False) -> Reading:
         """An optical patch as stored, (13, H, W), and where it lies.
@@ -50,15 +75,15 @@ class PatchReader:
             raise DataError(f"{os.path.join(self.root, path)}: every value is 0, there is no image to be a target")
         return raw, georef
 
-    def scale_radar(self, path: str, decibel: np.ndarray) -> np.ndarray:
-        """Backscatter in dB as networks see it; NaN is counted, told once, and becomes 0."""
+    def scale_radar(self, path: str, decibel: np.ndarray, stored: bool = False) -> np.ndarray | Stored:
+        """Backscatter in dB as networks see it, or to be converted later; NaN is counted, told once, and becomes 0."""
         self._count_nan(path, decibel)
-        return sar_to_unit(decibel, self.method)
+        return Stored(decibel, sar_to_unit, self.method) if stored else sar_to_unit(decibel, self.method)
 
-    def scale_optical(self, path: str, raw: np.ndarray) -> np.ndarray:
-        """Stored optical values as networks see them, float32."""
+    def scale_optical(self, path: str, raw: np.ndarray, stored: bool = False) -> np.ndarray | Stored:
+        """Stored optical values as networks see them, float32, or to be converted later."""
         self._count_nan(path, raw)
-        return optical_to_unit(raw, self.method)
+        return Stored(raw, optical_to_unit, self.method) if stored else optical_to_unit(raw, self.method)
 
     def _read(self, path: str, bands: int) -> Reading:
         if self._size is None:

@@ -114,8 +114,13 @@ class SEN12MSCR(Dataset[Any]):
         """Bounds, coordinate system and transform of a sample's target."""
         return open_images(self.root_dir).georef(self.paths[index]["S2"])
 
-    def load(self, index: int) -> Sample:
+    def load(self, index: int, for_batch: bool = False, radar: bool = True) -> Sample:
         """Read a sample.
+
+        Args:
+            index: which.
+            for_batch: leave values as stored (`data.patches.Stored`), for `data.batch.Collate` to convert.
+            radar: False for a batch without radar, which is not read then.
 
         Raises:
             DataError: if one of its files cannot be used, also where bad samples are skipped.
@@ -133,8 +138,8 @@ class SEN12MSCR(Dataset[Any]):
         full = {member: os.path.join(self.root_dir, path) for member, path in paths.items()}
         return {
             "input": {
-                "S1": self._reader.radar(paths["S1"]),
-                "S2": self._reader.scale_optical(paths["S2_cloudy"], cloudy),
+                "S1": self._reader.radar(paths["S1"], for_batch) if radar or not for_batch else [],
+                "S2": self._reader.scale_optical(paths["S2_cloudy"], cloudy, for_batch),
                 "masks": mask,
                 "coverage": coverage,
                 "S1 path": full["S1"],
@@ -142,7 +147,7 @@ class SEN12MSCR(Dataset[Any]):
                 "coord": coord,
             },
             "target": {
-                "S2": self._reader.scale_optical(paths["S2"], clear),
+                "S2": self._reader.scale_optical(paths["S2"], clear, for_batch),
                 "S2 path": full["S2"],
                 "coord": coord,
             },

@@ -152,8 +152,14 @@ class SEN12MSCRTS(Dataset[Any]):
         """Which dates sample `index` consists of in this epoch."""
         return self._choose(index, self._coverages(index))
 
-    def load(self, index: int) -> Sample:
+    def load(self, index: int, for_batch: bool = False, radar: bool = True) -> Sample:
         """Read a sample.
+
+        Args:
+            index: which.
+            for_batch: read what `data.batch.Collate` takes and no more, neither radar nor mask of the target, and
+                leave values as stored (`data.patches.Stored`): they are converted right into the batch.
+            radar: False for a batch without radar, which is not read then.
 
         Raises:
             DataError: if one of its files cannot be used, also where bad samples are skipped.
@@ -167,8 +173,8 @@ class SEN12MSCRTS(Dataset[Any]):
             return cast(Sample, everything)
         chosen = self._choose(index, coverage)
         return {
-            "input": self._part(index, chosen.inputs, coverage),
-            "target": self._part(index, [chosen.target], coverage, target=True),
+            "input": self._part(index, chosen.inputs, coverage, stored=for_batch, radar=radar or not for_batch),
+            "target": self._part(index, [chosen.target], coverage, True, stored=for_batch, radar=not for_batch),
             "coverage bin": chosen.matched,
         }
 
@@ -184,17 +190,27 @@ class SEN12MSCRTS(Dataset[Any]):
             coverage, self.n_input_t, self.sampling, *wish, rng, self.legacy, self.earliest, self.latest
         )
 
-    def _part(self, index: int, dates: Sequence[int], coverage: np.ndarray, target: bool = False) -> Part:
+    def _part(
+        self,
+        index: int,
+        dates: Sequence[int],
+        coverage: np.ndarray,
+        target: bool = False,
+        stored: bool = False,
+        radar: bool = True,
+    ) -> Part:
         s1_paths, s2_paths = ([self.paths[index][sensor][day] for day in dates] for sensor in ("S1", "S2"))
         readings = [self._reader.optical(path, target) for path in s2_paths]
         raw = [image for image, _ in readings]
-        if self._store is None:
+        if target and stored:
+            masks = []
+        elif self._store is None:
             masks = [np.zeros(image.shape[1:], np.float32) for image in raw]
         else:
             masks = self._store.masks(self.root_dir, s2_paths, raw)
         return {
-            "S1": [self._reader.radar(path) for path in s1_paths],
-            "S2": [self._reader.scale_optical(path, image) for path, image in zip(s2_paths, raw, strict=True)],
+            "S1": [self._reader.radar(path, stored) for path in s1_paths if radar],
+            "S2": [self._reader.scale_optical(path, image, stored) for path, image in zip(s2_paths, raw, strict=True)],
             "masks": masks,
             "coverage": [float(coverage[day]) for day in dates],
             "S1 TD": self._days(s1_paths),

@@ -20,7 +20,8 @@ from fake_trees import (
     write_triplet,
 )
 
-from data.batch import Batch, Collate, Skipped
+import data.images
+from data.batch import Batch, Collate, Indexed, Skipped
 from data.constants import DATE_ORIGIN
 from data.dataLoader import SEN12MSCRTS
 from data.loaders import build_loaders, build_test_loader, choose_subset, count_workers
@@ -222,6 +223,32 @@ def test_bad_samples_are_skipped_and_listed(damaged, num_workers):
         (series_path(TRAIN[0], "S1", 0, 2), "patch 2 of ROIs1970/21"),
         (series_path(TEST, "S2", 0, 1), "truncated or damaged image"),
     ]
+
+
+def test_batches_hold_what_samples_hold_and_open_no_more_than_that(tree, monkeypatch):
+    opened: list[str] = []
+    original = data.images.read_with_georef
+    monkeypatch.setattr(
+        data.images, "read_with_georef", lambda path, *rest: opened.append(path) or original(path, *rest)
+    )
+    for use_sar, files in ((True, 7), (False, 4)):  # three inputs and one target; never the target's radar
+        loader = build_test_loader(config_for(tree, use_sar=use_sar, batch_size=1))
+        batch = next(iter(loader))
+        assert len(opened) == files
+        sample = loader.patches.whole[batch.info[0].index]  # converted before it is collated
+        plain = Collate(use_sar)([Indexed(batch.info[0].index, sample)])
+        for name in ("x", "target", "dates", "masks", "coverage"):
+            ours, theirs = getattr(batch, name), getattr(plain, name)
+            assert ours.dtype == theirs.dtype
+            assert torch.equal(ours, theirs)
+        assert batch.info == plain.info
+        opened.clear()
+
+
+def test_batches_of_workers_are_those_without(tree):
+    (there,), (here,) = (build_test_loader(config_for(tree, num_workers=n, batch_size=2)) for n in (1, 0))
+    for name in ("x", "target", "dates", "masks", "coverage"):
+        assert torch.equal(getattr(there, name), getattr(here, name))
 
 
 def test_an_empty_batch_goes_the_way_of_the_others():
