@@ -3,14 +3,33 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from parse_args import Config, parse, read_conf, restore
+from util import distributed
 from util.errors import UsageError, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Test as the flags say; see `--help`."""
-    values, typed = parse("test", argv)
+    """Test as the flags say; see `--help`. Processes that torchrun started share the samples."""
+    with distributed.muted():
+        values, typed = parse("test", argv)
+    with distributed.session():
+        config, weights = settle(values, typed)
+        from util.run import memory_advice
+
+        with memory_advice(config.device, "lower --batch_size, use --precision bf16, or add --device cpu"):
+            test(config, weights)
+    return 0
+
+
+def settle(values: dict[str, Any], typed: set[str]) -> tuple[Config, Path]:
+    """The configuration of a test, and the folder of the trained run.
+
+    Args:
+        values: what was typed, filled up with defaults.
+        typed: the names of the flags that were typed.
+    """
     weights = Path(values["weight_folder"]) / values["experiment_name"]
     conf = Path(values["load_config"]) if values["load_config"] else weights / "conf.json"
     if not conf.is_file():
@@ -24,11 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = replace(config, precomputed="")
     for text in notes:
         print(f"note: {text}")
-    from util.run import memory_advice
-
-    with memory_advice(config.device, "lower --batch_size, use --precision bf16, or add --device cpu"):
-        test(config, weights)
-    return 0
+    distributed.require_batch(config.batch_size)
+    return config, weights
 
 
 def test(config: Config, weights: Path) -> None:
@@ -36,7 +52,7 @@ def test(config: Config, weights: Path) -> None:
     from data.loaders import build_test_loader
     from model.build import build_loss, choose_scan
     from model.engine import Compute, count_parameters
-    from model.evaluation import Evaluation, report_skipped
+    from model.evaluation import Evaluation, reporting
     from model.restore import restore_model
     from util.atomic import write_json
     from util.memory import keep_freed_memory
@@ -47,22 +63,25 @@ def test(config: Config, weights: Path) -> None:
         keep_freed_memory()
     dtype, reason = choose_precision(config.precision, device)
     scan = choose_scan(config, device)
+    distributed.connect(device)
     seed_everything(config.rdm_seed)
     source = RunFolder(weights.parent, weights.name)
     checkpoint = source.checkpoint(config.resume_at) if config.resume_at > 0 else source.best
     model, epoch = restore_model(config, checkpoint, device)
-    loader = build_test_loader(config)
+    with distributed.muted():
+        loader = build_test_loader(config)
     folder = RunFolder(Path(config.res_dir), config.experiment_name)
-    folder.create()
-    own_run = folder.conf.exists() and folder.conf.samefile(source.conf) if source.conf.exists() else False
-    write_json(folder.path / "test_conf.json" if own_run else folder.conf, config.to_json())
+    if distributed.is_first():
+        folder.create()
+        own_run = folder.conf.exists() and folder.conf.samefile(source.conf) if source.conf.exists() else False
+        write_json(folder.path / "test_conf.json" if own_run else folder.conf, config.to_json())
+    distributed.barrier()
     print(f"{checkpoint}, epoch {epoch}: {config.model}, head {config.head}, {count_parameters(model):,} parameters")
-    print(f"test samples: {len(loader.patches)}; on {device}, precision {reason}{scan}")
+    shared = distributed.words(config.batch_size)
+    print(f"test samples: {len(loader.patches)}; on {device}, precision {reason}{scan}{shared}")
     evaluation = Evaluation(config, folder, build_loss(config), Compute(device, dtype), None)
-    try:
+    with reporting(lambda: loader.skipped):
         evaluation.test(model, loader, epoch)
-    finally:
-        report_skipped(loader.skipped)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,13 @@ From the command line: flags -> run folder -> data -> model -> epochs, each vali
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from parse_args import Config, parse, read_conf, resolve, restore
+from util import distributed
 from util.errors import DataError, UsageError, run_command
 
 if TYPE_CHECKING:
@@ -27,8 +29,25 @@ TO_SAVE_MEMORY = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train as the flags say; see `--help`."""
-    values, typed = parse("train", argv)
+    """Train as the flags say; see `--help`. Processes that torchrun started train together."""
+    with distributed.muted():
+        values, typed = parse("train", argv)
+    with distributed.session():
+        config, checkpoint = settle(values, typed)
+        from util.run import memory_advice
+
+        with memory_advice(config.device, TO_SAVE_MEMORY):
+            train(config, checkpoint)
+    return 0
+
+
+def settle(values: dict[str, Any], typed: set[str]) -> tuple[Config, str]:
+    """The configuration of a training that starts or goes on, and the checkpoint to go on from ("": the latest).
+
+    Args:
+        values: what was typed, filled up with defaults.
+        typed: the names of the flags that were typed.
+    """
     checkpoint = ""
     conf = Path(values["res_dir"]) / values["experiment_name"] / "conf.json"
     if values["resume_from"] and conf.is_file():
@@ -57,11 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
     for text in notes:
         print(f"note: {text}")
-    from util.run import memory_advice
-
-    with memory_advice(config.device, TO_SAVE_MEMORY):
-        train(config, checkpoint)
-    return 0
+    distributed.refuse(config)
+    return config, checkpoint
 
 
 def _same_file(one: str, other: str) -> bool:
@@ -79,7 +95,7 @@ def train(config: Config, checkpoint: str = "") -> None:
     from data.loaders import build_loaders
     from model.build import build_loss, choose_scan
     from model.engine import Compute, count_parameters, profile_step
-    from model.evaluation import Evaluation, report_skipped
+    from model.evaluation import Evaluation, reporting
     from util.atomic import write_json
     from util.memory import keep_freed_memory
     from util.run import RunFolder, choose_device, choose_precision, seed_everything, tensorboard_log
@@ -89,33 +105,40 @@ def train(config: Config, checkpoint: str = "") -> None:
         keep_freed_memory()
     dtype, reason = choose_precision(config.precision, device)
     scan = choose_scan(config, device)
+    distributed.connect(device)
     folder = RunFolder(Path(config.res_dir), config.experiment_name)
     seed_everything(config.rdm_seed)
-    config = replace(config, held_out=config.held_out or held_out_rois(config))
-    loaders = build_loaders(config)
+    with distributed.muted():
+        config = replace(config, held_out=config.held_out or held_out_rois(config))
+        loaders = build_loaders(config)
     state = start(config, folder, checkpoint, device)
     compute, criterion = Compute(device, dtype), build_loss(config)
     parts = {"train": loaders.train, "val": loaders.val, "test": loaders.test}
     sizes = ", ".join(f"{name} {len(part.patches) if part else 0}" for name, part in parts.items())
     print(f"{config.experiment_name}: {config.model}, head {config.head}, {count_parameters(state.model):,} parameters")
-    print(f"samples: {sizes}; on {device}, precision {reason}{scan}")
+    print(f"samples: {sizes}; on {device}, precision {reason}{scan}{distributed.words(config.batch_size)}")
     if config.profile:
         for name, value in profile_step(state.model, criterion, next(iter(loaders.train)), compute).items():
             print(f"{name}: {value:,.4g}")
         return
-    earlier = None if config.resume_from else folder.set_aside()
-    if earlier is not None:
-        print(f"note: an earlier training of this name is now in {earlier}")
-    folder.create()
-    folder.sweep()
-    write_json(folder.conf, config.to_json())
-    with tensorboard_log(folder.logs, state.epoch * len(loaders.train) if state.epoch else None) as log:
+    distributed.barrier()  # all have read the checkpoint to go on from
+    if distributed.is_first():
+        earlier = None if config.resume_from else folder.set_aside()
+        if earlier is not None:
+            print(f"note: an earlier training of this name is now in {earlier}")
+        folder.create()
+        folder.sweep()
+        write_json(folder.conf, config.to_json())
+    distributed.barrier()
+    with ExitStack() as stack:
+        log = None
+        if distributed.is_first():
+            purge = state.epoch * len(loaders.train) if state.epoch else None
+            log = stack.enter_context(tensorboard_log(folder.logs, purge))
+        stack.enter_context(reporting(lambda: loaders.skipped))
         evaluation = Evaluation(config, folder, criterion, compute, log)
-        try:
-            run_epochs(config, state, loaders, evaluation, folder)
-            test_best(config, state, loaders, evaluation, folder)
-        finally:
-            report_skipped(loaders.skipped)
+        run_epochs(config, state, loaders, evaluation, folder)
+        test_best(config, state, loaders, evaluation, folder)
     print(f"run folder: {folder.path}\nTensorBoard: tensorboard --logdir {folder.logs.parent}")
 
 
@@ -124,9 +147,11 @@ def start(config: Config, folder: "RunFolder", checkpoint: str, device: "torch.d
     from model.build import build_model, build_optimizer, build_scheduler
     from model.checkpoint import resume
     from model.engine import TrainState
+    from model.parallel import share_norms
     from model.pretrained import freeze, load_pretrained
 
     model = build_model(config).to(device)
+    share_norms(model)
     optimizer = build_optimizer(model, config)
     state = TrainState(model, optimizer, build_scheduler(optimizer, config))
     if config.resume_from:
@@ -154,6 +179,7 @@ def run_epochs(
     from model.pretrained import unfreeze
     from util.atomic import write_json
     from util.charts import plot_training
+    from util.run import seed_others
 
     while state.epoch < config.epochs:
         epoch = state.epoch + 1
@@ -162,6 +188,7 @@ def run_epochs(
             unfreeze(state.model)
             state.frozen = ()
         loaders.set_epoch(epoch)
+        seed_others(config.rdm_seed, epoch)
         row = train_one_epoch(
             state,
             loaders.train,
@@ -180,16 +207,20 @@ def run_epochs(
         if loaders.val is not None and epoch % config.val_every == 0 and epoch > config.val_after:
             metrics, _ = evaluation.run(state.model, loaders.val, "val", epoch)
             row |= {"val_loss": metrics["loss"], "val_RMSE": metrics["RMSE"], "val_PSNR": metrics["PSNR"]}
-            folder.write_metrics(f"val_epoch_{epoch}", metrics)
+            if distributed.is_first():
+                folder.write_metrics(f"val_epoch_{epoch}", metrics)
             best = metrics["loss"] <= state.best_loss
             words = "the best so far" if best else f"best so far {state.best_loss:.4f}"
             print(f"epoch {epoch}: val loss {metrics['loss']:.4f} ({words}), PSNR {metrics['PSNR']:.2f} dB", flush=True)
             if best:  # before the epoch's own checkpoint, so that a kill in between repeats this epoch
                 state.best_loss = metrics["loss"]
-                save_state(folder.best, state, config)
-        write_json(folder.path / "trainlog.json", state.trainlog)
-        plot_training(state.trainlog, folder.path / "plot_training.png")
-        save_state(folder.checkpoint(epoch), state, config)
+                if distributed.is_first():
+                    save_state(folder.best, state, config)
+        if distributed.is_first():
+            write_json(folder.path / "trainlog.json", state.trainlog)
+            plot_training(state.trainlog, folder.path / "plot_training.png")
+            save_state(folder.checkpoint(epoch), state, config)
+        distributed.barrier()
         if math.isnan(row.get("val_loss", 0.0)):
             raise DataError(
                 f"the validation loss is NaN after epoch {epoch}, whose weights are in {folder.checkpoint(epoch)}; "
@@ -203,9 +234,10 @@ def test_best(
     """Test the weights that were best on validation, or the last ones where no epoch was validated."""
     from model.checkpoint import load_weights, save_state
 
-    if not folder.best.exists():
+    if distributed.is_first() and not folder.best.exists():
         print("note: no epoch was validated; the last one is tested")
         save_state(folder.best, state, config)
+    distributed.barrier()
     epoch = load_weights(folder.best, state.model)
     if loaders.test is None:
         print("note: there is no test split to test on")

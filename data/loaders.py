@@ -16,6 +16,8 @@ from data.custom import read_custom_list
 from data.patches import EmptySplitError, checked_root
 from data.sen12mscr import SEN12MSCR
 from data.sen12mscrts import ROOT_HOLDS, SEN12MSCRTS
+from data.shares import Shares
+from util import distributed
 from util.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -70,12 +72,15 @@ class EpochOrder(Sampler[int]):
 class PatchLoader(DataLoader[Any]):
     """Gives `Batch`es; raises what workers could not read, or lists it where bad samples are skipped.
 
+    Of several processes each gives its share of every batch (`data.shares`), which may be empty.
+
     Attributes:
         skipped: what could not be read so far, each once.
     """
 
-    def __init__(self, subset: Subset, order: EpochOrder, skip_bad: bool, **options: Any) -> None:
-        super().__init__(subset, sampler=order, **options)
+    def __init__(self, subset: Subset, order: EpochOrder, skip_bad: bool, batch_size: int, **options: Any) -> None:
+        shares = Shares(order, batch_size, distributed.rank(), distributed.world())
+        super().__init__(subset, batch_sampler=shares, **options)
         self.patches, self.order, self.skip_bad = subset, order, skip_bad
         self.skipped: list[Skipped] = list(subset.whole.bad_samples)
 
@@ -197,12 +202,15 @@ def choose_subset(rois: Sequence[str], max_count: float, fraction: float, seed: 
 
 
 def count_workers(num_workers: int | str) -> int:
-    """Processes that load data: as given; for "auto" one less than the processors at hand, at most eight."""
+    """Processes that load data: as given; for "auto" one less than the processors at hand, at most eight.
+
+    The processors of a machine are shared out among the processes that train on it.
+    """
     if num_workers != "auto":
         return int(num_workers)
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return min(_MOST_WORKERS, cores - 1)
+    return min(_MOST_WORKERS, max(cores // distributed.local_world() - 1, 0))
 
 
 def build_loader(config: "Config", split: str, keep: Keep, region: str | None = None) -> PatchLoader:

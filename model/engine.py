@@ -13,7 +13,9 @@ from tqdm import tqdm
 
 from data.batch import Batch, SampleInfo
 from model.checkpoint import save_checkpoint
+from model.parallel import Trainee
 from model.predictions import Prediction
+from util import distributed
 from util.errors import DataError
 from util.run import autocast
 
@@ -73,6 +75,8 @@ def train_one_epoch(
 ) -> dict[str, float]:
     """Train on every batch of `loader` once; the caller advances the scheduler and `state.epoch`.
 
+    Several processes walk side by side, each through its share of every batch; weights stay the same in all.
+
     Args:
         state: what is trained; changed in place.
         loader: batches on the CPU.
@@ -93,41 +97,55 @@ def train_one_epoch(
     """
     model, device = state.model, compute.device
     model.train()
+    loss_of = distributed.averaging(Trainee(model, criterion, compute.predict), device)
     total, samples, started = torch.zeros((), device=device), 0, time.perf_counter()
     eager_check = device.type == "cpu"  # reading a number costs nothing there; elsewhere it waits for the device
     title = f"epoch {state.epoch + 1} train"
     unseen: list[_Step] = []  # those whose loss nobody has looked at yet
     state.optimizer.zero_grad(set_to_none=True)
-    with tqdm(loader, total=steps, desc=title, unit="batch", dynamic_ncols=True) as bar:
+    with _progress(loader, steps, title) as bar:
         for number, cpu_batch in enumerate(bar):
             last_of_group = (number + 1) % accumulate == 0 or number + 1 == steps
-            if cpu_batch.n:
+            shares = distributed.counts(cpu_batch.n)
+            if any(shares):
                 group = min(accumulate, steps - number // accumulate * accumulate)
-                batch = cpu_batch.to(device, non_blocking=True)
-                prediction = compute.predict(model, batch)
-                loss = criterion(prediction, batch.target * model.scale_by)
-                state.scaler.scale(loss / group).backward()
-                total, samples = total + loss.detach() * batch.n, samples + batch.n
-                unseen.append(_Step(number, loss.detach(), cpu_batch.info))
+                loss = loss_of(cpu_batch.to(device, non_blocking=True))
+                weight = cpu_batch.n * len(shares) / sum(shares)  # 1 where all shares are equal
+                state.scaler.scale(loss * weight / group).backward()
+                if cpu_batch.n:
+                    total, samples = total + loss.detach() * cpu_batch.n, samples + cpu_batch.n
+                    unseen.append(_Step(number, loss.detach(), cpu_batch.info))
                 shown = (number + 1) % display_step == 0 or number + 1 == steps
-                if eager_check or shown:
+                if unseen and (eager_check or shown):
                     _stop_if_not_finite(unseen, state, cpu_batch, rescue)
                     unseen.clear()
                 if shown:
-                    step = state.epoch * steps + number
-                    bar.set_postfix(loss=f"{loss.item():.4g}", refresh=False)
+                    step, mean = state.epoch * steps + number, _joint_mean(loss.item() * cpu_batch.n, cpu_batch.n)
+                    bar.set_postfix(loss=f"{mean:.4g}", refresh=False)
                     if log is not None:
-                        log.add_scalar("train/loss", loss.item(), step)
+                        log.add_scalar("train/loss", mean, step)
                         log.add_scalar("train/lr", state.optimizer.param_groups[0]["lr"], step)
             if last_of_group:
                 _step(state, clip_grad)
-    if not samples:
+    everything = sum(distributed.counts(samples))
+    if not everything:
         raise DataError("no sample of the training split could be read; the list of unreadable patches tells why")
     return {
         "train_epoch_time": time.perf_counter() - started,
-        "train_loss": (total / samples).item(),
-        "train_samples": samples,
+        "train_loss": _joint_mean(total.item(), samples),
+        "train_samples": everything,
     }
+
+
+def _progress(loader: Iterable[Batch], steps: int | None, title: str) -> "tqdm[Batch]":
+    """A bar that one process shows for all."""
+    return tqdm(loader, total=steps, desc=title, unit="batch", dynamic_ncols=True, disable=not distributed.is_first())
+
+
+def _joint_mean(total: float, n: int) -> float:
+    """The mean over all processes' samples; `total` is the sum over the n of this one. NaN without samples."""
+    rows = [row for row in distributed.gather((total, n)) if row[1]]
+    return sum(row[0] for row in rows) / sum(row[1] for row in rows) if rows else math.nan
 
 
 def _step(state: TrainState, clip_grad: float) -> None:
@@ -155,7 +173,8 @@ def _stop_if_not_finite(steps: Sequence[_Step], state: TrainState, batch: Batch,
         return
     number, value, saved = steps[first].number, losses[first], ""
     if rescue is not None:
-        path = rescue / f"nan_epoch_{state.epoch + 1}_batch_{number}.pth.tar"
+        who = f"_process_{distributed.rank()}" if distributed.world() > 1 else ""
+        path = rescue / f"nan_epoch_{state.epoch + 1}_batch_{number}{who}.pth.tar"
         found: dict[str, Any] = {
             "epoch": state.epoch + 1,
             "batch": number,
@@ -187,6 +206,9 @@ def evaluate(
 ) -> dict[str, float]:
     """Predict every sample of `loader`, show each batch to the observers, and average the loss.
 
+    Of several processes each predicts its share of every batch and shows that to its own observers; sample ids are
+    those that one process would count, and loss and number are of all.
+
     Args:
         model: the network, put into eval mode.
         loader: batches on the CPU.
@@ -204,9 +226,12 @@ def evaluate(
         DataError: if no sample could be read.
     """
     model.eval()
-    total, seen, started = torch.zeros((), device=compute.device), 0, time.perf_counter()
-    with tqdm(loader, total=steps, desc=title, unit="batch", dynamic_ncols=True) as bar:
+    total, seen, own, started = torch.zeros((), device=compute.device), 0, 0, time.perf_counter()
+    with _progress(loader, steps, title) as bar:
         for cpu_batch in bar:
+            shares = distributed.counts(cpu_batch.n)
+            first = seen + sum(shares[: distributed.rank()])
+            seen, own = seen + sum(shares), own + cpu_batch.n
             if not cpu_batch.n:
                 continue
             batch = cpu_batch.to(compute.device, non_blocking=True)
@@ -215,11 +240,10 @@ def evaluate(
                 total = total + criterion(prediction, batch.target * model.scale_by) * batch.n
             prediction = prediction.unscaled(model.scale_by)
             for observe in observers:
-                observe(seen, batch, prediction)
-            seen += batch.n
+                observe(first, batch, prediction)
     if not seen:
         raise DataError(f"no sample of the {title} split could be read; the list of unreadable patches tells why")
-    loss = (total / seen).item() if criterion is not None else math.nan
+    loss = _joint_mean(total.item(), own) if criterion is not None else math.nan
     return {"loss": loss, "samples": seen, "epoch_time": time.perf_counter() - started}
 
 

@@ -1,7 +1,7 @@
 """One split, looked at from every side: loss, metrics, calibration, baselines, plots, exports, log."""
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from data.batch import Batch, Skipped
 from data.constants import DATE_ORIGIN, N_S2, RGB
 from model.engine import Compute, Criterion, Observer, evaluate
 from model.predictions import Prediction
+from util import distributed
 from util.atomic import whole_file, write_json
 from util.baselines import ComparisonTable, trivial_predictions
 from util.charts import plot_coverage, plot_discard, plot_reliability, plot_strata
@@ -32,6 +33,9 @@ HEADLINE = ("RMSE", "MAE", "PSNR", "SAM", "SSIM", "NLL", "ENCE", "UCE SE", "AUCE
 
 class Evaluation:
     """Evaluates a model on a split and leaves metrics, plots and exports in the run's folder.
+
+    Several processes share the samples; each exports and plots its own, all know the metrics, and the first writes
+    what is of all.
 
     Args:
         config: the run's flags.
@@ -64,12 +68,14 @@ class Evaluation:
         meter = EvaluationMeter(has_variance=self.config.head != "mean")
         table = ComparisonTable() if baselines else None
         name = self.config.model
+        writer: ExportWriter | None = None
+        plots: _Plots | None = None
         with ExitStack() as stack:
             observers: list[Observer] = [_measure(meter, table, name)]
             if table is not None:
                 observers.append(_compare(table))
             if self.config.export_every > 0:
-                writer = stack.enter_context(ExportWriter(self.folder.exports(epoch, split)))
+                writer = stack.enter_context(_exporter(self.folder.exports(epoch, split)))
                 observers.append(_export(writer, self.config.export_every))
             if self.config.plot_every > 0:
                 title = f"{self.config.experiment_name}, epoch {epoch}, {split}"
@@ -87,6 +93,8 @@ class Evaluation:
                 steps=len(loader),
                 observers=observers,
             )
+            if distributed.world() > 1:
+                _join(meter, table, writer, plots)
         metrics: dict[str, Any] = {"loss": result["loss"], "samples": result["samples"], **meter.summary()}
         metrics |= {"legacy": self.config.legacy, "precision": str(self.compute.dtype or "float32")}
         if self.log is not None:
@@ -107,6 +115,8 @@ class Evaluation:
         """
         metrics, table = self.run(model, loader, "test", epoch, baselines=True)
         assert table is not None
+        if not distributed.is_first():
+            return metrics
         path = self.folder.write_metrics("test", metrics)
         write_json(self.folder.path / "comparison.json", table.to_json())
         with whole_file(self.folder.path / "comparison.md") as temporary:
@@ -149,6 +159,17 @@ def scalars(split: str, metrics: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
+@contextmanager
+def reporting(skipped: Callable[[], list[Skipped]]) -> Iterator[None]:
+    """List at the end of the block what any process could not read; after an error, what this one could not."""
+    try:
+        yield
+    except BaseException:
+        report_skipped(skipped())
+        raise
+    report_skipped([entry for found in distributed.gather(skipped()) for entry in found])
+
+
 def report_skipped(skipped: list[Skipped]) -> None:
     """List the patches that could not be read, each once."""
     reasons = {entry.path: entry.reason for entry in skipped}
@@ -160,7 +181,7 @@ def report_skipped(skipped: list[Skipped]) -> None:
 
 def _measure(meter: EvaluationMeter, table: ComparisonTable | None, name: str) -> Observer:
     def observe(first: int, batch: Batch, prediction: Prediction) -> None:
-        rows = meter.add(batch.target, prediction, batch.masks)
+        rows = meter.add(batch.target, prediction, batch.masks, first)
         if table is not None:
             table.add(name, rows, batch.coverage)
 
@@ -177,6 +198,31 @@ def _compare(table: ComparisonTable) -> Observer:
             table.add(name, meter.add(batch.target, mean), batch.coverage)
 
     return observe
+
+
+def _exporter(folder: Path) -> ExportWriter:
+    """A writer of this process's samples into a folder that is cleared of those of an earlier evaluation."""
+    writer = ExportWriter(folder, alone=distributed.world() == 1)
+    if distributed.world() > 1:
+        if distributed.is_first():
+            writer.clear()
+        distributed.barrier()
+    return writer
+
+
+def _join(
+    meter: EvaluationMeter, table: ComparisonTable | None, writer: ExportWriter | None, plots: "_Plots | None"
+) -> None:
+    """Let meter and table know what those of all processes took in; the first writes one manifest and one sheet."""
+    meter.join(distributed.gather(meter.parts()))
+    if table is not None:
+        table.join(distributed.gather(table))
+    if writer is not None:
+        entries = distributed.gather(writer.finished())
+        if distributed.is_first():
+            writer.adopt({number: entry for own in entries for number, entry in own.items()})
+    if plots is not None:
+        plots.join()
 
 
 def _export(writer: ExportWriter, every: int) -> Observer:
@@ -197,7 +243,7 @@ class _Plots:
 
     def __init__(self, folder: Path, every: int, title: str) -> None:
         self.folder, self.every, self.title = folder, every, title
-        self.rows: list[SampleRow] = []
+        self.rows: dict[int, SampleRow] = {}  # by number of the sample
 
     def __call__(self, first: int, batch: Batch, prediction: Prediction) -> None:
         for position in range(batch.n):
@@ -211,12 +257,19 @@ class _Plots:
                 images = (inputs.cpu(), target[0].cpu(), item.mean[0, 0].cpu())
                 variance = None if item.total is None else item.total[0, 0].cpu()
                 cover = batch.coverage[position].tolist()
-                self.rows.append(SampleRow(*images, variance, dates, cover, f"{info.roi}, patch {info.patch}"))
+                place = f"{info.roi}, patch {info.patch}"
+                self.rows[first + position] = SampleRow(*images, variance, dates, cover, place)
+
+    def join(self) -> None:
+        """Bring the first few samples of all processes to the first process, which draws the sheet."""
+        numbers = sorted(number for own in distributed.gather(list(self.rows)) for number in own)[: self.MOST_ROWS]
+        found = distributed.gather({number: row for number, row in self.rows.items() if number in numbers})
+        self.rows = {number: row for own in found for number, row in own.items()} if distributed.is_first() else {}
 
     def close(self) -> None:
         """Draw the sheet."""
         if self.rows:
-            plot_samples(self.rows, self.folder / "samples.png", self.title)
+            plot_samples([self.rows[number] for number in sorted(self.rows)], self.folder / "samples.png", self.title)
 
 
 def _show(log: "SummaryWriter", split: str, epoch: int, use_sar: bool) -> Observer:

@@ -74,6 +74,15 @@ class ComparisonTable:
             for group in names:
                 groups.setdefault(group, []).append(metrics)
 
+    def join(self, others: Sequence["ComparisonTable"]) -> None:
+        """Become the table of all that others took in, this one among them."""
+        rows: dict[str, dict[str, list[dict[str, float]]]] = {}
+        for table in others:
+            for method, groups in table._rows.items():
+                for group, images in groups.items():
+                    rows.setdefault(method, {}).setdefault(group, []).extend(images)
+        self._rows = rows
+
     def to_json(self) -> dict[str, Any]:
         """Group -> method -> number of images, averages, and counts of values that no average contains."""
         report: dict[str, Any] = {}

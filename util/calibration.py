@@ -192,6 +192,20 @@ class CalibrationMeter:
         kinds = torch.arange(self.n_strata, device=error.device)
         self._scalars += (stratum == kinds[:, None]).double() @ torch.stack(scalars, dim=1)
 
+    def parts(self) -> tuple[Array, ...]:
+        """All sums as arrays, to be sent elsewhere and joined there."""
+        return tuple(sums.cpu().numpy() for sums in (self._scalars, self._by_variance, self._by_error, self._central))
+
+    def join(self, others: Sequence[tuple[Array, ...]]) -> None:
+        """Become the meter of all that other meters of as many strata took in.
+
+        Args:
+            others: their `parts`, those of this meter among them.
+        """
+        joined = (torch.from_numpy(sum(rows[1:], start=rows[0])) for rows in zip(*others, strict=True))
+        self._scalars, self._by_variance, self._by_error, self._central = joined
+        self._empty = False
+
     def sums(self, stratum: int | None = None) -> CalibrationSums:
         """The sums of one stratum, or of all together."""
 

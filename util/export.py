@@ -64,14 +64,16 @@ class ExportWriter:
     Args:
         folder: where to; made if missing. With the first sample all samples of an earlier writer go, lest predictions
             of an older model stay among the new ones; files of other names are left alone.
+        alone: False where other processes write to the folder as well: then one of them calls `clear` before the
+            first sample of any, and `adopt` with what all have `finished`.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, alone: bool = True) -> None:
+        self.folder, self._alone = Path(folder), alone
         self._samples: dict[int, dict[str, Any]] = {}
         self._writing: deque[tuple[int, dict[str, Any], Future[None]]] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="exports")
-        self._began = False
+        self._began = not alone
         self._saved_at = time.monotonic()
         self._unsaved = False
 
@@ -91,7 +93,7 @@ class ExportWriter:
             info: what the manifest tells about it, ready for JSON: region, patch, dates, paths.
         """
         if not self._began:
-            _remove_samples(self.folder)
+            self.clear()
             self._began = True
         arrays = {"pred": prediction.mean}
         if prediction.total is not None:
@@ -104,7 +106,7 @@ class ExportWriter:
         entry = {"info": dict(info or {}), "fields": sorted(arrays)}
         self._writing.append((sample_id, entry, self._thread.submit(_write_fields, self.folder, sample_id, images)))
         self._gather(_MOST_WAITING)
-        if self._unsaved and time.monotonic() - self._saved_at > _MANIFEST_EVERY_S:
+        if self._alone and self._unsaved and time.monotonic() - self._saved_at > _MANIFEST_EVERY_S:
             self.save_manifest()
 
     def _gather(self, most: int) -> None:
@@ -131,8 +133,22 @@ class ExportWriter:
             self._gather(0)
         finally:
             self._thread.shutdown(cancel_futures=True)
-            if self._unsaved:
+            if self._alone and self._unsaved:
                 self.save_manifest()
+
+    def clear(self) -> None:
+        """Remove the samples of an earlier writer."""
+        _remove_samples(self.folder)
+
+    def finished(self) -> dict[int, dict[str, Any]]:
+        """Wait for the files; what the manifest is to tell of each sample."""
+        self._gather(0)
+        return self._samples
+
+    def adopt(self, entries: Mapping[int, dict[str, Any]]) -> None:
+        """Write the manifest of these samples, which other processes have written, and of one's own."""
+        self._samples.update(entries)
+        self.save_manifest()
 
     def __enter__(self) -> "ExportWriter":
         return self

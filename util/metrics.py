@@ -1,9 +1,11 @@
 """Metrics of images in reflectance, their average over a split, and the meter that gathers all figures of a test."""
 
 import math
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -135,11 +137,16 @@ class EvaluationMeter:
     def __init__(self, has_variance: bool | None = None) -> None:
         self.has_variance = has_variance
         self.per_image: list[dict[str, float]] = []
+        self._ids: list[int] = []  # of the images, as far as `add` was told the first of its batch
         self._pixels = CalibrationMeter(n_strata=len(STRATA) + 1)
 
     @torch.no_grad()
     def add(
-        self, target: Tensor, prediction: PredictionLike | Tensor, masks: Tensor | None = None
+        self,
+        target: Tensor,
+        prediction: PredictionLike | Tensor,
+        masks: Tensor | None = None,
+        first: int | None = None,
     ) -> list[dict[str, float]]:
         """Take in a batch.
 
@@ -147,6 +154,7 @@ class EvaluationMeter:
             target: (B,1,13,H,W) or (B,13,H,W), reflectance.
             prediction: in reflectance, same shape; a tensor stands for a prediction without variance.
             masks: (B,T,H,W) cloud masks of the inputs, for the strata.
+            first: number of the first image in the split (default: as many as came before), for `join`.
 
         Returns:
             The metrics of each image; with both kinds of variance also `mean aleatoric` and `mean epistemic`.
@@ -173,8 +181,25 @@ class EvaluationMeter:
             alpha = prediction.fields().get("alpha")
             dof = None if alpha is None else 2 * _series(alpha)
             self._pixels.add(_at_least_float32(target - mean), total, nll, dof, stratum)
+        first = len(self.per_image) if first is None else first
+        self._ids += range(first, first + len(per_image))
         self.per_image += per_image
         return per_image
+
+    def parts(self) -> "MeterParts":
+        """All that was taken in, as plain values to be sent elsewhere and joined there."""
+        return MeterParts(self.has_variance, list(zip(self._ids, self.per_image, strict=True)), self._pixels.parts())
+
+    def join(self, others: "Sequence[MeterParts]") -> None:
+        """Become the meter of all that other meters took in, images in the order of their numbers.
+
+        Args:
+            others: their `parts`, those of this meter among them.
+        """
+        self.has_variance = next((part.has_variance for part in others if part.has_variance is not None), None)
+        images = sorted((image for part in others for image in part.images), key=lambda image: image[0])
+        self._ids, self.per_image = [number for number, _ in images], [metrics for _, metrics in images]
+        self._pixels.join([part.pixels for part in others])
 
     def summary(self) -> dict[str, Any]:
         """Everything that a metrics file tells, ready for JSON.
@@ -203,6 +228,14 @@ class EvaluationMeter:
             report["discard curve SE"] = discard_curve(columns["mean var"], columns["mean se"])
             report |= _curves(everything)
         return report
+
+
+class MeterParts(NamedTuple):
+    """What an `EvaluationMeter` holds: `images` are pairs of an image's number and its metrics."""
+
+    has_variance: bool | None
+    images: list[tuple[int, dict[str, float]]]
+    pixels: tuple[npt.NDArray[np.float64], ...]
 
 
 def _curves(sums: CalibrationSums) -> dict[str, dict[str, list[float]]]:

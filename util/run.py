@@ -11,8 +11,10 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
+from util import distributed
 from util.atomic import write_json
 from util.errors import DataError, UsageError
 
@@ -107,7 +109,7 @@ class RunFolder:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called `name`: cpu, cuda or cuda:N.
+    """The device called `name`: cpu, cuda or cuda:N; of several processes each takes the GPU of its number.
 
     Raises:
         UsageError: if there is no such device; the message names `--device cpu`.
@@ -115,12 +117,22 @@ def choose_device(name: str) -> torch.device:
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise UsageError(f"--device takes cuda, cuda:N or cpu, got {name!r}")
     device = torch.device(name)
+    if device.type == "cuda" and distributed.world() > 1:
+        if device.index is not None:
+            raise UsageError(f"--device {name} is one GPU; several processes take one each: write --device cuda")
+        device = torch.device("cuda", distributed.local_rank())
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if not count:
             raise UsageError(f"--device {name}: there is no CUDA device here; add --device cpu")
+        if (device.index or 0) >= count and distributed.world() > 1:
+            raise UsageError(
+                f"there are {count} CUDA devices for {distributed.local_world()} processes; lower --nproc_per_node"
+            )
         if (device.index or 0) >= count:
             raise UsageError(f"--device {name}: there are {count} CUDA devices, numbered from 0; or use --device cpu")
+        if distributed.world() > 1:
+            torch.cuda.set_device(device)
     return device
 
 
@@ -162,6 +174,15 @@ def seed_everything(seed: int) -> None:
     buffers: Any = torch.utils.deterministic  # Any: the attribute is made at run time
     buffers.fill_uninitialized_memory = False  # filling every new buffer takes a twentieth of a step
     torch.backends.cudnn.benchmark = False
+
+
+def seed_others(seed: int, epoch: int) -> None:
+    """Give each process but the first a dropout of its own, which follows from seed, epoch and rank.
+
+    The first goes on with the stream that a checkpoint holds, as one process alone does.
+    """
+    if not distributed.is_first():
+        torch.manual_seed(int(np.random.SeedSequence((seed, epoch, distributed.rank())).generate_state(1)[0]))
 
 
 @contextmanager
