@@ -116,11 +116,12 @@ def read_mosaic(root: str | Path, paths: Sequence[str], bands: int) -> tuple[np.
         DataError: if a file cannot be read, or the patches differ in coordinate system, pixel size or type.
     """
     images, full = open_images(root), [os.path.join(root, path) for path in paths]
-    first, georef = images.read(paths[0], bands)
+    first, georef = images.read(paths[0], bands)[0], images.georef(paths[0])
     if len(full) == 1:
         return first, georef
     for path in paths[1:]:
-        _, other = images.read(path, bands)  # every check of single files, each with its own message
+        images.read(path, bands)  # every check of single files, each with its own message
+        other = images.georef(path)
         if other.crs != georef.crs or not np.allclose(_pixel_size(other), _pixel_size(georef)):
             here = os.path.join(root, path)
             raise DataError(f"{here} has another coordinate system or pixel size than {full[0]}; they make no mosaic")

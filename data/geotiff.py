@@ -25,11 +25,15 @@ _STORED_TYPES = {N_S1: ("float32", "float64"), N_S2: ("uint16",)}
 _DATE = re.compile(r"(?:^|_)(\d{4}-\d{2}-\d{2})(?=_|\.|$)")
 
 
+Bounds = tuple[float, float, float, float]
+"""Left, bottom, right, top, in units of the CRS."""
+
+
 @dataclass(frozen=True)
 class GeoRef:
-    """Where a patch lies: bounds (left, bottom, right, top) in units of its CRS, CRS (or None) and transform."""
+    """Where a patch lies: bounds, CRS (or None) and transform."""
 
-    bounds: tuple[float, float, float, float]
+    bounds: Bounds
     crs: Any
     transform: Any
 
@@ -65,6 +69,14 @@ def read_with_georef(
     """What `read_bands` and `read_georef` give, for one opening of the file."""
     with _loaded(path, expected_bands, expected_size) as source:
         return _pixels(path, source, None, expected_bands), _georef(path, source)
+
+
+def read_with_bounds(
+    path: str | Path, expected_bands: int | None = None, expected_size: int | tuple[int, int] | None = None
+) -> tuple[np.ndarray, Bounds]:
+    """What `read_bands` gives, and left, bottom, right, top; half the time of opening goes into the CRS, left out."""
+    with _loaded(path, expected_bands, expected_size, GTIFF_SRS_SOURCE="GEOKEYS") as source:
+        return _pixels(path, source, None, expected_bands), _georef(path, source).bounds
 
 
 def read_georef(path: str | Path) -> GeoRef:
@@ -176,13 +188,15 @@ def sar_to_unit(db: np.ndarray, method: str = "default", out: np.ndarray | None 
     """
     resnet = _method(method) == "resnet"
     ranges = np.asarray(SAR_RANGE_DB_RESNET if resnet else (SAR_RANGE_DB, SAR_RANGE_DB), np.float32)
-    low, high = (ranges[:, end].reshape(-1, 1, 1) for end in (0, 1))  # each (2, 1, 1)
-    unit = np.clip(db.astype(np.float32, copy=False), low, high, out=out)
-    unit -= low
-    if resnet:
-        unit *= np.float32(_RESNET_SAR)
-    unit /= high - low
-    return np.nan_to_num(unit, copy=False)
+    unit = np.empty(db.shape, np.float32) if out is None else out
+    for band, room, (low, high) in zip(db, unit, ranges, strict=True):
+        np.clip(band.astype(np.float32, copy=False), low, high, out=room)
+        room -= low
+        if resnet:
+            room *= np.float32(_RESNET_SAR)
+        room /= high - low
+        room[np.isnan(room)] = 0
+    return unit
 
 
 def unit_to_optical(unit: np.ndarray, method: str = "default") -> np.ndarray:
@@ -216,7 +230,7 @@ def _opened(path: str | Path) -> Iterator[Any]:
 
 
 @contextmanager
-def _loaded(path: str | Path, bands: int | None, size: int | tuple[int, int] | None) -> Iterator[Any]:
+def _loaded(path: str | Path, bands: int | None, size: int | tuple[int, int] | None, **more: str) -> Iterator[Any]:
     """A file whose pixels are wanted: fetched by one reading, opened in memory."""
     try:
         content = Path(path).read_bytes()
@@ -227,7 +241,7 @@ def _loaded(path: str | Path, bands: int | None, size: int | tuple[int, int] | N
     # VIRTUAL_MEM_IO: bands that are stored pixel by pixel, as in the published files, are taken apart in memory in
     # one go; a third of the time of the way by strips. Compressed files do not notice.
     options = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GTIFF_VIRTUAL_MEM_IO": "YES"}
-    with rasterio.Env(**options), MemoryFile(content) as memory:
+    with rasterio.Env(**options, **more), MemoryFile(content) as memory:
         try:
             source = memory.open()
         except RasterioIOError as error:

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 import rasterio
 
-from data.geotiff import GeoRef, read_georef, read_size, read_with_georef
+from data.geotiff import Bounds, GeoRef, read_georef, read_size, read_with_bounds
 from data.packed import MARK, Pack
 from data.splits import MONO, SERIES
 from util.errors import DataError
 
-Reading = tuple[np.ndarray, GeoRef]
+Reading = tuple[np.ndarray, Bounds]
 
 
 class Images(Protocol):
@@ -28,7 +28,7 @@ class Images(Protocol):
         """Whether there is such a folder."""
 
     def read(self, path: str, bands: int, size: tuple[int, int] | None = None) -> Reading:
-        """Pixels (C, H, W) as `data.geotiff.read_bands` gives them, and where they lie."""
+        """Pixels (C, H, W) as `data.geotiff.read_bands` gives them, and their bounds."""
 
     def georef(self, path: str) -> GeoRef:
         """Bounds, coordinate system and transform of an image."""
@@ -70,7 +70,7 @@ class Folder:
 
     def read(self, path: str, bands: int, size: tuple[int, int] | None = None) -> Reading:
         """See `Images`."""
-        return read_with_georef(os.path.join(self.root, path), bands, size)
+        return read_with_bounds(os.path.join(self.root, path), bands, size)
 
     def georef(self, path: str) -> GeoRef:
         """See `Images`."""

@@ -28,7 +28,7 @@ from zlib import crc32
 import numpy as np
 
 from data.constants import N_S1
-from data.geotiff import GeoRef, check_image
+from data.geotiff import Bounds, GeoRef, check_image
 from data.splits import MONO, SERIES
 from util.errors import DataError
 
@@ -124,17 +124,21 @@ class RoiFile:
         """Whether the pixels of an image are those that were packed, by their checksum."""
         return checksum(self.pixels(slot)) == int(self.stacks[slot[0]].checksums[slot[1], slot[2]])
 
+    def bounds(self, slot: Slot) -> Bounds:
+        """Left, bottom, right, top of an image."""
+        left, bottom, right, top = self._bounds[int(self.stacks[slot[0]].places[slot[1:]])].tolist()
+        return left, bottom, right, top
+
     def georef(self, slot: Slot) -> GeoRef:
         """Where an image lies."""
-        place = int(self.stacks[slot[0]].places[slot[1], slot[2]])
+        place = int(self.stacks[slot[0]].places[slot[1:]])
         if place not in self._georefs:
             from affine import Affine
             from rasterio.crs import CRS
 
-            left, bottom, right, top = (float(edge) for edge in self._bounds[place])
             crs = CRS.from_wkt(self._crs[place]) if self._crs[place] else None
             transform = Affine(*(float(number) for number in self._transforms[place]))
-            self._georefs[place] = GeoRef((left, bottom, right, top), crs, transform)
+            self._georefs[place] = GeoRef(self.bounds(slot), crs, transform)
         return self._georefs[place]
 
     def slots(self) -> Iterator[tuple[Slot, str]]:
@@ -220,13 +224,13 @@ class Pack:
         """See `data.images.Images`."""
         return self.roi(folder) is not None or bool(self.names(folder))
 
-    def read(self, path: str, bands: int, size: tuple[int, int] | None = None) -> tuple[np.ndarray, GeoRef]:
+    def read(self, path: str, bands: int, size: tuple[int, int] | None = None) -> tuple[np.ndarray, Bounds]:
         """See `data.images.Images`."""
         roi, slot = self._find(path)
         stack = roi.stacks[slot[0]]
         check_image(os.path.join(self.root, path), stack.shape, {stack.dtype.name}, bands, size)
         pixels = roi.pixels(slot)
-        return (pixels.astype(np.float32, copy=False) if bands == N_S1 else pixels), roi.georef(slot)
+        return (pixels.astype(np.float32, copy=False) if bands == N_S1 else pixels), roi.bounds(slot)
 
     def read_native(self, path: str) -> tuple[np.ndarray, GeoRef]:
         """Pixels in the type that the GeoTIFF had, and where they lie."""

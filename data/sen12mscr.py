@@ -126,7 +126,7 @@ class SEN12MSCR(Dataset[Any]):
             DataError: if one of its files cannot be used, also where bad samples are skipped.
         """
         paths = self.paths[index]
-        clear, georef = self._reader.optical(paths["S2"], target=True)
+        clear, bounds = self._reader.optical(paths["S2"], target=True)
         cloudy, _ = self._reader.optical(paths["S2_cloudy"])
         if self._store is None:
             mask, coverage = np.zeros(cloudy.shape[1:], np.float32), float("nan")
@@ -134,7 +134,7 @@ class SEN12MSCR(Dataset[Any]):
             name = [paths["S2_cloudy"]]
             coverage = float(self._store.coverages(self.root_dir, name, [cloudy])[0])
             mask = self._store.masks(self.root_dir, name, [cloudy])[0]
-        coord = list(georef.bounds)
+        coord = list(bounds)
         full = {member: os.path.join(self.root_dir, path) for member, path in paths.items()}
         return {
             "input": {

@@ -218,7 +218,7 @@ class SEN12MSCRTS(Dataset[Any]):
             "S1 path": [os.path.join(self.root_dir, path) for path in s1_paths],
             "S2 path": [os.path.join(self.root_dir, path) for path in s2_paths],
             "idx": list(dates),
-            "coord": [list(georef.bounds) for _, georef in readings],
+            "coord": [list(bounds) for _, bounds in readings],
         }
 
     def _load_custom(self, sample: CustomSample) -> Sample:

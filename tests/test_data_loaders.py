@@ -227,9 +227,9 @@ def test_bad_samples_are_skipped_and_listed(damaged, num_workers):
 
 def test_batches_hold_what_samples_hold_and_open_no_more_than_that(tree, monkeypatch):
     opened: list[str] = []
-    original = data.images.read_with_georef
+    original = data.images.read_with_bounds
     monkeypatch.setattr(
-        data.images, "read_with_georef", lambda path, *rest: opened.append(path) or original(path, *rest)
+        data.images, "read_with_bounds", lambda path, *rest: opened.append(path) or original(path, *rest)
     )
     for use_sar, files in ((True, 7), (False, 4)):  # three inputs and one target; never the target's radar
         loader = build_test_loader(config_for(tree, use_sar=use_sar, batch_size=1))
