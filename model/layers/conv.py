@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -104,20 +104,6 @@ class ResidualBlock(nn.Module):
         return self.conv3(self.conv2(self.conv1(x))) + shortcut
 
 
-class _PixelMean(torch.autograd.Function):
-    """(B, C, H, W) to (B, C), float32 or more, with a gradient that is spread without being written out."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.shape, ctx.dtype = x.shape, x.dtype
-        return full_precision(x.mean(dim=(2, 3)))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        share = grad / (ctx.shape[2] * ctx.shape[3])
-        return share.to(ctx.dtype)[:, :, None, None].expand(ctx.shape)
-
-
 class SqueezeExcite(nn.Module):
     """A weight in (0, 1) for each channel, from the channels' means.
 
@@ -132,10 +118,9 @@ class SqueezeExcite(nn.Module):
             nn.Linear(width, squeezed, bias=False), nn.GELU(), nn.Linear(squeezed, width, bias=False), nn.Sigmoid()
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W), weighted."""
-        weights = self.fc(_PixelMean.apply(x))
-        return x * weights[:, :, None, None].to(x.dtype)
+    def forward(self, means: Tensor) -> Tensor:
+        """Means over pixels (B, C) to weights (B, C)."""
+        return self.fc(means)
 
 
 class PreNorm(nn.Module):
@@ -182,10 +167,10 @@ class MBConv(nn.Module):
         expand, norm_1, _, depthwise, norm_2, _, squeeze, project, norm_3 = self.conv.fn  # GELUs are in the chains
         enter = partial(normalise, self.conv.norm, self.conv.norm.training)
         out = forgetful_conv(x, enter, expand, list(self.conv.norm.parameters()))
-        spread = partial(_pad_active, norm_1, norm_1.training, self.padding_mode)
-        out = forgetful_conv(out, spread, depthwise, list(norm_1.parameters()))
-        weigh = partial(_squeeze_active, norm_2, norm_2.training, squeeze)
-        out = forgetful_conv(out, weigh, project, [*norm_2.parameters(), *squeeze.parameters()])
+        enter = partial(normalise, norm_1, norm_1.training)
+        out = forgetful_conv(out, enter, depthwise, list(norm_1.parameters()), True, self.padding_mode)
+        enter = partial(normalise, norm_2, norm_2.training)
+        out = forgetful_conv(out, enter, project, [*norm_2.parameters(), *squeeze.parameters()], True, excite=squeeze)
         with torch.autocast(x.device.type, enabled=False):
             out = normalise(norm_3, norm_3.training, out, True)
         shortcut = self.proj(x) if hasattr(self, "proj") else x
@@ -222,20 +207,6 @@ def normalise(norm: nn.Module, training: bool, x: Tensor, first: bool) -> Tensor
     if x.is_cuda and x.dtype != torch.float32 and isinstance(norm, nn.GroupNorm):
         return norm(full_precision(x)).to(x.dtype)  # as autocast does: the CUDA kernel takes no mixed dtypes
     return norm(x)
-
-
-def _activate(norm: nn.Module, training: bool, x: Tensor, first: bool) -> Tensor:
-    normed = normalise(norm, training, x, first)
-    overwrite = not torch.is_grad_enabled() and normed is not x  # nobody needs the normed maps again
-    return torch.ops.aten.gelu_(normed) if overwrite else F.gelu(normed)
-
-
-def _pad_active(norm: nn.Module, training: bool, padding_mode: str, x: Tensor, first: bool) -> Tensor:
-    return F.pad(_activate(norm, training, x, first), (1, 1, 1, 1), mode=padding_mode)
-
-
-def _squeeze_active(norm: nn.Module, training: bool, squeeze: nn.Module, x: Tensor, first: bool) -> Tensor:
-    return squeeze(_activate(norm, training, x, first))
 
 
 def build_block(kind: str, before: int, width: int, norm: str, padding_mode: str) -> nn.Module:

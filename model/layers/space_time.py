@@ -44,20 +44,16 @@ class SpaceTimeBlock(nn.Module):
         Returns:
             The same shape.
         """
-        enter = partial(_enter_dates, self.norm1, self.norm1.training, self.padding_mode, present)
-        out = forgetful_conv(x, enter, self.conv1, list(self.norm1.parameters()))
-        again = partial(_enter, self.norm2, self.norm2.training, self.padding_mode)
-        return x + forgetful_conv(out, again, self.conv2, list(self.norm2.parameters()))
+        enter = partial(_enter_dates, self.norm1, self.norm1.training, present)
+        out = forgetful_conv(x, enter, self.conv1, list(self.norm1.parameters()), padding_mode=self.padding_mode)
+        again = partial(normalise, self.norm2, self.norm2.training)
+        return x + forgetful_conv(out, again, self.conv2, list(self.norm2.parameters()), True, self.padding_mode)
 
 
-def _enter(norm: nn.Module, training: bool, padding_mode: str, x: Tensor, first: bool) -> Tensor:
-    return F.pad(F.gelu(normalise(norm, training, x, first)), (1, 1, 1, 1), mode=padding_mode)
-
-
-def _enter_dates(norm: nn.Module, training: bool, padding_mode: str, present: Tensor, x: Tensor, first: bool) -> Tensor:
+def _enter_dates(norm: nn.Module, training: bool, present: Tensor, x: Tensor, first: bool) -> Tensor:
     active = F.gelu(normalise(norm, training, x, first)).unflatten(0, present.shape)  # (B, T, C, H, W)
     active = active * present.to(x.dtype)[:, :, None, None, None]
     none = torch.zeros_like(active[:, :1])
     before, after = torch.cat([none, active[:, :-1]], dim=1), torch.cat([active[:, 1:], none], dim=1)
     stacked = torch.cat([before, active, after], dim=2).flatten(0, 1)  # (B * T, 3 C, H, W)
-    return F.pad(stacked.contiguous(memory_format=torch.channels_last), (1, 1, 1, 1), mode=padding_mode)
+    return stacked.contiguous(memory_format=torch.channels_last)
