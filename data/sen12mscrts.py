@@ -115,7 +115,8 @@ class SEN12MSCRTS(Dataset[Any]):
             self._store = open_mask_store(
                 import_data_path, cloud_masks, n_inputs=n_input_samples, split=split, region=region
             )
-            self._store.require_overlap([path for paths in self.paths for path in paths["S2"]])
+            if self._store.imported is not None:
+                self._store.require_overlap([path for paths in self.paths for path in paths["S2"]])
 
     def __len__(self) -> int:
         return len(self.paths)

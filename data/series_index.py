@@ -7,12 +7,14 @@ from pathlib import Path, PurePosixPath
 
 from data.batch import Skipped
 from data.constants import N_DATES
-from data.images import open_images
+from data.images import Folder, open_images
+from data.series_cache import recall, remember, stamps
 from util.errors import DataError
 
 SENSORS = ("S1", "S2")
 LAYOUT = "ROOT/ROIs1868/73/S2/14/s2_ROIs1868_73_ImgNo_14_2018-06-21_patch_171.tif, and the same under S1"
 _NAME = re.compile(r"(s[12])_(ROIs\d+)_(\d+)_ImgNo_(\d+)_(\d{4}-\d{2}-\d{2})_patch_(\d+)\.tif")
+_ENDING = re.compile(r"\d{4}-\d{2}-\d{2}_patch_(\d+)\.tif")
 
 SeriesPaths = dict[str, list[str]]
 """{"S1": one path a date, "S2": one path a date}, POSIX and relative to the root."""
@@ -35,6 +37,24 @@ def index_series(
     Raises:
         DataError: if a patch lacks a date or has two files for one, or a file lies in another region's folder.
     """
+    images = open_images(root)
+    if legacy or not isinstance(images, Folder):  # a pack holds its index
+        return _index(root, rois, skip_bad, legacy)
+    folders = [f"{roi}/{sensor}/{date}" for roi in rois for sensor in SENSORS for date in range(N_DATES)]
+    known = recall(root, folders)
+    if known is not None:
+        slots = len(SENSORS) * N_DATES
+        return [_series(known[start : start + slots]) for start in range(0, len(known), slots)], []
+    before = stamps(root, folders)
+    patches, skipped = _index(root, rois, skip_bad, legacy)
+    if not skipped:
+        remember(root, folders, before, [path for paths in patches for sensor in SENSORS for path in paths[sensor]])
+    return patches, skipped
+
+
+def _index(
+    root: str | Path, rois: Sequence[str], skip_bad: bool, legacy: bool
+) -> tuple[list[SeriesPaths], list[Skipped]]:
     patches: list[SeriesPaths] = []
     skipped: list[Skipped] = []
     images = open_images(root)
@@ -98,9 +118,9 @@ def _prefix(folder: str) -> str:
 
 def _listing(root: str | Path, folder: str) -> Iterator[tuple[str, str]]:
     """Names and patch numbers of the images that belong into a date's folder."""
-    belongs = re.compile(re.escape(_prefix(folder)) + r"\d{4}-\d{2}-\d{2}_patch_(\d+)\.tif").fullmatch
+    prefix = _prefix(folder)
     for name in open_images(root).names(folder):
-        found = belongs(name)
+        found = _ENDING.fullmatch(name, len(prefix)) if name.startswith(prefix) else None
         if found is not None:
             yield name, found[1]
         elif _NAME.fullmatch(name):
@@ -118,7 +138,9 @@ def _pair_by_number(root: str | Path, roi: str) -> tuple[list[SeriesPaths], list
             if not digits:
                 bad.append(Skipped(path, f"{path} is misplaced: by its name it belongs to another folder"))
                 continue
-            files = found.setdefault(int(digits), [""] * (len(SENSORS) * N_DATES))
+            files = found.get(int(digits))
+            if files is None:
+                files = found[int(digits)] = [""] * (len(SENSORS) * N_DATES)
             if files[slot]:
                 doubled.add(int(digits))
                 bad.append(Skipped(path, f"two files for one date of one patch: {files[slot]} and {path}; remove one"))
@@ -129,8 +151,12 @@ def _pair_by_number(root: str | Path, roi: str) -> tuple[list[SeriesPaths], list
         if "" in files:
             bad.append(_incomplete(root, roi, number, files))
         elif number not in doubled:
-            whole.append({"S1": files[:N_DATES], "S2": files[N_DATES:]})
+            whole.append(_series(files))
     return whole, bad
+
+
+def _series(files: list[str]) -> SeriesPaths:
+    return {"S1": files[:N_DATES], "S2": files[N_DATES:]}
 
 
 def _incomplete(root: str | Path, roi: str, number: int, files: Sequence[str]) -> Skipped:
