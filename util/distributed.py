@@ -33,6 +33,10 @@ _LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed out|broke
 T = TypeVar("T")
 
 
+class _Ended(DataError):
+    """Another process is the reason; torchrun knows which."""
+
+
 @dataclass
 class _Links:
     """Open connections: the store that all reach, and, once the device is known, the groups."""
@@ -150,14 +154,18 @@ def session() -> Iterator[None]:
         with open(os.devnull, "w") as nowhere, nullcontext() if is_first() else redirect_stdout(nowhere):
             yield
     except Exception as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, who sees another process end before this one speaks
         told = _translated(error)
-        if told is not error and "--debug" not in sys.argv:
-            told.__suppress_context__ = True
         if not _speaks_first():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(_SPEAK_S)
             raise SystemExit(1) from None
-        if told is error:  # else torchrun knows better which process was the first
-            _tell_torchrun(error)
+        if isinstance(told, _Ended):
+            print(file=sys.stderr)  # the progress bar of the one that ended stands in the last line
+        else:
+            _tell_torchrun(told)
+        if told is error:
+            raise
         raise told from error
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -228,16 +236,18 @@ def averaging(module: "nn.Module", device: "torch.device") -> "nn.Module":
         return module
     from torch.nn.parallel import DistributedDataParallel
 
-    # some networks have weights that they do not use (`--agg_mode mean` needs no attention)
-    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
     devices = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False, find_unused_parameters=True)
+    warnings.filterwarnings("ignore", message="Grad strides do not match")  # of single-channel kernels: no matter
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers.* is deprecated")  # its new name is not in 2.4
+        # static_graph: some networks have weights that they do not use (`--agg_mode mean` needs no attention)
+        return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False, static_graph=True)
 
 
 def _told_to_end(number: int, frame: FrameType | None) -> None:
-    raise DataError(
+    raise _Ended(
         "this run was told to end (SIGTERM), from outside or because another of its processes was lost, which "
-        "torchrun names; its files are whole: go on with --resume_from"
+        "torchrun names; its files are whole, and a training goes on with --resume_from"
     )
 
 
@@ -250,9 +260,9 @@ def _translated(error: Exception) -> Exception:
         return error
     named = re.search(r"[Rr]anks? ([\d, ]*\d) failed", text)
     who = f"process {named[1]}" if named else "another process"
-    return DataError(
+    return _Ended(
         f"{who} of the {world()} of this run has ended or stopped answering, so all end (noticed by process {rank()}); "
-        "its files are whole: go on with --resume_from"
+        "its files are whole, and a training goes on with --resume_from"
     )
 
 
