@@ -20,6 +20,7 @@ from model.build import build_loss, build_model
 from model.config import ModelConfig
 from model.layers.conv import BLOCKS, NORMS, PADDING_MODES
 from model.layers.recompute import Pointwise
+from model.layers.series import sum_over_dates
 from util.errors import UsageError
 
 PUBLISHED = ("diag", "iso", "mono_l2", "residual_use_v")
@@ -276,3 +277,15 @@ def test_the_head_starts_last(legacy, separate_out):
     torch.testing.assert_close(prediction.alpha, torch.full_like(prediction.alpha, 3.0))
     torch.testing.assert_close(prediction.gamma, torch.ones_like(prediction.gamma))
     torch.testing.assert_close(prediction.total.sqrt(), torch.full_like(prediction.total, 0.1))
+
+
+def test_a_sum_over_dates_is_the_same_in_either_order_in_memory():
+    # channels innermost take a function of their own; einsum is the sum as it is written
+    torch.manual_seed(0)
+    weights = torch.rand(2, 3, 4, 5, 6, dtype=torch.float64, requires_grad=True)
+    maps = torch.rand(3, 2, 8, 5, 6, dtype=torch.float64)
+    innermost = [one.contiguous(memory_format=torch.channels_last).requires_grad_() for one in maps]
+    assert torch.autograd.gradcheck(lambda weights, *maps: sum_over_dates(maps, weights), (weights, *innermost))
+    plain = torch.einsum("tbgchw,btghw->bgchw", maps.unflatten(2, (4, 2)), weights).flatten(1, 2)
+    torch.testing.assert_close(sum_over_dates(innermost, weights), plain)
+    torch.testing.assert_close(sum_over_dates(list(maps), weights), plain)

@@ -50,14 +50,15 @@ class TemporalAggregator(nn.Module):
             (B, C, H, W).
         """
         b, _, h, w = maps[0].shape
-        present = (~padded).to(attention.dtype)
+        present = (~padded).to(attention.dtype)[:, :, None, None, None]  # (B, T, 1, 1, 1)
         if self.mode == "mean":
-            weights = (present / present.sum(dim=1, keepdim=True).clamp(min=1))[None, :, :, None, None]
-        else:
-            heads = attention if self.mode == "att_group" else attention.mean(dim=0, keepdim=True)
-            resized = resize(heads.flatten(0, 1), h, w).unflatten(0, (-1, b))  # (N, B, T, H, W)
-            weights = self.attn_dropout(resized) * present[None, :, :, None, None]
-        return sum_over_dates(maps, weights.permute(1, 2, 0, 3, 4))  # (B, T, N, H, W)
+            return sum_over_dates(maps, present / present.sum(dim=1, keepdim=True).clamp(min=1))
+        heads = attention if self.mode == "att_group" else attention.mean(dim=0, keepdim=True)
+        by_date = heads.permute(1, 2, 0, 3, 4).flatten(0, 1)  # (B * T, N, h, w)
+        if not maps[0].is_contiguous():
+            by_date = by_date.contiguous(memory_format=torch.channels_last)
+        resized = resize(by_date, h, w).unflatten(0, (b, -1))  # (B, T, N, H, W)
+        return sum_over_dates(maps, self.attn_dropout(resized) * present)
 
 
 def channels_last(maps: Tensor) -> Tensor:
