@@ -2,8 +2,8 @@
 
     python -m benchmarks.start_up --out benchmarks/results/start_up.json
 
-The data set is a made-up one in --work: empty files under the names of SEN12MS-CR-TS, 15,578 patches of 30 dates and two
-sensors in 53 regions, removed afterwards. Every figure is of a fresh process.
+The data set is a made-up one in --work: empty files under the names of SEN12MS-CR-TS, 15,578 patches of 30 dates and
+two sensors in 53 regions, removed afterwards. Every figure is of a fresh process.
 """
 
 import argparse

@@ -58,7 +58,7 @@ class Folder:
         try:
             with os.scandir(os.path.join(self.root, folder)) as entries:
                 return [entry.name for entry in entries]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
             where = os.path.join(self.root, folder)

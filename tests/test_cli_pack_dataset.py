@@ -102,6 +102,29 @@ def pack_offset(path: Path) -> int:
     return int(RoiFile(path).stacks["S2"].offsets[0, 3])
 
 
+@pytest.mark.filterwarnings("ignore:images have changed")
+def test_masks_of_a_pack_are_computed_ahead_as_of_the_folder(tree, tmp_path):
+    from util.pre_compute_data_samples import image_series
+    from util.pre_compute_data_samples import main as compute
+
+    out = tmp_path / "pack"
+    pack_dataset.main(["--root", str(tree), "--out", str(out)])
+    assert list(image_series(out, "SEN12MS-CR-TS", "all", "all")) == list(
+        image_series(tree, "SEN12MS-CR-TS", "all", "all")
+    )
+    for root in (tree, out):
+        store = tmp_path / root.name / "masks"
+        words = ["--root", str(root), "--out", str(store), "--split", "test", "--detector", "cloud_cloudshadow_mask"]
+        assert compute(words) == 0
+    ours, theirs = (
+        sorted(path.relative_to(tmp_path / name) for path in (tmp_path / name / "masks").rglob("*.npz"))
+        for name in (tree.name, out.name)
+    )
+    assert ours == theirs
+    for record in ours:
+        assert (tmp_path / tree.name / record).read_bytes() == (tmp_path / out.name / record).read_bytes()
+
+
 def test_usage(tree, tmp_path, capsys):
     out = tmp_path / "pack"
     assert run(capsys, "--out", out)[0] == 2

@@ -39,16 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
 
 def dataset_in(root: Path) -> str:
-    """Which data set a folder holds, by its layout.
+    """Which data set a folder or a pack holds, see `data.images.dataset_of`."""
+    from data.images import dataset_of
 
-    Raises:
-        DataError: if it is neither.
-    """
-    if any(root.glob("ROIs*/*/S2")):
-        return SERIES
-    if any(root.glob("ROIs*_s2_cloudy")):
-        return MONO
-    raise DataError(f"neither SEN12MS-CR-TS (ROIs1868/73/S2/…) nor SEN12MS-CR (ROIs1868_summer_s2_cloudy/…) in {root}")
+    return dataset_of(root)
 
 
 def image_series(root: Path, dataset: str, split: str, region: str) -> Iterator[tuple[str, ...]]:
@@ -67,12 +61,14 @@ def image_series(root: Path, dataset: str, split: str, region: str) -> Iterator[
         if dataset == MONO:
             season, number = roi.split("/")
             folder = Path(f"{season}_s2_cloudy", f"s2_cloudy_{number}")
-            found = [(int(m[1]), name) for name in _listed(root / folder) if (m := _MONO_IMAGE.fullmatch(name))]
+            found = [
+                (int(m[1]), name) for name in _listed(root, folder.as_posix()) if (m := _MONO_IMAGE.fullmatch(name))
+            ]
             yield from (((folder / name).as_posix(),) for _, name in sorted(found))
             continue
         patches: dict[int, list[tuple[int, str]]] = {}
-        for day in _listed(root / roi / "S2"):
-            for name in _listed(root / roi / "S2" / day):
+        for day in _listed(root, f"{roi}/S2"):
+            for name in _listed(root, f"{roi}/S2/{day}"):
                 if match := _SERIES_IMAGE.fullmatch(name):
                     patches.setdefault(int(match[2]), []).append((int(match[1]), f"{roi}/S2/{day}/{name}"))
         yield from (tuple(path for _, path in sorted(patches[patch])) for patch in sorted(patches))
@@ -142,8 +138,10 @@ def _import(args: argparse.Namespace, series: list[tuple[str, ...]]) -> int | No
     return 0
 
 
-def _listed(folder: Path) -> list[str]:
-    return sorted(os.listdir(folder)) if folder.is_dir() else []
+def _listed(root: Path, folder: str) -> list[str]:
+    from data.images import open_images
+
+    return sorted(open_images(root).names(folder))
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -161,7 +159,7 @@ def _workers(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m util.pre_compute_data_samples", description=__doc__)
-    parser.add_argument("--root", type=Path, required=True, help="folder of SEN12MS-CR-TS or SEN12MS-CR")
+    parser.add_argument("--root", type=Path, required=True, help="folder of SEN12MS-CR-TS or SEN12MS-CR, or a pack")
     parser.add_argument("--out", type=Path, required=True, help="folder of the store; give it to --precomputed")
     parser.add_argument("--detector", choices=DETECTORS, default=DETECTORS[0])
     parser.add_argument("--dataset", choices=("auto", SERIES, MONO), default="auto")
