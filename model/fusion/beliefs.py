@@ -4,7 +4,7 @@ Everything is in reflectance and reflectance squared. The first dimension counts
 (K, B, 1, C, H, W), and (K, B, C, H, W) is accepted too. Numbers of a band are (C,), of an expert and band (K, C).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +35,10 @@ class Experts:
 
     def __len__(self) -> int:
         return self.mean.shape[0]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Experts":
+        """The same about other pixels: each field changed alike."""
+        return Experts(*(change(field) for field in (self.mean, self.variance, self.gamma, self.alpha)))
 
     def belief(self, index: int) -> NIG:
         """The belief of one expert, as it came."""

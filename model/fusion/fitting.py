@@ -111,8 +111,14 @@ def _fit_spread(net: FusionNet, rule: str, samples: Samples, device: torch.devic
         picked = torch.randperm(n_pixels, generator=rng)[:each].to(device)
         for store, field in ((errors, target - delta), (variances, spread)):
             store.append(field.flatten(2)[..., picked].movedim(1, 0).flatten(1).cpu())  # (C, pixels)
-    found = fit_recalibration(torch.cat(variances, 1), torch.cat(errors, 1), slope=False)
-    net.tau[number], net.fused_dof[number] = found.a.exp().to(device), found.dof.to(device)
+    set_spread(net, rule, torch.cat(errors, 1), torch.cat(variances, 1))
+
+
+def set_spread(net: FusionNet, rule: str, errors: Tensor, variances: Tensor) -> None:
+    """Fit tau and the tails of a rule to errors (C, N) of its mean and to the variances that it states without tau."""
+    found = fit_recalibration(variances, errors, slope=False)
+    number = RULES.index(rule)
+    net.tau[number], net.fused_dof[number] = found.a.exp().to(net.tau), found.dof.to(net.tau)
 
 
 def _errors(pixels: Samples) -> tuple[Tensor, Tensor]:

@@ -9,16 +9,18 @@ from torch import Tensor
 
 from data.constants import N_S2, S2_BANDS
 from model.defaults import RULES
-from model.fusion.beliefs import Experts
+from model.fusion.beliefs import Experts, by_band
+from model.fusion.fitting import PIXELS, set_spread
 from model.fusion.guard import STANDARD_ERRORS, Array, Gain, Row, Verdict, choose_clusters, clustered_gain
-from model.fusion.network import FUSED, OWN, RECALIBRATED, Fused, FusionNet
+from model.fusion.network import FUSED, OWN, RECALIBRATED, FusionNet
 from model.fusion.rules import usable_rules
-from model.fusion.statistics import ErrorGram, WeightSkill
+from model.fusion.statistics import ErrorGram, Pixels, WeightSkill, pick
 from model.predictions import NIG
+from model.student_t import student_t_nll
 from util.calibration import CalibrationMeter, calibration_figures
 
 VARIANCES = ("own", "recalibrated", "fused")  # by OWN, RECALIBRATED, FUSED
-FINEST = 64  # pixels across on which likelihoods are taken; of larger images every second, fourth, ... pixel
+FINEST = 64  # pixels across on which experts' likelihoods are taken; of larger images every second, fourth, ... pixel
 
 
 class Judge:
@@ -27,18 +29,21 @@ class Judge:
     Args:
         net: a fusion whose numbers are fitted; its verdicts are set by `verdict`.
         names: of the experts.
+        n_images: about how many images will come.
     """
 
-    def __init__(self, net: FusionNet, names: tuple[str, ...]) -> None:
+    def __init__(self, net: FusionNet, names: tuple[str, ...], n_images: int = 64) -> None:
         self.net, self.names = net, names
         self.rules = [rule for rule in usable_rules(len(names)) if rule != "best"]
         self.rois: list[str] = []
         self.patches: list[str] = []
         self.rmse: dict[str, list[float]] = {}
-        self.nll: dict[tuple[str, str], list[float]] = {}  # by expert or rule, and variance
-        self.meters: dict[tuple[str, str], CalibrationMeter] = {}
+        self.nll: dict[tuple[str, int], list[float]] = {}  # by expert and variance
+        self.meters: dict[tuple[str, int], CalibrationMeter] = {}
+        self.pixels: dict[str, list[Pixels]] = {}  # of rules, without tau, and of recalibrated experts
         self.skill = {rule: WeightSkill() for rule in self.rules}
         self.gram = ErrorGram(len(names), N_S2)
+        self.each, self.rng = max(PIXELS // max(n_images, 1), 1), torch.Generator().manual_seed(n_images)
 
     @torch.no_grad()
     def add(
@@ -58,33 +63,49 @@ class Judge:
         self.patches += patches
         self.gram.add(experts.mean, target)
         step = max(min(target.shape[-2:]) // FINEST, 1)
-        few = _thin(experts, step)
-        few_target = target[..., ::step, ::step]
+        coarse, coarse_target = experts.map(lambda field: field[..., ::step, ::step]), target[..., ::step, ::step]
+        places = torch.stack([self._draw(target.shape[-2] * target.shape[-1]) for _ in rois]).to(target.device)
+        few, few_target = experts.map(lambda field: pick(field, places)), pick(target, places)
         for index in range(len(self.names)):
             self._note_rmse(_expert(index), experts.mean[index], target)
             for choice in (OWN, RECALIBRATED):
-                belief = net.of_expert(few, index, choice)
-                self._note_belief((_expert(index), VARIANCES[choice]), belief, few_target)
+                self._note_belief((_expert(index), choice), net.of_expert(coarse, index, choice), coarse_target)
+            self._note_pixels(_expert(index), net.of_expert(few, index, RECALIBRATED), few_target)
         for rule in self.rules:
             fused = net.apply_rule(rule, experts)
             self._note_rmse(rule, fused.belief.delta, target)
-            thin = Fused(fused.weights[..., ::step, ::step], fused.belief.map(lambda t: t[..., ::step, ::step]))
-            self._note_belief((rule, VARIANCES[FUSED]), thin.belief, few_target)
-            for index in range(len(self.names)):  # which of them is the better one is known at the end
-                belief = net.with_variance_of(thin, few, index, RECALIBRATED)
-                self._note_belief((rule, _expert(index)), belief, few_target)
+            self._note_pixels(rule, fused.belief.map(lambda field: pick(field, places)), few_target, net.tau_of(rule))
             if len(self.names) == 2:
-                self.skill[rule].add(thin.weights[0], few.mean - few_target)
+                self.skill[rule].add(fused.weights[0][..., ::step, ::step], coarse.mean - coarse_target)
+
+    def _draw(self, n_pixels: int) -> Tensor:
+        return torch.randperm(n_pixels, generator=self.rng)[: self.each]
+
+    def _note_pixels(self, name: str, belief: NIG, target: Tensor, tau: Tensor | None = None) -> None:
+        variance = belief.total if tau is None else belief.total / by_band(tau)
+        fields = (target - belief.delta, variance, 2 * belief.alpha.expand_as(variance))
+        rows = (field[:, 0, :, 0].movedim(1, 0).flatten(1).cpu() for field in fields)  # (C, B n)
+        self.pixels.setdefault(name, []).append(Pixels(*rows))
 
     def _note_rmse(self, name: str, mean: Tensor, target: Tensor) -> None:
         errors = (mean - target).square().flatten(1).double().mean(1).sqrt()
         self.rmse.setdefault(name, []).extend(errors.tolist())
 
-    def _note_belief(self, key: tuple[str, str], belief: NIG, target: Tensor) -> None:
+    def _note_belief(self, key: tuple[str, int], belief: NIG, target: Tensor) -> None:
         likelihood = belief.nll(target)
         self.nll.setdefault(key, []).extend(likelihood.flatten(1).double().mean(1).tolist())
         meter = self.meters.setdefault(key, CalibrationMeter())
         meter.add(target - belief.delta, belief.total, likelihood, 2 * belief.alpha)
+
+    def set_spreads(self, net: FusionNet) -> None:
+        """Fit tau and the tails of every rule, by errors on images whose fit had not seen them.
+
+        On its own images a fit makes smaller errors than elsewhere, and the variance that suits them is too small.
+        """
+        for rule in self.rules:
+            if rule != "monig":  # it has the variance that its sum gives
+                found = Pixels.join(self.pixels[rule])
+                set_spread(net, rule, found.error, found.variance)
 
     def verdict(self) -> Verdict:
         """Decide about every rule and tell the network; what comes back is about the rule that it follows."""
@@ -96,13 +117,14 @@ class Judge:
         better = int(np.argmin([error.mean() for error in errors]))
         others = [error for index, error in enumerate(errors) if index != better]
         lead = min((clustered_gain(error, errors[better], clusters).units for error in others), default=math.nan)
-        fallback = min((RECALIBRATED, OWN), key=lambda choice: np.mean(self.nll[_expert(better), VARIANCES[choice]]))
+        fallback = min((RECALIBRATED, OWN), key=lambda choice: np.mean(self.nll[_expert(better), choice]))
         net.better.fill_(better)
         net.choice.fill_(fallback)
         net.accepted.fill_(False)
         level = float(errors[better].mean())
+        self.set_spreads(net)
         rows = [
-            self._row(_expert(index), name, level, (_expert(index), VARIANCES[fallback if index == better else OWN]))
+            self._expert_row(index, name, level, fallback if index == better else OWN)
             for index, name in enumerate(self.names)
         ]
         notes = [remark] if remark else []
@@ -138,16 +160,22 @@ class Judge:
         )
 
     def _rule_row(self, rule: str, better: int, gain: Gain, accepted: bool, level: float) -> Row:
-        """The row of a rule; the variance of an accepted one is chosen, and the network told."""
-        key, variance = (rule, VARIANCES[FUSED]), FUSED
+        """The row of a rule; the likelier of two variances of an accepted one is chosen, and the network told."""
+        found, other = Pixels.join(self.pixels[rule]), Pixels.join(self.pixels[_expert(better)])
+        tau = self.net.tau_of(rule)
+        if tau is not None:
+            dof = self.net.fused_dof[RULES.index(rule)].to(found.error)[:, None].expand_as(found.error)
+            found = Pixels(found.error, found.variance * tau.to(found.error)[:, None], dof)
+        variance = FUSED
         if accepted:
-            # tau and tails were fitted to the fused mean, so its own variance need not be better for certain
-            if np.mean(self.nll[rule, _expert(better)]) < np.mean(self.nll[key]):
-                key, variance = (rule, _expert(better)), RECALIBRATED
+            if _likelihood(replace(other, error=found.error)).mean() < _likelihood(found).mean():
+                found, variance = replace(other, error=found.error), RECALIBRATED
             self.net.choice[RULES.index(rule)] = variance
+        meter = CalibrationMeter()
+        meter.add(found.error, found.variance, _likelihood(found), found.dof)
         auc = self.skill[rule].auc if len(self.names) == 2 else math.nan
-        row = self._row(rule, rule, level, key)
-        return replace(row, auc=auc, gain=gain, variance=VARIANCES[variance], accepted=accepted)
+        row = self._row(rule, rule, level, meter, VARIANCES[variance])
+        return replace(row, auc=auc, gain=gain, accepted=accepted)
 
     def answer_rmse(self) -> Array:
         """RMSE of each image as the network answers after the verdict, (N,)."""
@@ -155,13 +183,14 @@ class Judge:
         name = self.net.rule if accepted and self.net.rule != "best" else _expert(int(self.net.better))
         return _array(self.rmse[name])
 
-    def _row(self, key: str, name: str, level: float, belief: tuple[str, str]) -> Row:
+    def _expert_row(self, index: int, name: str, level: float, choice: int) -> Row:
+        return self._row(_expert(index), name, level, self.meters[_expert(index), choice], VARIANCES[choice])
+
+    def _row(self, key: str, name: str, level: float, meter: CalibrationMeter, variance: str) -> Row:
         rmse = float(_array(self.rmse[key]).mean())
-        figures = calibration_figures(self.meters[belief].sums())
-        likelihood = float(_array(self.nll[belief]).mean())
-        variance = belief[1] if belief[1] in VARIANCES else VARIANCES[RECALIBRATED]
+        figures = calibration_figures(meter.sums())
         ratio = rmse / level if level else math.nan
-        return Row(name, rmse, ratio, likelihood, figures["ENCE"], figures["coverage 90"], variance=variance)
+        return Row(name, rmse, ratio, figures["NLL"], figures["ENCE"], figures["coverage 90"], variance=variance)
 
     def _relation(self) -> tuple[float, float, tuple[str, ...]]:
         """V1/V2 of the first two experts (at most 1), their correlation, bands in which no constant weight helps."""
@@ -194,6 +223,6 @@ def _array(values: list[float]) -> Array:
     return np.asarray(values, np.float64)
 
 
-def _thin(experts: Experts, step: int) -> Experts:
-    fields = (experts.mean, experts.variance, experts.gamma, experts.alpha)
-    return Experts(*(field[..., ::step, ::step] for field in fields))
+def _likelihood(found: Pixels) -> Tensor:
+    """Negative log-likelihoods, (C, N)."""
+    return student_t_nll(found.error, (found.dof - 2) * found.variance, found.dof / 2)

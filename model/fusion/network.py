@@ -206,6 +206,10 @@ class FusionNet(nn.Module):
         variance = by_band(self.tau[RULES.index(rule)]) * fused_variance(weights, variances, self.correlation)
         return weights, fused_mean(weights, means), variance if offset is None else variance * offset.exp()
 
+    def tau_of(self, rule: str) -> Tensor | None:
+        """The factor on the variance of a rule, (C,); None for `monig`, which has its own variance."""
+        return None if rule == "monig" else self.tau[RULES.index(rule)]
+
     def weigh(self, rule: str, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor | None]:
         """The weights of a rule that weighs recalibrated beliefs, and the gate's offset of the variance.
 

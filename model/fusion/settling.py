@@ -66,7 +66,8 @@ def settle(
     Five regions differ so much that a gain of 15 % of the error can hide behind them. With few regions to judge by,
     fitting and judging are exchanged: those of the fit are judged too, by a second fit on the guard's images, so that
     no image is judged by numbers that were fitted on its region. The verdict is about fits on a part of the images; the
-    fit that stays has them all, and the variances of ten regions hold elsewhere better than those of five.
+    fit that stays has them all, and the variances of ten regions hold elsewhere better than those of five. The factor
+    on the fused variance and its tails come from the guard, whose errors are those on images that a fit had not seen.
 
     Returns:
         The guard with all that it has seen, its verdict, and the epochs of the gate that stays.
@@ -74,7 +75,7 @@ def settle(
     net = fusion_of(model)
     names = tuple(entry["name"] for entry in config.expert_configs)
     settings = FitSettings(config.fusion_epochs, config.fusion_lr, config.rdm_seed)
-    judge = Judge(net, names)
+    judge = Judge(net, names, sum(len(loader.patches) for loader in (split.fit, split.guard) if loader))
     gathered = gather(net, split.fit, "fit", config, compute)
     rows = fit(net, gathered, settings, compute.device)
     notes: tuple[str, ...] = ()
@@ -89,6 +90,7 @@ def settle(
     verdict = judge.verdict()
     if split.guard is not None:
         rows = fit(net, gathered, settings, compute.device)
+        judge.set_spreads(net)
         notes += (f"after the verdict all numbers were fitted again, on {len(gathered.rois)} images, these among them",)
     if config.fusion == "gated":
         print(f"gate: {best_epoch(rows)} of {config.fusion_epochs} epochs help held-back regions")

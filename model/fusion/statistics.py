@@ -121,6 +121,34 @@ class Samples:
         return found[0], found[1], found[2]
 
 
+@dataclass(frozen=True)
+class Pixels:
+    """What a belief says at single pixels and how far it is off, each (C, N), on the CPU.
+
+    Attributes:
+        error: target minus mean.
+        variance: total.
+        dof: degrees of freedom.
+    """
+
+    error: Tensor
+    variance: Tensor
+    dof: Tensor
+
+    @classmethod
+    def join(cls, parts: Sequence["Pixels"]) -> "Pixels":
+        """All of them, in order."""
+        fields = zip(*((part.error, part.variance, part.dof) for part in parts), strict=True)
+        return cls(*(torch.cat(field, dim=1) for field in fields))
+
+
+def pick(field: Tensor, places: Tensor) -> Tensor:
+    """Some pixels of each image, side by side: (..., B, 1, C, H, W) and (B, n) to (..., B, 1, C, 1, n)."""
+    flat = field.flatten(-2)
+    index = places[:, None, None].expand(*flat.shape[:-1], places.shape[1])
+    return flat.gather(-1, index)[..., None, :]
+
+
 class Sampler:
     """Draws square windows from the images of a split as they come, at most so many of all of them together.
 
