@@ -134,6 +134,32 @@ def plot_ratios(
     return save_figure(figure, path)
 
 
+def plot_speed_ups(rows: Mapping[str, Mapping[str, float]], path: str | Path, label: str) -> Path:
+    """Draw how many times faster things are than a reference, on a logarithmic axis, with the goal of each.
+
+    Args:
+        rows: what is measured -> `median`, `least`, `most` and `goal` (NaN where there is none).
+        path: .png or .pdf.
+        label: of the axis.
+    """
+    figure = new_figure(7.4, 1.1 + 0.42 * len(rows))
+    axes = _dress(figure.add_subplot())
+    axes.grid(axis="y", visible=False)
+    at = np.arange(len(rows))[::-1]
+    value, low, high, goal = (
+        np.array([row[key] for row in rows.values()]) for key in ("median", "least", "most", "goal")
+    )
+    axes.barh(at, value - 1, 0.55, left=1, color=_COLOURS[5], xerr=np.stack([value - low, high - value]), capsize=3)
+    axes.plot(goal, at, "|", color=_COLOURS[1], markersize=17, markeredgewidth=2, label="goal")
+    for place, row in zip(at, rows.values(), strict=True):
+        text = f"{row['median']:,.{0 if row['median'] >= 100 else 1}f}"
+        axes.annotate(text, (row["most"], place), (6, 0), textcoords="offset points", va="center")
+    axes.set(xscale="log", xlabel=label, xlim=(1, 2.2 * float(np.nanmax([high.max(), np.nanmax(goal)]))))
+    axes.set_yticks(at, list(rows))
+    axes.legend(frameon=False, loc="lower right", fontsize=9)
+    return save_figure(figure, path)
+
+
 def plot_training(log: Mapping[str, Mapping[str, Any]], path: str | Path) -> Path:
     """Draw the losses, and the PSNR of validation where it is known, over epochs.
 

@@ -1,0 +1,128 @@
+"""How much longer a test takes than its forward passes: files, masks, metrics, baselines and exports included.
+
+Works on any folder in the layout of SEN12MS-CR-TS with stored masks, such as those of
+
+    python -m util.make_sample_data OUT --size 256 --rois 8 --patches 4
+    python -m util.pre_compute_data_samples --root OUT/SEN12MSCRTS --out MASKS
+    python -m benchmarks.evaluation --root OUT/SEN12MSCRTS --masks MASKS
+
+The network is the published one with random weights. Forward passes on batches in memory and the whole test, with
+`--export_every 1`, take turns in one process; a test costs the same for each sample, so a few stand for a thousand.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from io import StringIO
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.provenance import provenance
+from util.atomic import write_json
+from util.errors import run_command
+
+GOAL = 1.2  # of the forward passes
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Measure and print; with --out write the same as JSON."""
+    args = _parser().parse_args(argv)
+    from util.memory import keep_freed_memory
+
+    if args.device == "cpu":
+        keep_freed_memory()
+    result = provenance("benchmarks.evaluation", argv) | measure(args)
+    print(json.dumps(result, indent=4))
+    if args.out is not None:
+        write_json(args.out, result)
+    return 0
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of forward passes and of whole tests of the same samples, in turns.
+
+    Args:
+        args: of the command line.
+
+    Returns:
+        Counts, `rounds` (seconds of each), and `test / forward` with median, least and most.
+    """
+    import torch
+
+    from data.loaders import build_test_loader
+    from model.build import build_loss, build_model
+    from model.engine import Compute
+    from model.evaluation import Evaluation
+    from parse_args import parse, resolve
+    from util.run import RunFolder, choose_device, choose_precision
+
+    torch.set_num_threads(args.threads)
+    words = ["--experiment_name", "speed", "--root1", str(args.root), "--root2", str(args.root), "--use_sar"]
+    words += ["--precomputed", str(args.masks), "--input_t", "3", "--batch_size", str(args.batch_size)]
+    words += ["--loss", "MGNLL", "--covmode", "diag", "--scale_by", "10", "--precision", args.precision]
+    words += ["--device", args.device, "--max_samples_count", str(args.samples), "--num_workers", str(args.workers)]
+    config, _ = resolve(*parse("train", [*words, "--export_every", "1"]))
+    device = choose_device(config.device)
+    compute = Compute(device, choose_precision(config.precision, device)[0])
+    model, loader = build_model(config).to(device).eval(), build_test_loader(config)
+    batches = list(loader)
+
+    @torch.inference_mode()
+    def forward() -> None:
+        for batch in batches:
+            compute.predict(model, batch.to(device, non_blocking=True))
+
+    def test() -> None:
+        with tempfile.TemporaryDirectory() as folder, redirect_stderr(StringIO()):
+            run = RunFolder(Path(folder), config.experiment_name)
+            run.create()
+            evaluation = Evaluation(config, run, build_loss(config), compute, None)
+            evaluation.run(model, loader, "test", 1, baselines=True)
+
+    forward()  # warm
+    rounds = [{"forward_s": seconds(forward), "test_s": seconds(test)} for _ in range(args.rounds)]
+    ratios = sorted(row["test_s"] / row["forward_s"] for row in rounds)
+    return {
+        "samples": sum(batch.n for batch in batches),
+        "pixels across": batches[0].x.shape[-1],
+        "threads": args.threads,
+        "workers": args.workers,
+        "precision": str(compute.dtype or "float32"),
+        "rounds": rounds,
+        "test / forward": {"median": median(ratios), "least": ratios[0], "most": ratios[-1], "goal": GOAL},
+    }
+
+
+def seconds(work: Callable[[], None]) -> float:
+    """Of one call, by the clock, the device's queue included."""
+    import torch
+
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="A whole test against its forward passes.")
+    parser.add_argument("--root", type=Path, required=True, help="data in the layout of SEN12MS-CR-TS")
+    parser.add_argument("--masks", type=Path, required=True, help="its stored masks")
+    parser.add_argument("--samples", type=int, default=8, help="test samples (default: 8)")
+    parser.add_argument("--batch_size", type=int, default=4, help="samples of a forward pass (default: 4)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load data (default: 0)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
+    parser.add_argument("--precision", default="auto", help="as for tests (default: auto)")
+    parser.add_argument("--device", default="cpu", help="as for tests (default: cpu)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns (default: 3)")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

@@ -1,0 +1,228 @@
+"""`make bench`: every benchmark of speed that a CPU can run, one table and one plot.
+
+    python -m benchmarks.suite --work bench
+
+makes sample data, runs the benchmarks one after the other and writes benchmarks/results/*.json, benchmarks/RESULTS.md
+and docs/images/speed.png. `--page` writes page and plot anew from the results that are there.
+"""
+
+import argparse
+import json
+import math
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.tables import header, line
+from util.atomic import whole_file
+from util.charts import plot_speed_ups
+from util.errors import DataError, UsageError, run_command
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS, PAGE, PLOT = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "RESULTS.md", ROOT / "docs" / "images"
+DATA = "--size 256 --rois 6 --patches 1 --seed 1"
+LARGER = "larger"  # kinds of goals
+SMALLER = "smaller"
+
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured ratio beside its goal.
+
+    Attributes:
+        what: is compared with what.
+        median: over rounds.
+        least: of them.
+        most: of them.
+        goal: NaN where there is none.
+        sense: whether the goal is reached by a `LARGER` or a `SMALLER` figure.
+        unit: behind the figure.
+    """
+
+    what: str
+    median: float
+    least: float
+    most: float
+    goal: float = math.nan
+    sense: str = LARGER
+    unit: str = "times"
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the median reaches the goal; None without one."""
+        if math.isnan(self.goal):
+            return None
+        return self.median >= self.goal if self.sense == LARGER else self.median <= self.goal
+
+    def cells(self) -> list[str]:
+        """Of the table: what, figure, range, goal, reached."""
+        sign = {LARGER: ">=", SMALLER: "<="}[self.sense]
+        goal = "" if math.isnan(self.goal) else f"{sign} {_number(self.goal)}"
+        spread = "" if self.least == self.most else f"{_number(self.least)} to {_number(self.most)}"
+        reached = {True: "yes", False: "**no**", None: ""}[self.reached]
+        return [self.what, f"{_number(self.median)} {self.unit}".strip(), spread, goal, reached]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A module of this folder, the words it is run with, and how its result is read.
+
+    Attributes:
+        module: its name; its result is `results/MODULE.json`.
+        words: of its command line; {root}, {triplets} and {masks} are those of the sample data.
+        rows: what its result says.
+    """
+
+    module: str
+    words: str
+    rows: Callable[[Result], list[Row]]
+
+
+def _of(what: str, found: Mapping[str, float], goal: float = math.nan, **more: Any) -> Row:
+    return Row(what, found["median"], found["least"], found["most"], goal, **more)
+
+
+def _cloud_masks(result: Result) -> list[Row]:
+    return [
+        _of(
+            f"clouds detected, {data['images']} images of {data['folder']}, masks equal to the bit",
+            data["times faster"],
+            4,
+        )
+        for data in result["data"]
+    ]
+
+
+def _evaluation(result: Result) -> list[Row]:
+    what = "a whole test (files, masks, metrics, baselines, exports) over its forward passes"
+    return [_of(what, result["test / forward"], result["test / forward"]["goal"], sense=SMALLER)]
+
+
+def _selective_scan(result: Result) -> list[Row]:
+    row = result["rows"]["torch"]
+    what = "the selective scan, forward and backward, over a loop along time"
+    return [
+        Row(what, row["times_faster"], row["times_faster"], row["times_faster"]),
+        Row("its peak memory", row["share_of_peak"], row["share_of_peak"], row["share_of_peak"], sense=SMALLER),
+    ]
+
+
+BENCHMARKS = (
+    Benchmark("cloud_masks", "--root {root} {triplets} --images 6 --rounds 3", _cloud_masks),
+    Benchmark("evaluation", "--root {root} --masks {masks} --samples 6", _evaluation),
+    Benchmark("selective_scan", "--sequences 4096", _selective_scan),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Run what is asked for, and write the page."""
+    args = _parser().parse_args(argv)
+    unknown = set(args.only) - {benchmark.module for benchmark in BENCHMARKS}
+    if unknown:
+        raise UsageError(f"--only {' '.join(sorted(unknown))}: expected {', '.join(b.module for b in BENCHMARKS)}")
+    if not args.page:
+        run([benchmark for benchmark in BENCHMARKS if not args.only or benchmark.module in args.only], args.work)
+    rows = write_page()
+    missed = [row for row in rows if row.reached is False]
+    print(f"{len(rows)} figures, {len(missed)} short of their goals: {PAGE.relative_to(ROOT)}")
+    return 0
+
+
+def run(benchmarks: Sequence[Benchmark], work: Path) -> None:
+    """Make the sample data where it is missing, and run some benchmarks.
+
+    Raises:
+        DataError: if one of them stops.
+    """
+    data, masks = work / "data", work / "masks"
+    places = {"root": data / "SEN12MSCRTS", "triplets": data / "SEN12MSCR", "masks": masks}
+    if not data.is_dir():
+        _call(f"-m util.make_sample_data {data} {DATA}")
+    if not masks.is_dir():
+        _call(f"-m util.pre_compute_data_samples --root {places['root']} --out {masks}")
+    for benchmark in benchmarks:
+        out = RESULTS / f"{benchmark.module}.json"
+        _call(f"-m benchmarks.{benchmark.module} {benchmark.words.format(**places)} --out {out.relative_to(ROOT)}")
+
+
+def write_page() -> list[Row]:
+    """`RESULTS.md` and the plot from the results that are there.
+
+    Returns:
+        All rows.
+    """
+    found = {b: json.loads(path.read_text(encoding="utf-8")) for b in BENCHMARKS if (path := _path(b)).is_file()}
+    lines = [
+        "# Speed, measured",
+        "",
+        "Ratios taken in one run on one machine, the two ways in turns; medians over rounds and their range. Times of "
+        "busy machines vary, ratios less. `make bench` measures anew; below the table stands where each figure comes "
+        "from.",
+        "",
+        "![Times faster, with goals](../docs/images/speed.png)",
+        "",
+        *header(["what", "measured", "range", "goal", "reached"]),
+    ]
+    rows = [row for benchmark, result in found.items() for row in benchmark.rows(result)]
+    lines += [line(row.cells()) for row in rows]
+    lines += ["", *header(["result", "commit", "device", "command"])]
+    for benchmark, result in found.items():
+        where = f"[{benchmark.module}](results/{benchmark.module}.json)"
+        lines.append(line([where, result["commit"], result.get("gpu") or result["device"], f"`{result['command']}`"]))
+    with whole_file(PAGE) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    bars = {
+        row.what: {key: getattr(row, key) for key in ("median", "least", "most", "goal")} for row in rows if _bar(row)
+    }
+    plot_speed_ups({_wrapped(what): bar for what, bar in bars.items()}, PLOT / "speed.png", "times faster")
+    return rows
+
+
+def _bar(row: Row) -> bool:
+    return row.sense == LARGER and row.unit == "times"
+
+
+def _wrapped(text: str, width: int = 44) -> str:
+    import textwrap
+
+    return "\n".join(textwrap.wrap(text, width))
+
+
+def _path(benchmark: Benchmark) -> Path:
+    return RESULTS / f"{benchmark.module}.json"
+
+
+def _number(value: float) -> str:
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _call(words: str) -> None:
+    """Run a command line of this project."""
+    print(f"\n$ python {words}", flush=True)
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, *shlex.split(words)], check=False, cwd=ROOT)
+    if done.returncode:
+        raise DataError(f"python {words} ended with exit code {done.returncode}; its message is above")
+    print(f"({time.perf_counter() - started:.0f} s)", flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Benchmarks of speed on this machine, one table and one plot.")
+    parser.add_argument("--work", type=Path, default=Path("bench"), help="folder for sample data (default: bench)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="run these only; the page shows all")
+    parser.add_argument("--page", action="store_true", help="run nothing, write the page from the results")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))
