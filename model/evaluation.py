@@ -17,7 +17,7 @@ from util.atomic import whole_file, write_json
 from util.baselines import ComparisonTable, trivial_predictions
 from util.charts import plot_coverage, plot_discard, plot_reliability, plot_strata
 from util.export import ExportWriter
-from util.metrics import EvaluationMeter
+from util.metrics import EvaluationMeter, batch_metrics
 from util.plotting import SampleRow, plot_sample, plot_samples
 from util.run import RunFolder
 
@@ -189,13 +189,10 @@ def _measure(meter: EvaluationMeter, table: ComparisonTable | None, name: str) -
 
 
 def _compare(table: ComparisonTable) -> Observer:
-    meters: dict[str, EvaluationMeter] = {}
-
     def observe(first: int, batch: Batch, prediction: Prediction) -> None:
         optical = batch.x[:, :, -N_S2:]
         for name, mean in trivial_predictions(optical, batch.masks, batch.coverage).items():
-            meter = meters.setdefault(name, EvaluationMeter(has_variance=False))
-            table.add(name, meter.add(batch.target, mean), batch.coverage)
+            table.add(name, batch_metrics(batch.target, mean), batch.coverage)
 
     return observe
 
