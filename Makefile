@@ -1,5 +1,6 @@
 # make demo   sample data, a short training, test, export, ensemble and a table, from a fresh clone
 # make test   the whole test suite, from a fresh clone
+# make bench  every benchmark of speed that a CPU can run: benchmarks/RESULTS.md
 # make check  what CI runs: lint, format, types, file sizes, tests
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell git ls-files '*.py' 2>/dev/null)
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test check lint env clean
+.PHONY: demo test bench check lint env clean
 
 env: $(VENV)/.installed
 
@@ -23,6 +24,9 @@ demo: env
 test: env
 	$(BIN)/python -m pytest
 
+bench: env
+	$(BIN)/python -m benchmarks.suite --work bench
+
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,4 +36,4 @@ lint: env
 check: lint test
 
 clean:
-	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo bench .pytest_cache .mypy_cache .ruff_cache

@@ -149,7 +149,8 @@ def plot_speed_ups(rows: Mapping[str, Mapping[str, float]], path: str | Path, la
     value, low, high, goal = (
         np.array([row[key] for row in rows.values()]) for key in ("median", "least", "most", "goal")
     )
-    axes.barh(at, value - 1, 0.55, left=1, color=_COLOURS[5], xerr=np.stack([value - low, high - value]), capsize=3)
+    axes.barh(at, value - 1, 0.55, left=1, color=_COLOURS[5])
+    axes.errorbar(value, at, xerr=np.stack([value - low, high - value]), fmt="none", ecolor="black", capsize=3)
     axes.plot(goal, at, "|", color=_COLOURS[1], markersize=17, markeredgewidth=2, label="goal")
     for place, row in zip(at, rows.values(), strict=True):
         text = f"{row['median']:,.{0 if row['median'] >= 100 else 1}f}"
