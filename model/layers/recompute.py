@@ -3,7 +3,8 @@
 Norms and activations cost little to compute and as much memory as convolutions to keep. Autograd keeps the output of
 each; here only what goes *into* a chain norm -> GELU -> ... -> convolution is kept, and the chain up to the
 convolution is walked again in the backward pass. The convolution itself, which is most of the work, is never repeated
-(checkpointing whole blocks would repeat it). The gradients are the same.
+(checkpointing whole blocks would repeat it). The gradients are the same. Where memory is cheap and a GELU dear (16 bits,
+on a processor), what goes into the convolution is kept as well.
 
 Two steps in between cost no pass over the maps: a border is folded back in place, and channels that squeeze-excite
 weighs are weighed in the convolution's small matrix, whose gradient tells the gradient of the weights too.
@@ -117,15 +118,16 @@ class _ForgetfulConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, chain: Chain, groups: int, x: Tensor, weight: Tensor, *parameters: Tensor) -> Tensor:
         prepared = chain.prepare(x, True)
-        out, means = chain.convolve(chain.enter(prepared, overwrite=prepared is not x), weight, groups)
+        maps = chain.enter(prepared, overwrite=prepared is not x)
+        out, means = chain.convolve(maps, weight, groups)
         ctx.chain, ctx.groups = chain, groups
-        ctx.save_for_backward(x, weight, means, *parameters)
+        ctx.save_for_backward(x, weight, means, maps if chain.activated and _is_cheap(x) else None, *parameters)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, means, *parameters = ctx.saved_tensors
+        x, weight, means, maps, *parameters = ctx.saved_tensors
         _, _, needs_x, needs_weight, *needs_parameters = ctx.needs_input_grad
         chain = ctx.chain
         wanted = [parameter for parameter, needed in zip(parameters, needs_parameters, strict=True) if needed]
@@ -134,7 +136,8 @@ class _ForgetfulConv(torch.autograd.Function):
             with torch.enable_grad():
                 prepared = chain.prepare(start, False)
             known = prepared.detach()
-            maps, needs = chain.enter(known), (prepared.requires_grad, needs_weight)
+            maps = chain.enter(known) if maps is None else maps
+            needs = (prepared.requires_grad, needs_weight)
             found: dict[int, Tensor] = {}
             if means is None:
                 of_maps, of_weight = _convolve_backward(grad, maps, weight.to(x.dtype), ctx.groups, needs)
@@ -154,6 +157,11 @@ class _ForgetfulConv(torch.autograd.Function):
                         found[id(end)] = one
         grad_weight = of_weight.to(weight.dtype) if needs_weight and of_weight is not None else None
         return None, None, found.get(id(start)), grad_weight, *(found.get(id(one)) for one in parameters)
+
+
+def _is_cheap(maps: Tensor) -> bool:
+    """Whether activated maps are kept too: on a processor a GELU is dear, and maps of 16 bits take half the room."""
+    return maps.device.type == "cpu" and maps.element_size() == 2
 
 
 def _excited_backward(
