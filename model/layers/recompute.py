@@ -3,8 +3,8 @@
 Norms and activations cost little to compute and as much memory as convolutions to keep. Autograd keeps the output of
 each; here only what goes *into* a chain norm -> GELU -> ... -> convolution is kept, and the chain up to the
 convolution is walked again in the backward pass. The convolution itself, which is most of the work, is never repeated
-(checkpointing whole blocks would repeat it). The gradients are the same. Where memory is cheap and a GELU dear (16 bits,
-on a processor), what goes into the convolution is kept as well.
+(checkpointing whole blocks would repeat it). The gradients are the same. Where a GELU is dear and memory cheap (on a
+processor, 16 bits), what goes into the convolution is kept as well.
 
 Two steps in between cost no pass over the maps: a border is folded back in place, and channels that squeeze-excite
 weighs are weighed in the convolution's small matrix, whose gradient tells the gradient of the weights too.
