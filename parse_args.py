@@ -88,7 +88,7 @@ class Config:
     lambda1: float = flag("fusion", 1.0, "--loss fusion: weight of the conv3d_mamba term")
     lambda2: float = flag("fusion", 1.0, "--loss fusion: weight of the uncrtaints term")
     epochs: int = flag("training", 20, "epochs to train")
-    batch_size: int = flag("training", 4, "samples of one step")
+    batch_size: int = flag("training", 4, "samples of one step; torchrun's processes share them (docs/scaling.md)")
     lr: float = flag("training", 0.01, "learning rate of Adam")
     gamma: float = flag("training", 1.0, "the rate is multiplied by this after each epoch")
     accumulate: int = flag("training", 1, "steps whose gradients are averaged before the weights move: the memory of one, the batch of all")

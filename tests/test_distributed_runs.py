@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -210,3 +211,51 @@ def test_resumed_by_one_then_by_two_of_which_one_is_killed(runs, commands, roots
     losses = [row["train_loss"] for row in read(folder / "trainlog.json").values()]
     assert losses[-1] < losses[0]
     assert not [name for name in files(folder) if ".tmp" in name]
+
+
+SILENT = """
+import time
+from datetime import timedelta
+import torch
+from util import distributed
+from util.errors import run_command
+
+distributed.TIMEOUT = timedelta(seconds=3)
+
+def main(argv):
+    with distributed.session():
+        distributed.connect(torch.device("cpu"))
+        print(distributed.gather(distributed.rank()), flush=True)
+        if distributed.rank():
+            time.sleep(60)
+        distributed.barrier()
+
+raise SystemExit(run_command(main, []))
+"""
+
+
+def test_a_silent_process_ends_the_run():
+    """Started by hand, as schedulers do; what torchrun would end then is ended here."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SILENT],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | meeting | {"RANK": str(rank), "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(2)
+    ]
+    try:
+        out, err = processes[0].communicate(timeout=60)
+    finally:
+        processes[1].kill()
+    assert out == "[0, 1]\n"
+    assert processes[0].returncode == 1
+    told = err.strip().splitlines()[-1]
+    assert re.match("error: process 1 of the 2 of this run has ended or stopped answering", told), err
+    assert processes[1].communicate()[0] == ""  # only the first prints

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
+from threading import Thread
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 
 TIMEOUT = timedelta(minutes=10)  # a process that is silent for so long counts as lost; one that ends is noticed at once
 _SPEAK_S = 2.0  # what a silent process waits before it ends: torchrun ends the others, the one that speaks too
+_STUCK_S = 5.0  # torchrun waits for thirty, then kills
+_TOLD = (
+    "this run was told to end (SIGTERM), from outside or because another of its processes was lost, which torchrun "
+    "names; its files are whole, and a training goes on with --resume_from"
+)
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed out|broken pipe|socket|tcpstore", re.IGNORECASE)
 
@@ -148,8 +154,13 @@ def session() -> Iterator[None]:
     import torch.distributed as dist
 
     store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
-    _links = _Links(store)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # of --max_restarts, which keeps the store
+    _links = _Links(dist.PrefixStore(f"attempt {attempt}", store))
     before = signal.signal(signal.SIGTERM, _told_to_end)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    Thread(target=_end_stuck, args=(reader,), daemon=True).start()
     try:
         with open(os.devnull, "w") as nowhere, nullcontext() if is_first() else redirect_stdout(nowhere):
             yield
@@ -169,6 +180,8 @@ def session() -> Iterator[None]:
         raise told from error
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.set_wakeup_fd(-1)
+        os.close(writer)
     if dist.is_initialized():
         dist.destroy_process_group()
     _links = None
@@ -181,9 +194,11 @@ def connect(device: "torch.device") -> None:
     import torch.distributed as dist
 
     backend = "nccl" if device.type == "cuda" else "gloo"
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing of Python's is heard while torch waits for others
     dist.init_process_group(backend, store=_links.store, rank=rank(), world_size=world(), timeout=TIMEOUT)
     _links.talk = dist.new_group(backend="gloo", timeout=TIMEOUT)
     _links.statistics = dist.new_group(backend=backend, timeout=TIMEOUT)
+    signal.signal(signal.SIGTERM, before)
 
 
 def gather(value: T) -> list[T]:
@@ -245,10 +260,19 @@ def averaging(module: "nn.Module", device: "torch.device") -> "nn.Module":
 
 
 def _told_to_end(number: int, frame: FrameType | None) -> None:
-    raise _Ended(
-        "this run was told to end (SIGTERM), from outside or because another of its processes was lost, which "
-        "torchrun names; its files are whole, and a training goes on with --resume_from"
-    )
+    raise _Ended(_TOLD)
+
+
+def _end_stuck(reader: int) -> None:
+    """End this process some time after a SIGTERM: one that waits for another inside torch hears of it too late."""
+    while (heard := os.read(reader, 1)) and heard[0] != signal.SIGTERM:
+        pass
+    os.close(reader)
+    if heard:
+        time.sleep(_STUCK_S)
+        if _speaks_first():
+            print(f"\nerror: {_TOLD}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def _translated(error: Exception) -> Exception:
