@@ -140,9 +140,7 @@ def test_variance_is_chosen_apart_from_the_mean(complementary):
     last = net.gate.net[-1]
     before = {key: value.clone() for key, value in net.state_dict().items()}
     with torch.no_grad():
-        last.weight[13:].normal_(
-            0, 3
-        )  # a fused variance that jumps from pixel to pixel
+        last.weight[13:].normal_(0, 3)  # a fused variance that jumps from pixel to pixel
     verdict = judged(net, fresh)
     assert verdict.accepted
     assert verdict.variance == "recalibrated"
@@ -354,3 +352,19 @@ def test_with_few_regions_those_of_the_fit_judge_too(monkeypatch, guard_rois, cr
     judge.set_spreads(again)
     assert torch.equal(again.tau, net.tau)
     assert verdict.notes[-1].startswith(f"after the verdict all numbers were fitted again, on {4 + guard_rois} images")
+
+
+def test_a_guard_of_which_nothing_could_be_read_accepts_nothing():
+    seen = pictures(n=4, size=16)
+    nothing = replace(batch_of(seen), x=seen.x[:0], info=())
+    config = SimpleNamespace(
+        fusion="convex", expert_configs=[{"name": name} for name in NAMES], fusion_epochs=0, fusion_lr=1e-3, rdm_seed=1
+    )
+    split = FitSplit(Loader([batch_of(seen)]), Loader([nothing]), ())
+    net = fusion("convex")
+    _, verdict, _ = settling.settle(Model(net), split, config, Compute(CPU, None))
+    assert not verdict.accepted
+    assert verdict.notes == ("there are no images to judge by beside those of the fit: no fusion can be accepted",)
+    alone = fusion("convex")
+    fit(alone, gathered(alone, seen), FitSettings(), CPU)
+    assert torch.equal(alone.convex, net.convex)

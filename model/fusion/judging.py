@@ -195,9 +195,9 @@ class Judge:
     def _relation(self) -> tuple[float, float, tuple[str, ...]]:
         """V1/V2 of the first two experts (at most 1), their correlation, bands in which no constant weight helps."""
         mse, rho = self.gram.overall()
-        by_band, correlation = self.gram.mse, self.gram.correlation[0, 1]
-        largest = np.maximum(by_band[:2].max(0), 1e-30)
-        hopeless = correlation >= np.sqrt(by_band[:2].min(0) / largest)
+        of_bands, correlation = self.gram.mse, self.gram.correlation[0, 1]
+        largest = np.maximum(of_bands[:2].max(0), 1e-30)
+        hopeless = correlation >= np.sqrt(of_bands[:2].min(0) / largest)
         r = float(mse[:2].min() / max(mse[:2].max(), 1e-30))
         return r, float(rho[0, 1]), tuple(band for band, lost in zip(S2_BANDS, hopeless, strict=True) if lost)
 

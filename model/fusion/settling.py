@@ -78,17 +78,16 @@ def settle(
     judge = Judge(net, names, sum(len(loader.patches) for loader in (split.fit, split.guard) if loader))
     gathered = gather(net, split.fit, "fit", config, compute)
     rows = fit(net, gathered, settings, compute.device)
+    guard = None if split.guard is None else gather(net, split.guard, "guard", config, compute, judge)
     notes: tuple[str, ...] = ()
-    if split.guard is not None:
-        guard = gather(net, split.guard, "guard", config, compute, judge)
-        if len(set(guard.rois)) < ENOUGH_ROIS:
-            other = copy.deepcopy(net)
-            fit(other, guard, settings, compute.device)
-            show(judge, other, split.fit, "guard, crosswise", compute)
-            notes += ("fitting and judging changed places: each half of these images is judged by a fit on the other",)
-        gathered = gathered.with_those_of(guard)
+    if guard is not None and guard.rois and len(set(guard.rois)) < ENOUGH_ROIS:
+        other = copy.deepcopy(net)
+        fit(other, guard, settings, compute.device)
+        show(judge, other, split.fit, "guard, crosswise", compute)
+        notes += ("fitting and judging changed places: each half of these images is judged by a fit on the other",)
     verdict = judge.verdict()
-    if split.guard is not None:
+    if guard is not None and guard.rois:
+        gathered = gathered.with_those_of(guard)
         rows = fit(net, gathered, settings, compute.device)
         judge.set_spreads(net)
         notes += (f"after the verdict all numbers were fitted again, on {len(gathered.rois)} images, these among them",)
