@@ -7,9 +7,13 @@ relative to norms in float32, so that they do not depend on the scale of a gradi
 import pytest
 import torch
 
+from benchmarks import precision
+from benchmarks.backbone_tables import FIGURES
+from benchmarks.precision import compare
 from model.build import build_loss, build_model
 from model.config import ModelConfig
 from model.layers.conv import PADDING_MODES, build_block
+from util.errors import UsageError
 
 LAYOUTS = pytest.mark.parametrize(
     "order", [torch.contiguous_format, torch.channels_last], ids=["as-it-comes", "channels-last"]
@@ -109,3 +113,20 @@ def _sample(seed: int):
     x = torch.lerp(clear[:, None], torch.ones(()), clouds)
     dates = 1200 + torch.rand(2, 3, generator=generator) * 90
     return x, dates, 10 * clear[:, None]
+
+
+def test_the_benchmark_tells_a_difference_from_noise():
+    # three seeds, differences 0.1, 0.2, 0.3: mean 0.2, standard error 0.1 / sqrt(3), Student's t at two degrees 4.30
+    figures = {("fp32", seed): dict.fromkeys(FIGURES, 1.0 * seed) for seed in (1, 2, 3)}
+    figures |= {("bf16", seed): dict.fromkeys(FIGURES, 1.1 * seed) for seed in (1, 2, 3)}
+    row = compare(figures, (1, 2, 3))["RMSE"]
+    assert row["bf16 - fp32"]["mean"] == pytest.approx(0.2)
+    assert row["noise"] == pytest.approx(4.30 * 0.1 / 3**0.5)
+    assert row["within noise"]
+    figures |= {("bf16", seed): dict.fromkeys(FIGURES, seed + 0.2 + 0.01 * seed) for seed in (1, 2, 3)}
+    assert not compare(figures, (1, 2, 3))["RMSE"]["within noise"]
+
+
+def test_the_benchmark_wants_several_seeds():
+    with pytest.raises(UsageError, match="--seeds: expected 2 to 10 different seeds to see noise, got 1"):
+        precision.main(["--root", "R", "--out", "O", "--seeds", "3", "3"])
