@@ -331,7 +331,7 @@ def test_an_ensemble_that_fails_says_why_and_leaves_nothing_half_written(runs, t
 def test_a_worker_that_is_killed_is_told_in_one_line(tree, tmp_path, capsys, monkeypatch):
     from data.sen12mscrts import SEN12MSCRTS
 
-    monkeypatch.setattr(SEN12MSCRTS, "load", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(SEN12MSCRTS, "load", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
     message = refused(capsys, train_reconstruct.main, *training(tree, tmp_path, "--num_workers", 2))
     assert "a process that loads data was ended from outside" in message
     assert "lower --num_workers or --batch_size" in message

@@ -77,8 +77,8 @@ def test_files_are_written_while_the_next_batch_is_predicted(tmp_path, monkeypat
 
 def test_a_file_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
     def full(folder, sample_id, images):
-        if sample_id == 1:
-            raise OSError(28, "No space left on device")
+        if sample_id >= 1:
+            raise OSError(f"No space left on device: img-{sample_id}")  # the first of them is told
         written(folder, sample_id, images)
 
     written = util.export._write_fields
@@ -89,7 +89,7 @@ def test_a_file_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
             for sample_id in range(3):
                 writer.write(sample_id, Mean(image(sample_id)))
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left on device: img-1"):
         export()
     assert 0 in read_exports(tmp_path).ids  # whole files, listed as far as they came
 

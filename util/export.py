@@ -156,7 +156,17 @@ class ExportWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if error is None:
+            self.close()
+            return
+        self._thread.shutdown()  # what was handed over is written; of two errors the first is told
+        for sample_id, entry, written in self._writing:
+            if written.exception() is None:
+                self._samples[sample_id] = entry
+                self._unsaved = True
+        self._writing.clear()
+        if self._alone and self._unsaved:
+            self.save_manifest()
 
 
 @dataclass(frozen=True)
