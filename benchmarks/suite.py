@@ -153,7 +153,7 @@ BENCHMARKS = (
     Benchmark("training_step", "--rounds 3 --steps 2 --variants 'published fp32' 'ours bf16+keep'", _training_step),
     Benchmark("evaluation", "--root {root} --masks {masks} --samples 6", _evaluation),
     Benchmark("start_up", "", _start_up),
-    Benchmark("selective_scan", "--sequences 4096", _selective_scan),
+    Benchmark("selective_scan", "", _selective_scan),
 )
 
 
