@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from e2e import TINY, Commands, SampleData
+from e2e import ROOT, TINY, Commands, SampleData
 from fake_trees import write_small_tree
 
 
@@ -37,6 +37,15 @@ def sample_data(tmp_path_factory) -> SampleData:
     for root in (found.series, found.mono):
         main(["--root", str(root), "--out", str(default_store(root))])
     return found
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder in which published command lines find the scripts, and leave what they write."""
+    folder = tmp_path_factory.mktemp("clone")
+    for script in ("train_reconstruct.py", "test_reconstruct.py"):
+        (folder / script).symlink_to(ROOT / script)
+    return folder
 
 
 @pytest.fixture(scope="session")

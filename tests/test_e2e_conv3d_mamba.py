@@ -4,21 +4,12 @@ import json
 
 import pytest
 import torch
-from e2e import ROOT
 from test_e2e_verbatim import TEST, TRAIN, call
 
 from model import load_model
 
 MAMBA = TRAIN.replace("--model uncrtaints", "--model conv3d_mamba")
 TINY = "--device cpu --epochs 1 --max_samples_count 2 --encoder_widths 8 8 --decoder_widths 8 8"
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clone")
-    for script in ("train_reconstruct.py", "test_reconstruct.py"):
-        (folder / script).symlink_to(ROOT / script)
-    return folder
 
 
 @pytest.fixture(scope="module")

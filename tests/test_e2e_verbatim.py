@@ -50,14 +50,6 @@ def call(folder, command, appended, sample_data):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, sample_data):
-    folder = tmp_path_factory.mktemp("clone")
-    for script in ("train_reconstruct.py", "test_reconstruct.py"):
-        (folder / script).symlink_to(ROOT / script)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def trained(place, sample_data):
     return call(place, TRAIN, "--device cpu --epochs 1 --max_samples_count 2", sample_data)
 

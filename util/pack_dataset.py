@@ -15,18 +15,16 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 from data.constants import REGIONS, SPLITS
 from data.splits import DATASETS, rois
 from util.atomic import whole_file, write_json
 from util.errors import DataError, UsageError, run_command
+from util.workers import in_processes
 
 MASKS = ".mask_store"  # beside the images, see `data.mask_store.default_store`
 
@@ -133,23 +131,8 @@ def _each_roi(act: Callable[[str], _Region], args: argparse.Namespace, dataset: 
     from tqdm import tqdm
 
     members = rois(dataset, args.split, args.region)
-    outcomes = map(act, members) if args.workers <= 1 else _parallel(act, members, args.workers)
+    outcomes = map(act, members) if args.workers <= 1 else in_processes(act, members, args.workers)
     return list(tqdm(outcomes, desc=what, total=len(members), unit="region"))
-
-
-def _parallel(act: Callable[[str], _Region], members: Sequence[str], workers: int) -> Iterator[_Region]:
-    # spawn: a forked child would inherit locks of libraries that have started threads
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(act, roi) for roi in members]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise DataError(
-                "a worker was ended from outside (memory?); run again to go on, with fewer --workers"
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _bring_masks(root: Path, out: Path) -> int:

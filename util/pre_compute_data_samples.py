@@ -9,15 +9,13 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 from data.constants import DETECTORS, REGIONS, SPLITS
 from data.splits import MONO, SERIES, rois
 from util.errors import DataError, UsageError, run_command
+from util.workers import in_processes
 
 _SERIES_IMAGE = re.compile(r"s2_.*_ImgNo_(\d+)_.*_patch_(\d+)\.tif")
 _MONO_IMAGE = re.compile(r".*_p(\d+)\.tif")
@@ -83,7 +81,7 @@ def _compute(args: argparse.Namespace, series: list[tuple[str, ...]]) -> int | N
     todo = [images for images in tqdm(series, desc="looking", unit="patch") if store.missing(args.root, images)]
     print(f"{len(series)} patches, {len(series) - len(todo)} of them stored already in {store.folder(args.root)}")
     fill = partial(_fill, args.root, args.out, args.detector)
-    outcomes: Iterable[str] = map(fill, todo) if args.workers <= 1 else _parallel(fill, todo, args.workers)
+    outcomes: Iterable[str] = map(fill, todo) if args.workers <= 1 else in_processes(fill, todo, args.workers)
     bad = [problem for problem in tqdm(outcomes, desc=args.detector, total=len(todo), unit="patch") if problem]
     print(f"{len(todo) - len(bad)} patches computed")
     if bad:
@@ -104,21 +102,6 @@ def _fill(root: Path, out: Path, detector: str, images: tuple[str, ...]) -> str:
     except DataError as error:
         return str(error)
     return ""
-
-
-def _parallel(fill: "partial[str]", todo: list[tuple[str, ...]], workers: int) -> Iterator[str]:
-    # spawn: a forked child would inherit locks of libraries that have started threads
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(fill, images) for images in todo]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise DataError(
-                "a worker was ended from outside (memory?); run again to go on, with fewer --workers"
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _import(args: argparse.Namespace, series: list[tuple[str, ...]]) -> int | None:
