@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.provenance import provenance
+from benchmarks.tables import median_range
 from data.cloud_masks import detect_clouds, detector_settings
 from data.constants import N_S2, REFLECTANCE_SCALE
 from data.geotiff import read_bands
@@ -145,8 +146,7 @@ def _reflectance(image: np.ndarray) -> np.ndarray:
 
 
 def _summary(values: Sequence[float]) -> dict[str, float]:
-    found = {"median": median(values), "least": min(values), "most": max(values)}
-    return {name: float(f"{value:.4g}") for name, value in found.items()}
+    return {name: float(f"{value:.4g}") for name, value in median_range(values).items()}
 
 
 def _seconds(clock: Callable[[], float], action: Callable[[], object]) -> float:

@@ -35,6 +35,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.provenance import provenance
+from benchmarks.tables import median_range
 from data.batch import Batch, Collate
 from data.loaders import EpochOrder, PatchLoader, Subset
 from data.sampling import choose_dates
@@ -171,7 +172,7 @@ def _ratio(rounds: dict[str, list[dict[str, float]]], fast: str, slow: str, goal
     ratios = [one["samples"] / one["seconds"] * other["seconds"] / other["samples"] for one, other in pairs]
     if not ratios:
         return {}
-    found = {"median": round(median(ratios), 2), "least": round(min(ratios), 2), "most": round(max(ratios), 2)}
+    found = {name: round(value, 2) for name, value in median_range(ratios).items()}
     spent = [other["processor_s"] / other["samples"] * one["samples"] / one["processor_s"] for one, other in pairs]
     found["by processor time"] = round(median(spent), 2)
     return found if goal is None else found | {"goal": goal, "met": median(ratios) >= goal}

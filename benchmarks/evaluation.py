@@ -18,10 +18,10 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from benchmarks.provenance import provenance
+from benchmarks.tables import median_range
 from util.atomic import write_json
 from util.errors import run_command
 
@@ -85,7 +85,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     forward()  # warm
     rounds = [{"forward_s": seconds(forward), "test_s": seconds(test)} for _ in range(args.rounds)]
-    ratios = sorted(row["test_s"] / row["forward_s"] for row in rounds)
+    ratios = [row["test_s"] / row["forward_s"] for row in rounds]
     return {
         "samples": sum(batch.n for batch in batches),
         "pixels across": batches[0].x.shape[-1],
@@ -93,7 +93,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "workers": args.workers,
         "precision": str(compute.dtype or "float32"),
         "rounds": rounds,
-        "test / forward": {"median": median(ratios), "least": ratios[0], "most": ratios[-1], "goal": GOAL},
+        "test / forward": {**median_range(ratios), "goal": GOAL},
     }
 
 

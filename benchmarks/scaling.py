@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.provenance import provenance
-from benchmarks.tables import header, line, write_section
+from benchmarks.tables import header, line, median_range, write_section
 from parse_args import parse, resolve
 from util import distributed
 from util.atomic import write_json
@@ -167,7 +167,7 @@ def summarise(found: Mapping[Point, Sequence[Mapping[str, float]]]) -> dict[str,
         row: dict[str, Any] = dict(point._asdict())
         for name in MEASURED:
             values = [run[name] for run in runs]
-            row[name] = {"median": statistics.median(values), "least": min(values), "most": max(values)}
+            row[name] = median_range(values)
         points.append(row)
     powers = {}
     for name, series in SERIES.items():

@@ -19,6 +19,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.provenance import provenance
+from benchmarks.tables import median_range
 from data.constants import N_DATES
 from data.series_cache import SWITCH
 from data.splits import SERIES, rois
@@ -133,7 +134,7 @@ def _help(words: Sequence[str], rounds: int) -> dict[str, float]:
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:
-    return {name: round(of(values), 3) for name, of in (("median", median), ("least", min), ("most", max))}
+    return {name: round(value, 3) for name, value in median_range(values).items()}
 
 
 def _parser() -> argparse.ArgumentParser:

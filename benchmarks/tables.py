@@ -16,6 +16,12 @@ def spread(values: Iterable[float]) -> dict[str, float]:
     return {"mean": statistics.fmean(found), "std": std, "n": len(found)}
 
 
+def median_range(values: Iterable[float]) -> dict[str, float]:
+    """Median, least and most of what rounds have measured."""
+    found = list(values)
+    return {"median": statistics.median(found), "least": min(found), "most": max(found)}
+
+
 def header(titles: Sequence[str]) -> list[str]:
     """The first two lines of a table."""
     return [line(titles), "|---" * len(titles) + "|"]

@@ -25,6 +25,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.provenance import provenance
+from benchmarks.tables import median_range
 from util.atomic import write_json
 from util.errors import DataError, UsageError, run_command
 
@@ -107,14 +108,10 @@ def summarise(runs: Mapping[str, Sequence[Run]], auto: str) -> dict[str, Any]:
     ratios: dict[str, dict[str, dict[str, float]]] = {"times faster": {}, "share of peak": {}}
     for name, found in runs.items():
         pairs = list(zip(runs[first], found, strict=True))
-        ratios["times faster"][name] = _spread([base["wall_s"] / run["wall_s"] for base, run in pairs])
-        ratios["share of peak"][name] = _spread([run["peak_mb"] / base["peak_mb"] for base, run in pairs])
+        ratios["times faster"][name] = median_range([base["wall_s"] / run["wall_s"] for base, run in pairs])
+        ratios["share of peak"][name] = median_range([run["peak_mb"] / base["peak_mb"] for base, run in pairs])
     of_auto = {key: {**rows[auto], "goal": GOALS[key]} for key, rows in ratios.items() if auto in rows}
     return {"median of rounds": table, **ratios, "of auto": of_auto}
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": median(values), "least": min(values), "most": max(values)}
 
 
 def measure(variant: str, steps: int, size: int, threads: int = 1, batch: int = 1, device: str = "cpu") -> Run:
