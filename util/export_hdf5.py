@@ -38,7 +38,7 @@ from util.errors import DataError, run_command
 if TYPE_CHECKING:
     from data.images import Images
     from data.mask_store import MaskStore
-    from data.scenes import Scene
+    from data.mosaics import Mosaic
     from data.series_index import SeriesPaths
 
 LAYOUTS = ("scenes", "patches")
@@ -102,7 +102,7 @@ def _write_scene(
 ) -> None:
     import numpy as np
 
-    from data.scenes import lay_out
+    from data.mosaics import lay_out
 
     scene = lay_out(images, patches)
     group.attrs.update({"crs": scene.crs, "transform": scene.transform, "patch_size": scene.patch_size})
@@ -131,8 +131,8 @@ def _write_scene(
             clouds[date] = scene.join([paths["S2"][date] for paths in patches], masks)
 
 
-def _native(images: "Images", scene: "Scene", path: str) -> Any:
-    from data.scenes import read_native
+def _native(images: "Images", scene: "Mosaic", path: str) -> Any:
+    from data.mosaics import read_native
 
     return read_native(images, path, scene.patch_size)
 
@@ -140,7 +140,7 @@ def _native(images: "Images", scene: "Scene", path: str) -> Any:
 def _write_patch(group: Any, root: Path, images: "Images", paths: "SeriesPaths", store: "MaskStore | None") -> None:
     import numpy as np
 
-    from data.scenes import read_native
+    from data.mosaics import read_native
 
     for sensor in ("S1", "S2"):
         part = group.create_group(sensor)

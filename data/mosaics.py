@@ -16,7 +16,7 @@ _OFF_GRID = 0.05  # pixels by which a patch may miss the grid of the first one: 
 
 
 @dataclass(frozen=True)
-class Scene:
+class Mosaic:
     """The plan of one region's scene.
 
     Attributes:
@@ -64,7 +64,7 @@ class Scene:
         return there
 
 
-def lay_out(images: Images, patches: Sequence[SeriesPaths]) -> Scene:
+def lay_out(images: Images, patches: Sequence[SeriesPaths]) -> Mosaic:
     """Where the patches of one region lie among each other, by the georeference of their first optical image.
 
     Args:
@@ -96,7 +96,7 @@ def lay_out(images: Images, patches: Sequence[SeriesPaths]) -> Scene:
     height, width = places[:, 1].max() + size[0], places[:, 2].max() + size[1]
     transform = (step_x, 0.0, place.transform.c + left * step_x, 0.0, step_y, place.transform.f + top * step_y)
     crs = "" if place.crs is None else str(place.crs.to_wkt())
-    return Scene((int(height), int(width)), size, places, tuple(float(number) for number in transform), crs)
+    return Mosaic((int(height), int(width)), size, places, tuple(float(number) for number in transform), crs)
 
 
 def read_native(images: Images, path: str, size: tuple[int, int] | None = None) -> np.ndarray:
