@@ -90,7 +90,8 @@ def evaluate(args: argparse.Namespace, members: Members, out: Path) -> tuple[dic
     from model.predictions import Gaussian
     from util.baselines import ComparisonTable
     from util.export import ExportWriter
-    from util.metrics import EvaluationMeter, batch_metrics
+    from util.image_metrics import Reference
+    from util.metrics import EvaluationMeter
     from util.plotting import plot_sample
     from util.run import choose_device
 
@@ -109,9 +110,10 @@ def evaluate(args: argparse.Namespace, members: Members, out: Path) -> tuple[dic
                 raise DataError(f"a member has no variance for sample {sample_id}: use --uncertainty epistemic")
             prediction = Gaussian(tensor(mixture.mean), tensor(mixture.variance(args.uncertainty)))
             coverage = torch.tensor([info["coverage"]]) if info.get("coverage") else None
-            table.add("ensemble", meter.add(target, prediction), coverage)
+            reference = Reference(target)
+            table.add("ensemble", meter.add(reference, prediction), coverage)
             for position, member in zip(members.present(sample_id), fields, strict=True):
-                table.add(members.names[position], batch_metrics(target, tensor(member["pred"])), coverage)
+                table.add(members.names[position], reference.metrics(tensor(member["pred"])), coverage)
             if mixture.member_split:
                 splits.append(mixture.member_split)
             if args.export_every > 0 and number % args.export_every == 0:

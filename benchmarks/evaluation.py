@@ -53,7 +53,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """
     import torch
 
-    from data.loaders import build_test_loader
+    from data.loaders import build_loader
     from model.build import build_loss, build_model
     from model.engine import Compute
     from model.evaluation import Evaluation
@@ -68,7 +68,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     config, _ = resolve(*parse("train", [*words, "--export_every", "1"]))
     device = choose_device(config.device)
     compute = Compute(device, choose_precision(config.precision, device)[0])
-    model, loader = build_model(config).to(device).eval(), build_test_loader(config)
+    model, loader = build_model(config).to(device).eval(), build_loader(config, "all", keep=lambda *_: True)
     batches = list(loader)
 
     @torch.inference_mode()

@@ -1,8 +1,9 @@
 """One split, looked at from every side: loss, metrics, calibration, baselines, plots, exports, log."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,17 @@ from data.batch import Batch, Skipped
 from data.constants import DATE_ORIGIN, N_S2, RGB
 from model.engine import Compute, Criterion, Observer, evaluate
 from model.predictions import Prediction
+from model.showing import SplitLog, report_test
+from report.records import FILE as SAMPLES_FILE
+from report.records import write_records
+from report.tested import report_or_say_why
 from util import distributed
 from util.atomic import whole_file, write_json
 from util.baselines import ComparisonTable, trivial_predictions
 from util.charts import plot_coverage, plot_discard, plot_reliability, plot_strata
 from util.export import ExportWriter
-from util.metrics import EvaluationMeter, batch_metrics
+from util.image_metrics import Reference
+from util.metrics import EvaluationMeter
 from util.plotting import SampleRow, plot_sample, plot_samples
 from util.run import RunFolder
 
@@ -43,15 +49,30 @@ class Evaluation:
         criterion: the loss, in scaled units.
         compute: device and precision.
         log: TensorBoard, or None.
+        command: the words of the command line of a test, for its report.
     """
 
     def __init__(
-        self, config: "Config", folder: RunFolder, criterion: Criterion, compute: Compute, log: "SummaryWriter | None"
+        self,
+        config: "Config",
+        folder: RunFolder,
+        criterion: Criterion,
+        compute: Compute,
+        log: "SummaryWriter | None",
+        command: Sequence[str] = (),
     ) -> None:
         self.config, self.folder, self.criterion, self.compute, self.log = config, folder, criterion, compute, log
+        self.command = command
 
     def run(
-        self, model: "Reconstructor", loader: "PatchLoader", split: str, epoch: int, *, baselines: bool = False
+        self,
+        model: "Reconstructor",
+        loader: "PatchLoader",
+        split: str,
+        epoch: int,
+        *,
+        baselines: bool = False,
+        samples: SplitLog | None = None,
     ) -> tuple[dict[str, Any], ComparisonTable | None]:
         """Evaluate `model` on `loader`.
 
@@ -61,6 +82,7 @@ class Evaluation:
             split: "val" or "test", for names.
             epoch: the epoch of the weights, for names.
             baselines: put the trivial baselines beside the model, overall and by cloud cover.
+            samples: takes in every sample, for a report.
 
         Returns:
             The metrics as they are written to `SPLIT_metrics.json`, and the table of the baselines or None.
@@ -72,8 +94,8 @@ class Evaluation:
         plots: _Plots | None = None
         with ExitStack() as stack:
             observers: list[Observer] = [_measure(meter, table, name)]
-            if table is not None:
-                observers.append(_compare(table))
+            if samples is not None:
+                observers.append(samples.watch(meter))
             if self.config.export_every > 0:
                 writer = stack.enter_context(_exporter(self.folder.exports(epoch, split)))
                 observers.append(_export(writer, self.config.export_every))
@@ -95,15 +117,19 @@ class Evaluation:
             )
             if distributed.world() > 1:
                 _join(meter, table, writer, plots)
+                if samples is not None:
+                    samples.join()
         metrics: dict[str, Any] = {"loss": result["loss"], "samples": result["samples"], **meter.summary()}
         metrics |= {"legacy": self.config.legacy, "precision": str(self.compute.dtype or "float32")}
+        if samples is not None:
+            metrics["bands"] = samples.bands.summary()
         if self.log is not None:
             for name, value in scalars(split, metrics).items():
                 self.log.add_scalar(name, value, epoch)
         return metrics, table
 
     def test(self, model: "Reconstructor", loader: "PatchLoader", epoch: int) -> dict[str, Any]:
-        """Evaluate on the test split beside the trivial baselines; write and print what came out.
+        """Evaluate on the test split beside the trivial baselines; write and print what came out, the report last.
 
         Args:
             model: a Reconstructor.
@@ -113,11 +139,13 @@ class Evaluation:
         Returns:
             The metrics of `test_metrics.json`.
         """
-        metrics, table = self.run(model, loader, "test", epoch, baselines=True)
+        samples = SplitLog()
+        metrics, table = self.run(model, loader, "test", epoch, baselines=True, samples=samples)
         assert table is not None
         if not distributed.is_first():
             return metrics
         path = self.folder.write_metrics("test", metrics)
+        write_records(self.folder.path / SAMPLES_FILE, samples.records)
         write_json(self.folder.path / "comparison.json", table.to_json())
         with whole_file(self.folder.path / "comparison.md") as temporary:
             temporary.write_text(table.markdown(), encoding="utf-8")
@@ -138,6 +166,8 @@ class Evaluation:
         ):
             if every > 0:
                 print(f"{name}: {place(epoch, 'test')}")
+        found = (samples, metrics, table.to_json(), self.command, epoch)
+        report_or_say_why(lambda: report_test(self.folder.path, self.config, model, loader, self.compute, *found))
         return metrics
 
 
@@ -180,19 +210,20 @@ def report_skipped(skipped: list[Skipped]) -> None:
 
 
 def _measure(meter: EvaluationMeter, table: ComparisonTable | None, name: str) -> Observer:
+    """Measure the network, and with a table the trivial baselines beside it."""
+
     def observe(first: int, batch: Batch, prediction: Prediction) -> None:
-        rows = meter.add(batch.target, prediction, batch.masks, first)
-        if table is not None:
-            table.add(name, rows, batch.coverage)
-
-    return observe
-
-
-def _compare(table: ComparisonTable) -> Observer:
-    def observe(first: int, batch: Batch, prediction: Prediction) -> None:
-        optical = batch.x[:, :, -N_S2:]
-        for name, mean in trivial_predictions(optical, batch.masks, batch.coverage).items():
-            table.add(name, batch_metrics(batch.target, mean), batch.coverage)
+        at_once = 1 if batch.x.device.type == "cpu" else batch.n  # on a CPU what is at work stays in the cache
+        for start in range(0, batch.n, at_once):
+            part = slice(start, start + at_once)
+            reference = Reference(batch.target[part])
+            masks, coverage = batch.masks[part], batch.coverage[part]
+            rows = meter.add(reference, prediction.map(itemgetter(part)), masks, first + start)
+            if table is None:
+                continue
+            table.add(name, rows, coverage)
+            for baseline, mean in trivial_predictions(batch.x[part, :, -N_S2:], masks, coverage).items():
+                table.add(baseline, reference.metrics(mean), coverage)
 
     return observe
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from util.baselines import EVERY_CLOUDED, OVERALL, ComparisonTable, cloud_cover_bins, trivial_predictions
-from util.metrics import batch_metrics
+from util.image_metrics import batch_metrics
 
 
 def test_trivial_predictions():

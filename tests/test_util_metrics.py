@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from model.predictions import NIG, Gaussian, Mean
-from util.metrics import STRATA, EvaluationMeter, average_metrics, batch_metrics, image_metrics
+from util.image_metrics import average_metrics, batch_metrics
+from util.metrics import STRATA, EvaluationMeter, image_metrics
 
 GOLDEN_TOLERANCE = 1e-5  # published values were computed in float32
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from util.metrics import IMAGE_METRICS, average_metrics
+from util.image_metrics import IMAGE_METRICS, average_metrics
 
 OVERALL = "all samples"
 EVERY_CLOUDED = "every input >= 30 %"

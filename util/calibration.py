@@ -124,7 +124,7 @@ class CalibrationMeter:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 
-        self._scalars = zeros(self.n_strata, 4)
+        self._scalars = zeros(4, self.n_strata)
         self._by_variance, self._by_error = zeros(3, self.n_strata * GRID), zeros(2, self.n_strata * GRID)
         self._central = zeros(self.n_strata * CENTRAL_CELLS)
         self._empty = True
@@ -162,35 +162,36 @@ class CalibrationMeter:
     def _add_chunk(
         self, error: Tensor, stratum: Tensor, variance: Tensor | None, nll: Tensor | None, dof: Tensor | None
     ) -> None:
-        usable = error.isfinite()
-        if variance is not None and nll is not None:
-            usable = usable & variance.isfinite() & (variance > 0) & nll.isfinite()
+        magnitude = error.abs()
+        if variance is None or nll is None:
+            usable = magnitude < math.inf
+        else:
+            usable = (magnitude + variance + nll.abs() < math.inf) & (variance > 0)  # NaN and infinity stay in a sum
         if dof is not None:
-            usable = usable & (dof > 2)
+            usable &= dof > 2
         # What is left out keeps its place with weight 0: picking the rest would wait for the device.
         weight = usable.double()
-        error = torch.where(usable, error, 0.0)
-        squared = error.double().square()
-        nothing = torch.zeros_like(weight)
-        cell = stratum * GRID + _cells(squared)
-        self._by_error[0].index_add_(0, cell, weight)
-        self._by_error[1].index_add_(0, cell, squared)
+        magnitude = torch.where(usable, magnitude, 0.0)
+        squared = magnitude.double().square()
+        cell = stratum * GRID + _cells(magnitude, power=2)
+        self._by_error[0].scatter_add_(0, cell, weight)
+        self._by_error[1].scatter_add_(0, cell, squared)
 
-        crps = nothing
+        scalars = [1 - weight, magnitude.double()]  # by the order of `_scalars`
         if variance is not None and nll is not None:
             variance, nll = torch.where(usable, variance, 1.0), torch.where(usable, nll, 0.0)
             if dof is None:
-                central, crps = normal_scores(error, variance)
+                central, crps = normal_scores(magnitude, variance)
             else:
-                central, crps = student_t_scores(error, variance, torch.where(usable, dof, 3.0))
+                central, crps = student_t_scores(magnitude, variance, torch.where(usable, dof, 3.0))
             cell = stratum * GRID + _cells(variance)
-            for row, value in enumerate((weight, variance.double() * weight, squared)):
-                self._by_variance[row].index_add_(0, cell, value)
-            cell = stratum * CENTRAL_CELLS + (central * CENTRAL_CELLS).long().clamp(0, CENTRAL_CELLS - 1)
-            self._central.index_add_(0, cell, weight)
-        scalars = (1 - weight, error.abs().double(), nothing if nll is None else nll.double(), crps.double() * weight)
-        kinds = torch.arange(self.n_strata, device=error.device)
-        self._scalars += (stratum == kinds[:, None]).double() @ torch.stack(scalars, dim=1)
+            for row, value in zip(self._by_variance, (weight, variance.double() * weight, squared), strict=True):
+                row.scatter_add_(0, cell, value)
+            cell = stratum * CENTRAL_CELLS + (central * CENTRAL_CELLS).clamp(0, CENTRAL_CELLS - 1).long()
+            self._central.scatter_add_(0, cell, weight)
+            scalars += [nll.double(), crps.double() * weight]
+        for row, value in zip(self._scalars, scalars, strict=False):  # without a variance the last two stay 0
+            row.scatter_add_(0, stratum, value)
 
     def parts(self) -> tuple[Array, ...]:
         """All sums as arrays, to be sent elsewhere and joined there."""
@@ -213,7 +214,7 @@ class CalibrationMeter:
             by_stratum = sums.reshape(shape).cpu().numpy()
             return by_stratum.sum(-2) if stratum is None else by_stratum[..., stratum, :]
 
-        left_out, absolute, nll, crps = pick(self._scalars, self.n_strata, 4)
+        left_out, absolute, nll, crps = pick(self._scalars, 4, self.n_strata, 1)[..., 0]
         return CalibrationSums(
             left_out,
             absolute,
@@ -284,10 +285,11 @@ def coverage_curve(sums: CalibrationSums) -> tuple[Array, Array]:
     return nominal, inside / sums.count if sums.count else np.full(nominal.shape, np.nan)
 
 
-def _cells(values: Tensor) -> Tensor:
-    """Cells of the fine grid of ln values, int64; what lies beyond the grid, 0 too, goes to its ends."""
-    position = (torch.log(values) - LN_LOW) * (GRID / (LN_HIGH - LN_LOW))
-    return position.clamp(0, GRID - 1).long()
+def _cells(values: Tensor, power: int = 1) -> Tensor:
+    """Cells of the fine grid of ln values^power, int64; what lies beyond the grid, 0 too, goes to its ends."""
+    per_unit = GRID / (LN_HIGH - LN_LOW)
+    position = torch.log(values).mul_(power * per_unit).sub_(LN_LOW * per_unit)
+    return position.clamp_(0, GRID - 1).long()
 
 
 def _cumulative(count: Array, values: Array, shares: npt.NDArray[np.floating]) -> Array:
