@@ -102,6 +102,7 @@ def train_one_epoch(
     eager_check = device.type == "cpu"  # reading a number costs nothing there; elsewhere it waits for the device
     title = f"epoch {state.epoch + 1} train"
     unseen: list[_Step] = []  # those whose loss nobody has looked at yet
+    latest = math.nan
     state.optimizer.zero_grad(set_to_none=True)
     with _progress(loader, steps, title) as bar:
         for number, cpu_batch in enumerate(bar):
@@ -117,10 +118,10 @@ def train_one_epoch(
                     unseen.append(_Step(number, loss.detach(), cpu_batch.info))
                 shown = (number + 1) % display_step == 0 or number + 1 == steps
                 if unseen and (eager_check or shown):
-                    _stop_if_not_finite(unseen, state, cpu_batch, rescue)
+                    latest = _look_at_losses(unseen, state, cpu_batch, rescue)
                     unseen.clear()
                 if shown:
-                    step, mean = state.epoch * steps + number, _joint_mean(loss.item() * cpu_batch.n, cpu_batch.n)
+                    step, mean = state.epoch * steps + number, _joint_mean(latest * cpu_batch.n, cpu_batch.n)
                     bar.set_postfix(loss=f"{mean:.4g}", refresh=False)
                     if log is not None:
                         log.add_scalar("train/loss", mean, step)
@@ -165,12 +166,16 @@ class _Step(NamedTuple):
     info: tuple[SampleInfo, ...]
 
 
-def _stop_if_not_finite(steps: Sequence[_Step], state: TrainState, batch: Batch, rescue: Path | None) -> None:
-    """Raise at the first step whose loss is not finite; `batch` is that of the last one, and saved if it is the one."""
+def _look_at_losses(steps: Sequence[_Step], state: TrainState, batch: Batch, rescue: Path | None) -> float:
+    """The loss of the last step, by one wait for the device for all of them.
+
+    Raises:
+        DataError: at the first step whose loss is not finite; `batch`, of the last one, is saved if it is the one.
+    """
     losses = torch.stack([step.loss for step in steps]).tolist()
     first = next((index for index, loss in enumerate(losses) if not math.isfinite(loss)), None)
     if first is None:
-        return
+        return losses[-1]
     number, value, saved = steps[first].number, losses[first], ""
     if rescue is not None:
         who = f"_process_{distributed.rank()}" if distributed.world() > 1 else ""
