@@ -1,5 +1,6 @@
 """Test a trained network: restore its run, predict the test split, and write metrics, plots and exports."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from util.run import memory_advice
 
         with memory_advice(config.device, "lower --batch_size, use --precision bf16, or add --device cpu"):
-            test(config, weights)
+            words = sys.argv[1:] if argv is None else argv
+            test(config, weights, ["test_reconstruct.py", *words])
     return 0
 
 
@@ -47,8 +49,14 @@ def settle(values: dict[str, Any], typed: set[str]) -> tuple[Config, Path]:
     return config, weights
 
 
-def test(config: Config, weights: Path) -> None:
-    """Restore the network of the run folder `weights` and evaluate it on the test split of `config`."""
+def test(config: Config, weights: Path, command: Sequence[str]) -> None:
+    """Restore the network of the run folder `weights` and evaluate it on the test split of `config`.
+
+    Args:
+        config: the flags.
+        weights: the folder of the trained run.
+        command: the words of the command line, for the report.
+    """
     from data.loaders import build_test_loader
     from model.build import build_loss, choose_scan
     from model.engine import Compute, count_parameters
@@ -79,7 +87,7 @@ def test(config: Config, weights: Path) -> None:
     print(f"{checkpoint}, epoch {epoch}: {config.model}, head {config.head}, {count_parameters(model):,} parameters")
     shared = distributed.words(config.batch_size)
     print(f"test samples: {len(loader.patches)}; on {device}, precision {reason}{scan}{shared}")
-    evaluation = Evaluation(config, folder, build_loss(config), Compute(device, dtype), None)
+    evaluation = Evaluation(config, folder, build_loss(config), Compute(device, dtype), None, command)
     with reporting(lambda: loader.skipped):
         evaluation.test(model, loader, epoch)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito 2008
 _MARKERS = "os^Dv*"
 _GREY = "#666666"
+_WIDTH = 5.4  # of a single chart, inches
 
 Report = Mapping[str, Any]  # what `EvaluationMeter.summary` returned, or one of its strata
 
@@ -34,39 +35,45 @@ def plot_discard(curve: Sequence[float], folder: str | Path, split: str = "test"
     Returns:
         Both paths.
     """
-    values = np.asarray(curve, dtype=np.float64)
-    share = np.arange(1, len(values) + 1) / len(values)
-    known = np.isfinite(values)
-    figure, axes = _chart("share of images kept, the most certain first", "mean squared error, reflectance squared")
-    axes.plot(share[known], values[known], "o-", color=_COLOURS[0], markersize=4, label="sorted by predicted variance")
-    if known.any() and known[-1]:
-        axes.axhline(values[-1], color=_GREY, linestyle="--", linewidth=1, label="all images")
-    axes.set_xlim(0, 1.02)
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
+    figure = _discards({"sorted by predicted variance": curve})
     return [save_figure(figure, Path(folder) / f"plot_{split}_SE_discard{ending}") for ending in (".png", ".pdf")]
 
 
-def plot_reliability(reports: Mapping[str, Report], path: str | Path) -> Path:
+def plot_discards(curves: Mapping[str, Sequence[float]], path: str | Path, width: float = _WIDTH) -> Path:
+    """Draw the discard curves of several runs in one picture.
+
+    Args:
+        curves: name -> as from `util.calibration.discard_curve`.
+        path: .png, .pdf or .svg.
+        width: inches; letters keep their size.
+    """
+    return save_figure(_discards(curves, width), path)
+
+
+def plot_reliability(reports: Mapping[str, Report], path: str | Path, width: float = _WIDTH) -> Path:
     """Draw root mean squared error against root mean variance in bins of equal mass, for each named report.
 
     Both axes are logarithmic: a deviation that is off by a factor is as far from the diagonal wherever it lies.
 
     Args:
         reports: name -> what `EvaluationMeter.summary` returned; several lie in one picture.
-        path: .png or .pdf.
+        path: .png, .pdf or .svg.
+        width: inches; letters keep their size.
     """
-    return _single(_reliability, reports, path, lambda report: f"ENCE {report['ENCE']:.3f}")
+    return _single(_reliability, reports, path, width, lambda report: f"ENCE {report['ENCE']:.3f}")
 
 
-def plot_coverage(reports: Mapping[str, Report], path: str | Path) -> Path:
+def plot_coverage(reports: Mapping[str, Report], path: str | Path, width: float = _WIDTH) -> Path:
     """Draw the share of targets inside the central intervals against their nominal level, for each named report.
 
     Args:
         reports: name -> what `EvaluationMeter.summary` returned; several lie in one picture.
-        path: .png or .pdf.
+        path: .png, .pdf or .svg.
+        width: inches; letters keep their size.
     """
-    return _single(_coverage, reports, path, lambda report: f"90 % interval holds {100 * report['coverage 90']:.1f} %")
+    return _single(
+        _coverage, reports, path, width, lambda report: f"90 % interval holds {100 * report['coverage 90']:.1f} %"
+    )
 
 
 def plot_calibration(reports: Mapping[str, Report], path: str | Path, title: str = "") -> Path:
@@ -102,11 +109,24 @@ def plot_strata(report: Report, path: str | Path, title: str = "") -> Path:
         path: .png or .pdf.
         title: above both.
     """
+    return plot_calibration(strata_of(report), path, title)
+
+
+def strata_of(report: Report) -> dict[str, Report]:
+    """All pixels, and each stratum that has any with its share in its name: reports to be drawn beside each other."""
     strata = {name: stratum for name, stratum in report["strata"].items() if "reliability" in stratum}
     total = sum(stratum["elements"] for stratum in strata.values())
     shares = {name: stratum["elements"] / total for name, stratum in strata.items() if stratum["elements"]}
-    named = {f"{name}, {100 * share:.0f} % of all": strata[name] for name, share in shares.items()}
-    return plot_calibration({"all pixels": report, **named}, path, title)
+    return {"all pixels": report} | {
+        f"{name}, {100 * share:.0f} % of all": strata[name] for name, share in shares.items()
+    }
+
+
+def colour_table(name: str) -> npt.NDArray[np.uint8]:
+    """The 256 colours (256,3) of a colour map, such as "viridis"."""
+    from matplotlib import colormaps
+
+    return np.rint(255 * colormaps[name](np.arange(256))[:, :3]).astype(np.uint8)
 
 
 def plot_ratios(
@@ -187,6 +207,22 @@ def plot_training(log: Mapping[str, Mapping[str, Any]], path: str | Path) -> Pat
     return save_figure(figure, path)
 
 
+def _discards(curves: Mapping[str, Sequence[float]], width: float = _WIDTH) -> "Figure":
+    labels = "share of images kept, the most certain first", "mean squared error, reflectance squared"
+    figure, axes = _chart(*labels, width)
+    for index, (name, curve) in enumerate(curves.items()):
+        values = np.asarray(curve, dtype=np.float64)
+        share = np.arange(1, len(values) + 1) / len(values)
+        known = np.isfinite(values)
+        axes.plot(share[known], values[known], label=name, **_style(index))
+        if len(curves) == 1 and known.any() and known[-1]:
+            axes.axhline(values[-1], color=_GREY, linestyle="--", linewidth=1, label="all images")
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    return figure
+
+
 def _reliability(axes: "Axes", reports: Mapping[str, Report]) -> None:
     """One line for the diagonal, then one for each report."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -245,10 +281,11 @@ def _single(
     draw: "Callable[[Axes, Mapping[str, Report]], None]",
     reports: Mapping[str, Report],
     path: str | Path,
+    width: float,
     figure_of: Callable[[Report], str],
 ) -> Path:
     """One chart of named reports; its legend names each with one figure. The first line drawn is the ideal."""
-    figure = new_figure(5.4, 5.0)
+    figure = new_figure(width, width - 0.4)
     axes = _dress(figure.add_subplot())
     draw(axes, reports)
     for line, (name, report) in zip(axes.get_lines()[1:], reports.items(), strict=True):
@@ -261,8 +298,8 @@ def _legend_above(axes: "Axes") -> None:
     axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1.0), fontsize=9)
 
 
-def _chart(x_label: str, y_label: str) -> tuple["Figure", "Axes"]:
-    figure = new_figure(5.4, 4.2)
+def _chart(x_label: str, y_label: str, width: float = _WIDTH) -> tuple["Figure", "Axes"]:
+    figure = new_figure(width, 4.2 if width == _WIDTH else width - 0.4)
     axes = _dress(figure.add_subplot())
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)

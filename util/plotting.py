@@ -259,7 +259,7 @@ def new_figure(width: float, height: float) -> "Figure":
 def save_figure(figure: "Figure", path: str | Path, dpi: int = 150) -> Path:
     """Write a figure, whole or not at all; the same figure is the same file."""
     path = Path(path)
-    metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
+    metadata = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}.get(path.suffix)
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=dpi, bbox_inches="tight", pad_inches=0.06, metadata=metadata)
     return path
