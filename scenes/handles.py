@@ -15,7 +15,7 @@ from rasterio.errors import RasterioError, RasterioIOError
 from scenes.grid import Grid, Window
 from util.errors import DataError
 
-CACHE_BYTES = 256 * 2**20  # of GDAL's block cache: strips of a wide scene are decoded once, memory stays bounded
+CACHE_BYTES = 64 * 2**20  # of GDAL's block cache, which would grow to a twentieth of the machine's memory
 OPEN_FILES = 64
 _PROBES, _PROBE_PIXELS = 5, 32  # windows along each side of a scene, and their size, that the first look reads
 
@@ -63,8 +63,8 @@ def handles() -> Handles:
 
 
 def gdal_settings() -> Any:
-    """What reading and writing of scenes happens under."""
-    return rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES)
+    """What reading and writing of scenes happens under; GDAL_CACHEMAX of the environment goes first."""
+    return rasterio.Env() if "GDAL_CACHEMAX" in os.environ else rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES)
 
 
 def stamp(path: str) -> tuple[str, int, int]:
@@ -76,6 +76,11 @@ def stamp(path: str) -> tuple[str, int, int]:
     return path, found.st_mtime_ns, found.st_size
 
 
+def is_remote(path: str) -> bool:
+    """Whether GDAL is to look elsewhere than among this machine's files."""
+    return "://" in path or path.startswith("/vsi")
+
+
 def open_raster(path: str) -> Any:
     """An open rasterio data set.
 
@@ -85,7 +90,7 @@ def open_raster(path: str) -> Any:
     try:
         return rasterio.open(path)
     except RasterioIOError as error:
-        if "://" not in path and not path.startswith("/vsi") and not Path(path).is_file():
+        if not is_remote(path) and not Path(path).is_file():
             raise DataError(f"no such image: {path}") from error
         raise DataError(f"not a readable GeoTIFF: {path} ({error}); fetch it again") from error
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scenes.handles import is_remote
 from util.errors import DataError
 
 KEYS = ("optical", "radar", "date", "radar_date")
@@ -81,6 +82,6 @@ def _entry(path: Path, number: int, row: Any) -> Entry:
     if not values.get("optical"):
         raise DataError(f"{where}: no optical image; expected {', '.join(KEYS)}")
     for key in ("optical", "radar"):
-        if values.get(key) and "://" not in values[key]:
-            values[key] = os.path.join(path.parent, values[key])  # an absolute path stays
+        if values.get(key) and not is_remote(values[key]):
+            values[key] = os.path.abspath(os.path.join(path.parent, values[key]))
     return Entry(**values)

@@ -18,6 +18,7 @@ OFFSET = -1000.0  # added to the stored values of products from baseline 04.00, 
 _OFFSET_BASELINE, _OFFSET_DATE = 4.0, date(2022, 1, 25)
 _HIGHEST_STORED = np.iinfo(np.uint16).max
 _UNSCALED = 2.0  # reflectance x 10000 that nowhere exceeds this is reflectance itself
+_WIDE_STRIP = 4096  # pixels; wider rows do not stay in the cache from tile to tile
 _BASELINE = re.compile(r"_N(\d{2})(\d{2})_")
 
 
@@ -126,6 +127,9 @@ def open_optical(
         masked = _has_mask(source)
         if nodata is None and not masked:
             notes.append("no nodata value is declared: pixels at 0 in all bands count as missing")
+        strip = source.block_shapes[0][1]
+        if strip >= _WIDE_STRIP:
+            notes.append(f"stored in rows of {strip} pixels: tiled files (gdal_translate -co TILED=YES) read faster")
         image = OpticalImage(path, bands, factor, shift, nodata, masked)
         _check_values(image, source, there, notes)
         return image, grid_of(source), notes

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from data.geotiff import acquisition_date, check_image, days_since_origin
 from data.images import open_images
 from data.mosaics import Mosaic, lay_out, read_native
 from data.series_index import LAYOUT, index_series
+from scenes.dates import labels_of
 from scenes.grid import Grid, Window
 from util.errors import DataError, UsageError
 
@@ -107,12 +109,13 @@ class Region:
     notes: tuple[str, ...]
 
 
-def open_region(folder: str, numbers: Sequence[int] = ()) -> Region:
+def open_region(folder: str, numbers: Sequence[int] = (), wanted: Sequence[date] = ()) -> Region:
     """A region's patches, put together on their grid.
 
     Args:
         folder: ROOT/ROIs1868/73, in which S1 and S2 hold folders 0 to 29; or the same within a pack.
         numbers: which of the dates, 0 to 29; none stands for all.
+        wanted: which of these by day; none stands for all.
 
     Raises:
         DataError: if it is no such folder, or its patches do not make a scene.
@@ -140,11 +143,16 @@ def open_region(folder: str, numbers: Sequence[int] = ()) -> Region:
     dates = []
     for number in sorted(set(numbers)) or range(N_DATES):
         optical, radar = (tuple(paths[sensor][number] for paths in patches) for sensor in ("S2", "S1"))
-        days = [days_since_origin(acquisition_date(paths[0])) for paths in (optical, radar)]
+        day, radar_day = (days_since_origin(acquisition_date(paths[0])) for paths in (optical, radar))
         if {acquisition_date(path) for path in optical} != {acquisition_date(optical[0])}:
             notes.append(f"patches of image {number} are of several days; that of the first one counts")
-        dates.append((days[0], number, days[1], OpticalPatches(layout, optical), RadarPatches(layout, radar)))
-    dates.sort(key=lambda entry: entry[:2])
+        dates.append((day, number, radar_day, OpticalPatches(layout, optical), RadarPatches(layout, radar)))
+    days = [days_since_origin(day) for day in wanted]
+    absent = set(days) - {entry[0] for entry in dates}
+    if absent:
+        known = ", ".join(labels_of(sorted({entry[0] for entry in dates})))
+        raise DataError(f"{roi} has no image of {labels_of([min(absent)])[0]}; it has {known}")
+    dates = sorted((entry for entry in dates if not days or entry[0] in days), key=lambda entry: entry[:2])
     return Region(
         _grid(mosaic),
         tuple(entry[3] for entry in dates),

@@ -13,7 +13,7 @@ from data.constants import N_S1, N_S2
 from data.geotiff import days_since_origin, optical_to_unit, sar_to_unit
 from scenes.dates import find_date, labels_of, parse_date
 from scenes.grid import Grid, Window
-from scenes.handles import gdal_settings, handles, open_raster
+from scenes.handles import gdal_settings, handles, is_remote, open_raster
 from scenes.listing import Entry, read_listing
 from scenes.optical import OpticalImage, open_optical
 from scenes.patches import open_region
@@ -92,6 +92,12 @@ class SceneSeries:
         """A name for each date: 2018-06-21; the second image of a day is "2018-06-21 (2)"."""
         return labels_of(self.days)
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All files, absolute, optical first."""
+        optical = [path for image in self.optical for path in image.paths]
+        return (*optical, *(path for image in self.radar for path in image.paths))
+
     def read(self, window: Window) -> Pixels:
         """The pixels of a window, of all dates.
 
@@ -117,8 +123,7 @@ class SceneSeries:
 
     def close(self) -> None:
         """Close this process's files; reading opens them again."""
-        optical = [path for image in self.optical for path in image.paths]
-        handles().close([*optical, *(path for image in self.radar for path in image.paths)])
+        handles().close(self.paths)
 
     def __enter__(self) -> "SceneSeries":
         return self
@@ -148,11 +153,12 @@ def open_series(
         optical: Sentinel-2 GeoTIFFs of all dates on one grid, in any order; see `scenes.optical.open_optical`.
         radar: Sentinel-1 GeoTIFFs in dB, any number on any grid: each optical date gets the nearest; see
             `scenes.radar.open_radar`.
-        dates: of `optical`, like 2018-06-21; None takes them from tags or names, `scenes.dates.find_date`.
+        dates: of `optical`, like 2018-06-21; None takes them from tags or names, `scenes.dates.find_date`. With
+            `folder` those of its dates that are wanted.
         radar_dates: of `radar`.
         listing: a CSV or JSON file in place of all these, see `scenes.listing.read_listing`.
         folder: a region of SEN12MS-CR-TS in place of all these, see `scenes.patches.open_region`.
-        numbers: which of its 30 dates; none stands for all.
+        numbers: the same by image number, 0 to 29; none stands for all.
         offset: of the optical values: "auto", "none" or a number.
         scale: reflectance for each stored optical unit; None takes what files declare, else 1e-4.
         radar_units: "db", or "power" for linear power.
@@ -162,13 +168,13 @@ def open_series(
         UsageError: if arguments contradict each other.
     """
     if sum(map(bool, (optical, listing, folder))) != 1:
-        raise UsageError("expected one of --optical, --listing and --folder, to name the images of a scene")
-    if (listing or folder) and (radar or dates or radar_dates):
+        raise UsageError("expected one of --optical, --list and --folder, to name the images of a scene")
+    if (listing or folder) and (radar or radar_dates or (dates and listing)):
         raise UsageError("--sar, --dates and --sar_dates go with --optical; a list or a folder names its own")
     if numbers and not folder:
         raise UsageError("--numbers chooses among the 30 dates of --folder; there is none")
     if folder:
-        region = open_region(folder, numbers)
+        region = open_region(folder, numbers, [parse_date(text, "--dates") for text in dates or ()])
         return SceneSeries(
             region.grid, region.days, region.radar_days, region.optical, region.radar, region.nodata, region.notes
         )
@@ -185,7 +191,8 @@ def open_series(
 def _with_dates(flag: str, paths: Sequence[str], dates: Sequence[str] | None) -> list[tuple[str, str]]:
     if dates is not None and len(dates) != len(paths):
         raise UsageError(f"{len(paths)} images of {flag}, but {len(dates)} dates; give one for each")
-    return list(zip(paths, dates if dates is not None else [""] * len(paths), strict=True))
+    places = [path if is_remote(path) else os.path.abspath(path) for path in paths]
+    return list(zip(places, dates if dates is not None else [""] * len(paths), strict=True))
 
 
 def _entries(optical: Sequence[str], dates: Sequence[str] | None) -> list[Entry]:
