@@ -4,12 +4,15 @@ import multiprocessing
 import os
 import warnings
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data.constants import DETECTORS, N_S2, REFLECTANCE_SCALE
 from data.forest import Forest
+
+if TYPE_CHECKING:
+    from data.forest_tensor import TensorForest
 
 _MASK_SETTINGS: dict[str, Any] = {"threshold": 0.4, "average_over": 4, "dilation_size": 2, "all_bands": True}
 _MAP_SETTINGS: dict[str, Any] = {"zero_below": 0.5, "sigma": 2, "all_bands": True}
@@ -33,12 +36,13 @@ def is_binary(detector: str) -> bool:
     return detector != "s2cloudless_map"
 
 
-def detect_clouds(image: np.ndarray, detector: str | None) -> np.ndarray:
+def detect_clouds(image: np.ndarray, detector: str | None, device: str = "cpu") -> np.ndarray:
     """Where an image is clouded.
 
     Args:
         image: (13, H, W), raw values (reflectance x 10000), before any rescaling; NaN counts as 0.
         detector: "s2cloudless_mask", "s2cloudless_map" or "cloud_cloudshadow_mask".
+        device: where s2cloudless's trees are evaluated, "cpu" or a GPU as torch names it; the outcome is the same.
 
     Returns:
         float32 (H, W): 0 clear, 1 clouded; s2cloudless_map also gives values between. Its mean is the coverage.
@@ -60,7 +64,7 @@ def detect_clouds(image: np.ndarray, detector: str | None) -> np.ndarray:
         return np.ones(image.shape[1:], np.float32)
     if detector == "cloud_cloudshadow_mask":
         return _threshold_rules(clipped, settings["threshold"])
-    probability = _probability(clipped)
+    probability = _probability(clipped, device)
     if detector == "s2cloudless_mask":
         return _s2cloudless().get_mask_from_prob(probability[None])[0].astype(np.float32)
     from scipy.ndimage import gaussian_filter
@@ -70,9 +74,9 @@ def detect_clouds(image: np.ndarray, detector: str | None) -> np.ndarray:
     return smooth.astype(np.float32)
 
 
-def _probability(clipped: np.ndarray) -> np.ndarray:
+def _probability(clipped: np.ndarray, device: str = "cpu") -> np.ndarray:
     """s2cloudless's probability of cloud, float32 (H, W), of an image (13, H, W) within [0, 10000]."""
-    forest = _forest()
+    forest = _forest(device)
     if forest is None:
         return slow_probability(clipped)
     from s2cloudless.utils import MODEL_BAND_IDS
@@ -102,13 +106,13 @@ def _s2cloudless() -> Any:
     return S2PixelCloudDetector(**_MASK_SETTINGS)
 
 
-@lru_cache(maxsize=1)
-def _forest() -> Forest | None:
+@lru_cache(maxsize=2)
+def _forest(device: str = "cpu") -> "Forest | TensorForest | None":
     """The detector's trees in a form that is evaluated faster; None where it is not to be had, with a warning."""
     booster = _s2cloudless().classifier.classifier
     try:
-        forest = Forest.from_text(booster.model_to_string())
-        probe = forest.probe()
+        trees = Forest.from_text(booster.model_to_string())
+        forest, probe = trees if device == "cpu" else _on_device(trees, device), trees.probe()
         ours = forest.raw_scores(probe)
     except (ImportError, RuntimeError, ValueError) as error:  # numba says RuntimeError where it can store nothing
         warnings.warn(f"cloud detection takes the slow way, with the same outcome: {error}", stacklevel=2)
@@ -117,6 +121,12 @@ def _forest() -> Forest | None:
         warnings.warn("cloud detection takes the slow way: the fast one does not equal LightGBM here", stacklevel=2)
         return None
     return forest
+
+
+def _on_device(trees: Forest, device: str) -> "TensorForest":
+    from data.forest_tensor import TensorForest
+
+    return TensorForest(trees, device)
 
 
 def _threads() -> int:

@@ -2,13 +2,14 @@
 
 Not run on a GPU yet: neither its speed there nor equality to the bit is known. On a CPU the sums equal LightGBM's to
 the bit, but it takes several times as long as LightGBM, and `data.forest` takes a small part of that time.
+`python -m util.pre_compute_data_samples --device cuda` takes this way, if a probe equals LightGBM there;
 `benchmarks.cloud_masks --device cuda` compares and times it where there is a GPU.
 """
 
 import numpy as np
 import torch
 
-from data.forest import Forest
+from data.forest import Forest, rounded_sigmoid
 
 
 class TensorForest:
@@ -45,6 +46,10 @@ class TensorForest:
         """As `Forest.raw_scores`: float32 or float64 (features, N) to float64 (N,)."""
         values = self._tensor(columns).to(torch.float64)
         return np.concatenate([self._sums(part).cpu().numpy() for part in values.split(self._chunk, dim=1)])
+
+    def probabilities(self, columns: np.ndarray, threads: int = 1) -> np.ndarray:
+        """As `Forest.probabilities`; `threads` is without meaning here."""
+        return rounded_sigmoid(self.raw_scores(columns))
 
     def _sums(self, values: torch.Tensor) -> torch.Tensor:
         bins = torch.searchsorted(self._edges, values.contiguous()).to(torch.uint8)  # edges below the value

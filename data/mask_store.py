@@ -46,6 +46,7 @@ class MaskStore:
         read_only: compute what is missing, but write nothing.
         imported: coverages that win over stored ones.
         must_store: raise if a record cannot be written, instead of going on without storing, with a warning.
+        device: where clouds are detected, see `data.cloud_masks.detect_clouds`.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class MaskStore:
         *,
         imported: ImportedCoverage | None = None,
         must_store: bool = False,
+        device: str = "cpu",
     ) -> None:
         self.detector, self.read_only, self.imported, self.must_store = detector, read_only, imported, must_store
+        self.device = device
         self.path = None if path is None else Path(path)
         self._settings = {**detector_settings(detector), "format": _FORMAT}
         digest = hashlib.sha256(json.dumps(self._settings, sort_keys=True).encode()).hexdigest()[:8]
@@ -202,7 +205,8 @@ class MaskStore:
 
     def _computed(self, root: Path, rel_path: str, image: np.ndarray | None) -> Entry:
         images = open_images(root)
-        mask = detect_clouds(images.read(rel_path, N_S2)[0] if image is None else image, self.detector)
+        raw = images.read(rel_path, N_S2)[0] if image is None else image
+        mask = detect_clouds(raw, self.detector, self.device)
         entry = Entry(float(mask.mean(dtype=np.float64)), mask, images.file_bytes(rel_path))
         if self.imported is not None:
             self._compare(root / rel_path, float(self.imported.lookup([rel_path])[0]), entry.coverage)

@@ -138,6 +138,7 @@ def test_import_of_other_data(root, tmp_path, capsys):
         (["--shard", "0/3"], 2, "--shard takes i/n with i from 1 to n"),
         (["--shard", "half"], 2, "not 'half'"),
         (["--dataset", MONO, "--region", "europa"], 2, "not divided into regions"),
+        (["--device", "gpu"], 2, "--device takes cuda, cuda:N or cpu, got 'gpu'"),
         (["--split", "val"], 1, "no optical images of SEN12MS-CR-TS, split val, region all, in"),
         (["--root", "/nowhere"], 1, "no such folder: /nowhere"),
         (["--root", str(HERE / "tests")], 1, "neither SEN12MS-CR-TS .* nor SEN12MS-CR"),

@@ -4,11 +4,13 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from data import cloud_masks
 from data.cloud_masks import detect_clouds, detector_settings, slow_probability
 from data.constants import DETECTORS
 from data.forest import Forest
+from data.forest_tensor import TensorForest
 from data.geotiff import read_bands
 from util.detect_cloudshadow import get_cloud_mask, get_shadow_mask
 
@@ -115,6 +117,16 @@ def test_a_fast_way_that_differs_in_one_digit_is_not_taken(made_up, monkeypatch)
     with pytest.warns(UserWarning, match="slow way: the fast one does not equal LightGBM"):
         mask = detect_clouds(made_up["image"], "s2cloudless_mask")
     np.testing.assert_array_equal(mask, made_up["s2cloudless_mask"])
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("device", ["cpu:0", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_trees_as_tensor_operations_give_the_same(made_up, device):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    mask = detect_clouds(made_up["image"], "s2cloudless_mask", device)  # "cpu:0" takes the way of a GPU
+    np.testing.assert_array_equal(mask, made_up["s2cloudless_mask"])
+    assert isinstance(cloud_masks._forest(device), TensorForest)
 
 
 def test_threshold_rules_one_by_one(made_up):

@@ -77,10 +77,14 @@ def _compute(args: argparse.Namespace, series: list[tuple[str, ...]]) -> int | N
 
     from data.mask_store import MaskStore
 
+    if args.device != "cpu":
+        from util.run import choose_device
+
+        choose_device(args.device)
     store = MaskStore(args.out, args.detector, must_store=True)
     todo = [images for images in tqdm(series, desc="looking", unit="patch") if store.missing(args.root, images)]
     print(f"{len(series)} patches, {len(series) - len(todo)} of them stored already in {store.folder(args.root)}")
-    fill = partial(_fill, args.root, args.out, args.detector)
+    fill = partial(_fill, args.root, args.out, args.detector, args.device)
     outcomes: Iterable[str] = map(fill, todo) if args.workers <= 1 else in_processes(fill, todo, args.workers)
     bad = [problem for problem in tqdm(outcomes, desc=args.detector, total=len(todo), unit="patch") if problem]
     print(f"{len(todo) - len(bad)} patches computed")
@@ -90,11 +94,11 @@ def _compute(args: argparse.Namespace, series: list[tuple[str, ...]]) -> int | N
     return 0
 
 
-def _fill(root: Path, out: Path, detector: str, images: tuple[str, ...]) -> str:
+def _fill(root: Path, out: Path, detector: str, device: str, images: tuple[str, ...]) -> str:
     """Store the masks of one series; the reason why not, or nothing."""
     from data.mask_store import MaskStore, StoreWriteError
 
-    store = MaskStore(out, detector, must_store=True)
+    store = MaskStore(out, detector, must_store=True, device=device)
     try:
         store.masks(root, images)
     except StoreWriteError:  # no use in going on
@@ -149,6 +153,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", choices=SPLITS, default="all")
     parser.add_argument("--region", choices=REGIONS, default="all")
     parser.add_argument("--workers", type=_workers, default=1, help="processes, one thread each; auto: one per core")
+    parser.add_argument(
+        "--device", default="cpu", help="cpu (default), cuda, cuda:N: where s2cloudless's trees are evaluated"
+    )
     parser.add_argument("--shard", default="1/1", metavar="i/n", help="do the i-th of n parts, i from 1 to n")
     parser.add_argument(
         "--import", dest="import_file", type=Path, metavar="FILE.npy",
