@@ -60,7 +60,8 @@ class RadarImage:
 
         On another grid each pixel is interpolated bilinearly between the values as they are stored: decibels stay
         decibels, as in published data sets, and linear power is interpolated before decibels are made of it. Places
-        are calculated for each pixel exactly, so that windows give what the whole would (GDAL's own shortcut is up to an eighth of a pixel off).
+        are calculated for each pixel exactly, so that windows give what the whole would; GDAL's own
+        shortcut is up to an eighth of a pixel off.
 
         Raises:
             DataError: if the file is damaged.
