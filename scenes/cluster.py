@@ -1,0 +1,143 @@
+"""Tiles on a Dask cluster: one that runs already, or one of processes on this machine.
+
+A task is a batch of tiles, see `scenes.prediction`; it leaves files in a folder that this process and all workers
+share. When a worker dies its tasks are done again by others, and what it had half written is no file at all. Only some
+tasks are handed over at a time, so that a large scene fills neither the scheduler nor the disk.
+"""
+
+import logging
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scenes.prediction import Job, predict_batch
+from util.errors import DataError
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+AHEAD = 2  # tasks handed over for each thread of the cluster: one runs, one waits
+FAILURES = 5  # deaths of workers that one task survives
+PATIENCE = 30  # seconds to wait for a scheduler and its first worker
+
+
+@contextmanager
+def local_cluster(workers: int) -> Iterator[str]:
+    """A cluster of processes on this machine, which listens on the loopback device only and has no dashboard.
+
+    Args:
+        workers: processes, of one thread each as Dask sees them.
+
+    Yields:
+        The address of its scheduler.
+    """
+    import dask
+    from distributed import LocalCluster
+
+    quiet = {
+        "distributed.scheduler.allowed-failures": FAILURES,
+        "distributed.worker.memory.terminate": False,  # the limit is the machine's, not a share of it for each worker
+        "distributed.worker.memory.pause": False,
+    }
+    with (
+        dask.config.set(quiet),
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address=None,
+            memory_limit=0,
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+    ):
+        yield cluster.scheduler_address
+
+
+def on_cluster(address: str, job: Job, batches: Sequence[range]) -> Generator[range, None, None]:
+    """Predict batches on a cluster's workers; one that has died is no error while others go on.
+
+    Args:
+        address: of the scheduler, such as tcp://10.0.0.1:8786.
+        job: what to predict; its folder of tiles must be the same for the workers.
+        batches: numbers of tiles.
+
+    Yields:
+        Each batch when it is done, in any order.
+
+    Raises:
+        DataError: if there is no such cluster, its workers do not share the folder, or a task fails.
+    """
+    from concurrent.futures import CancelledError
+
+    from distributed import Client
+    from distributed.scheduler import KilledWorker
+
+    try:
+        client = Client(address, timeout=PATIENCE, set_as_default=False)
+    except (OSError, ValueError) as error:  # a timeout is an OSError
+        raise DataError(f"--scheduler {address}: no Dask scheduler answers there ({_first_line(error)})") from error
+    with client:
+        _check_workers(client, address, job)
+        try:
+            yield from _bounded(client, job, batches)
+        except KilledWorker as error:
+            raise DataError(
+                "workers died again and again over the same tiles (memory?); use fewer --workers, a smaller --tile or "
+                "--batch_size, and run again to go on"
+            ) from error
+        except CancelledError as error:
+            raise DataError(f"the scheduler {address} was lost; run again to go on") from error
+
+
+def _bounded(client: "Client", job: Job, batches: Sequence[range]) -> Iterator[range]:
+    """Hand over a few batches, and another one for each that is done; what is under way is cancelled at the end."""
+    from distributed import as_completed
+
+    coming = iter(batches)
+    under_way: dict[Future, range] = {}
+
+    def submit(batch: range) -> "Future":
+        future = client.submit(predict_batch, job, batch, pure=False)
+        under_way[future] = batch
+        return future
+
+    try:
+        done = as_completed([submit(batch) for batch in islice(coming, AHEAD * sum(client.nthreads().values()))])
+        for future in done:
+            future.result()
+            batch = under_way.pop(future)
+            following = next(coming, None)
+            if following is not None:
+                done.add(submit(following))
+            yield batch
+    finally:
+        client.cancel(list(under_way), force=True)
+
+
+def _check_workers(client: "Client", address: str, job: Job) -> None:
+    """Raise a DataError unless there are workers which know this project and see the folder of tiles."""
+    try:
+        client.wait_for_workers(1, timeout=PATIENCE)
+    except TimeoutError as error:
+        raise DataError(f"the scheduler {address} has no worker; start some with: dask worker {address}") from error
+    try:
+        seen = client.run(_sees, job.spool)
+    except ImportError as error:
+        raise DataError(
+            f"the workers of {address} cannot import this project ({error}); start them in its folder, "
+            "with the same environment"
+        ) from error
+    blind = [worker for worker, sees in seen.items() if not sees]
+    if blind:
+        raise DataError(f"the worker {blind[0]} does not see {job.spool}; --out must be a folder that all share")
+
+
+def _sees(folder: str) -> bool:
+    return Path(folder).is_dir()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
