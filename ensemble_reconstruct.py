@@ -1,15 +1,19 @@
 """Combine several tested models into one: mixture moments of their exports, metrics, plots and exports."""
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from util.ensemble import UNCERTAINTIES, Fields, Members, mix, read_inputs, read_target
 from util.errors import DataError, UsageError, run_command
+
+if TYPE_CHECKING:
+    from report.records import SampleRecord
 
 Image = npt.NDArray[np.float32]
 
@@ -57,17 +61,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     from util.run import memory_advice
 
     with memory_advice(args.device, "samples are mixed one by one; use --device cpu, or a machine with more memory"):
-        ensemble(args, members, out)
+        ensemble(args, members, out, sys.argv[1:] if argv is None else argv)
     return 0
 
 
-def ensemble(args: argparse.Namespace, members: Members, out: Path) -> None:
-    """Evaluate, plot and export the mixture of all samples, and say where everything is."""
+def ensemble(args: argparse.Namespace, members: Members, out: Path, words: Sequence[str]) -> None:
+    """Evaluate, plot and export the mixture of all samples, report on it, and say where everything is.
+
+    Args:
+        args: the flags.
+        members: the exports.
+        out: where everything goes.
+        words: of the command line, for the report.
+    """
+    from report.ensembles import report_ensemble
+    from report.records import FILE, SampleRecord, write_records
+    from report.tested import report_or_say_why
     from util.atomic import write_json
     from util.charts import plot_coverage, plot_discard, plot_reliability
 
-    report, table = evaluate(args, members, out)
+    records: list[SampleRecord] = []
+    report, table = evaluate(args, members, out, records)
     write_json(out / "test_metrics.json", report)
+    write_records(out / FILE, records)
     plots = plot_discard(report["discard curve SE"], out)
     plots.append(plot_reliability({"ensemble": report}, out / "plot_test_reliability.png"))
     plots.append(plot_coverage({"ensemble": report}, out / "plot_test_coverage.png"))
@@ -76,10 +92,20 @@ def ensemble(args: argparse.Namespace, members: Members, out: Path) -> None:
         print(f"pictures of samples: {out / 'plots'}")
     if args.export_every > 0:
         print(f"exports: {out / 'export'}")
+    command = ["ensemble_reconstruct.py", *words]
+    report_or_say_why(lambda: report_ensemble(out, members, vars(args), report, records, command))
 
 
-def evaluate(args: argparse.Namespace, members: Members, out: Path) -> tuple[dict[str, Any], str]:
+def evaluate(
+    args: argparse.Namespace, members: Members, out: Path, records: "list[SampleRecord]"
+) -> tuple[dict[str, Any], str]:
     """Mix and measure every sample; plots and exports are written on the way.
+
+    Args:
+        args: the flags.
+        members: the exports.
+        out: where plots and exports go.
+        records: receives that of each sample.
 
     Returns:
         What the metrics file tells, and a table of the ensemble beside its members.
@@ -88,6 +114,8 @@ def evaluate(args: argparse.Namespace, members: Members, out: Path) -> tuple[dic
     from tqdm import tqdm
 
     from model.predictions import Gaussian
+    from report.records import record_of
+    from util.bands import BandMeter
     from util.baselines import ComparisonTable
     from util.export import ExportWriter
     from util.image_metrics import Reference
@@ -97,6 +125,7 @@ def evaluate(args: argparse.Namespace, members: Members, out: Path) -> tuple[dic
 
     device = choose_device(args.device)
     meter, table, splits = EvaluationMeter(has_variance=True), ComparisonTable(), []
+    bands = BandMeter()
 
     def tensor(image: Image) -> torch.Tensor:
         return torch.from_numpy(np.array(image, dtype=np.float32)).to(device)[None, None]  # (1,1,13,H,W)
@@ -111,7 +140,10 @@ def evaluate(args: argparse.Namespace, members: Members, out: Path) -> tuple[dic
             prediction = Gaussian(tensor(mixture.mean), tensor(mixture.variance(args.uncertainty)))
             coverage = torch.tensor([info["coverage"]]) if info.get("coverage") else None
             reference = Reference(target)
-            table.add("ensemble", meter.add(reference, prediction), coverage)
+            rows = meter.add(reference, prediction)
+            bands.add(target, prediction.mean, prediction.total)
+            records.append(record_of(sample_id, info, rows[0]))
+            table.add("ensemble", rows, coverage)
             for position, member in zip(members.present(sample_id), fields, strict=True):
                 table.add(members.names[position], reference.metrics(tensor(member["pred"])), coverage)
             if mixture.member_split:
@@ -126,6 +158,7 @@ def evaluate(args: argparse.Namespace, members: Members, out: Path) -> tuple[dic
         "distribution": "normal, with the mixture's mean and the variance that --uncertainty names",
         "missing predictions": len(members.missing),
         **meter.summary(),
+        "bands": bands.summary(),
     }
     if splits:
         report["member split"] = dict(zip(("aleatoric", "epistemic"), np.mean(splits, axis=0).tolist(), strict=True))

@@ -33,6 +33,7 @@ class Group:
     title: str
     pictures: tuple[Picture, ...]
     note: str = ""  # what is missing, or how to read it
+    wide: bool = False  # a row of its own
 
 
 @dataclass(frozen=True)
@@ -122,23 +123,28 @@ def _card(case: Case, end: float, missing: Missing) -> Card:
     target = _photo(case.target, "Target", record.target_date, "target", small, "the true clear image")
     predictions = []
     groups = []
+    alone = len(case.outputs) == 1
     for name, output in case.outputs.items():
-        alone = len(case.outputs) == 1
-        words = "Prediction" if alone else f"Prediction of {name}"
         note = f"PSNR {_psnr(case.rmse[name])} dB" if alone else f"RMSE {case.rmse[name]:.4f}"
-        predictions.append(_photo(output.mean, words, note, f"prediction {name}", small, "reconstructed"))
+        key, words = f"prediction {name}", "reconstructed" if alone else "prediction"
+        predictions.append(_photo(output.mean, "Prediction" if alone else name, note, key, small, words))
         maps = tuple(_map(case, words, image, end, "" if alone else name) for words, image in _maps(case, output))
         title_of = "Error and stated uncertainty" if output.total is not None else "Error"
-        said = missing.variance if output.total is None else _split_note(output)
+        said = missing.variance if output.total is None else _split_note(output) if alone else ""
         groups.append(Group(title_of if alone else f"{name}: {title_of.lower()}", maps, said))
     inputs, hidden = _inputs(case, small)
-    series = [Group("Inputs", inputs, hidden or ("" if inputs else missing.inputs))]
+    series = [Group("Inputs", inputs, hidden or ("" if inputs else case.no_inputs or missing.inputs))]
     radar = _radar(case, small)
     series.append(Group("Radar of the same dates, VV", radar, "" if radar else missing.radar))
-    results = [Group("Result", (*predictions, target)), *groups]
+    title_of = "Result" if alone else "Predictions and target"
+    results = [Group(title_of, (*predictions, target), wide=not alone), *groups]
     choices = (*predictions, target, *inputs)
-    left = inputs[_most_clouded(case)] if inputs else predictions[0]
-    slider = Slider(left, predictions[0] if inputs else target, choices)
+    if not alone:
+        slider = Slider(predictions[0], predictions[1], choices)
+    elif inputs:
+        slider = Slider(inputs[_most_clouded(case)], predictions[0], choices)
+    else:
+        slider = Slider(predictions[0], target, choices)
     return Card(case.label, title, _figures(case), slider, tuple(series), tuple(results), _sentence(case))
 
 

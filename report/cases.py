@@ -10,6 +10,7 @@ import numpy.typing as npt
 from data.constants import N_S1, SAR_RANGE_DB
 from report.records import SampleRecord
 from util.ensemble import read_inputs
+from util.errors import DataError
 from util.export import NIG_FIELDS
 
 Image = npt.NDArray[np.float32]
@@ -38,6 +39,7 @@ class Case:
         outputs: by the name of the network.
         rmse: of each output on this sample, for captions.
         baseline: the best trivial reconstruction of this sample and its RMSE, if known.
+        no_inputs: why there are no inputs, if that is known.
     """
 
     label: str
@@ -48,6 +50,7 @@ class Case:
     outputs: Mapping[str, Output]
     rmse: Mapping[str, float]
     baseline: tuple[str, float] | None = None
+    no_inputs: str = ""
 
 
 def decibels(radar: Image) -> Image:
@@ -68,7 +71,7 @@ def output_of(fields: Mapping[str, Image]) -> Output:
     return Output(mean, aleatoric, epistemic, aleatoric + epistemic if total is None else np.array(total))
 
 
-def read_series(info: Mapping[str, Any], root: str) -> tuple[Image | None, Image | None]:
+def read_series(info: Mapping[str, Any], root: str) -> tuple[Image | None, Image | None, str]:
     """Optical inputs (T,13,H,W) and VV in dB (T,H,W) of an exported sample.
 
     Args:
@@ -76,12 +79,17 @@ def read_series(info: Mapping[str, Any], root: str) -> tuple[Image | None, Image
         root: the data set; empty if it is not at hand.
 
     Returns:
-        None for what cannot be read: no root, no paths in the manifest, no radar among them.
-
-    Raises:
-        DataError: if a file is missing or broken.
+        Both, None for what cannot be read, and why the inputs cannot be: no root, no paths in the manifest, files that
+        are missing or broken. A page does without them.
     """
-    return read_inputs(info, root), read_radar(info.get("sar_paths"), root)
+    if not root:
+        return None, None, "Name the data set by --root to see the inputs."
+    try:
+        inputs = read_inputs(info, root)
+        reason = "" if inputs is not None else "The exports do not tell which files the inputs are."
+        return inputs, read_radar(info.get("sar_paths"), root), reason
+    except DataError as error:
+        return None, None, f"The inputs cannot be read: {error}"
 
 
 def read_radar(paths: Sequence[str] | None, root: str) -> Image | None:

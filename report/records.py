@@ -14,7 +14,6 @@ from util.errors import DataError
 from util.metrics import IMAGE_METRICS
 
 FILE = "test_samples.json"
-BEST, MEDIAN, WORST, ONLY = "best", "median", "worst", "only sample"
 
 
 @dataclass(frozen=True)
@@ -102,11 +101,14 @@ def read_records(path: Path) -> list[SampleRecord]:
 
 
 def choose(records: Sequence[SampleRecord]) -> list[tuple[str, SampleRecord]]:
-    """The samples to show: best, median and worst by RMSE, each with that word; fewer where there are fewer.
+    """The samples to show: best, median and worst by RMSE, each with these words; fewer where there are fewer.
 
     Samples whose RMSE is not finite come last; of equal ones the first is the better.
     """
+    of = f"of {len(records):,}"
     ordered = sorted(records, key=lambda record: (not math.isfinite(record.rmse), record.rmse, record.id))
     if len(ordered) < 3:
-        return list(zip((ONLY,) if len(ordered) == 1 else (BEST, WORST), ordered, strict=False))
-    return [(BEST, ordered[0]), (MEDIAN, ordered[(len(ordered) - 1) // 2]), (WORST, ordered[-1])]
+        words = ("the only sample",) if len(ordered) == 1 else (f"best {of}", f"worst {of}")
+        return list(zip(words, ordered, strict=False))
+    middle = ordered[(len(ordered) - 1) // 2]
+    return [(f"best {of}", ordered[0]), (f"median {of}", middle), (f"worst {of}", ordered[-1])]

@@ -35,6 +35,7 @@ _BAND_NAMES = {
 }
 
 Metrics = Mapping[str, Any]
+UNKNOWN = "\N{EN DASH}"
 NARROW = "\N{NO-BREAK SPACE}"
 
 
@@ -78,7 +79,7 @@ class Table:
 def number(name: str, value: float) -> str:
     """A figure as people read it, by the name of its metric."""
     if not math.isfinite(value):
-        return "not defined" if math.isnan(value) else "infinite"
+        return UNKNOWN if math.isnan(value) else "infinite"
     if name.startswith("coverage"):
         return f"{100 * value:.1f}{NARROW}%"
     text = f"{value:.{ {'PSNR': 2, 'SAM': 2, 'NLL': 3, 'ENCE': 3, 'AUSE': 3}.get(name, 4) }f}"
@@ -96,7 +97,7 @@ def methods(comparison: Mapping[str, Mapping[str, Metrics]], networks: Sequence[
     if not group:
         return None
     columns = tuple(Column(name, _BETTER.get(name, LOWER)) for name in IMAGE_METRICS)
-    cells = _ranked({name: {key: entry.get(key, math.nan) for key in IMAGE_METRICS} for name, entry in group.items()})
+    cells = ranked({name: {key: entry.get(key, math.nan) for key in IMAGE_METRICS} for name, entry in group.items()})
     rows = tuple(Row(name, cells[name], BASELINES.get(name, ""), name in networks) for name in group)
     return Table("All samples: means over images", "method", columns, rows)
 
@@ -110,7 +111,7 @@ def by_cover(comparison: Mapping[str, Mapping[str, Metrics]]) -> Table | None:
     rows = []
     for title, group in groups.items():
         figures = {name: {"PSNR": group[name]["PSNR"]} if name in group else {} for name in names}
-        cells = _ranked(figures)
+        cells = ranked(figures)
         images = max(entry["images"] for entry in group.values())
         words = f"{images} sample" + ("" if images == 1 else "s")
         shown = "every input clouded by 30 % or more" if title == EVERY_CLOUDED else title
@@ -139,8 +140,7 @@ def by_stratum(runs: Mapping[str, Metrics]) -> Table | None:
     for name, of in everything.items():
         figures = next(iter(of.values()))
         if name == "all pixels":  # the RMSE of a metrics file is a mean over images; here pixels count
-            pixel_rmse, pixel_mae = _pooled(list(metrics["strata"].values()))
-            figures = {**figures, "RMSE": pixel_rmse, "MAE": pixel_mae}
+            figures = {**figures, **_pooled(metrics)}
         share = figures.get("elements", 0) / total if total and name != "all pixels" else math.nan
         note = "" if math.isnan(share) else f"{100 * share:.0f} % of pixels"
         rows.append(Row(name, tuple(Cell(number(key, figures.get(key, math.nan))) for key in keys), note))
@@ -148,14 +148,16 @@ def by_stratum(runs: Mapping[str, Metrics]) -> Table | None:
     return Table("By the cloudiness of the pixel: over all pixels and bands", "pixels", columns, tuple(rows))
 
 
-def _pooled(strata: Sequence[Metrics]) -> tuple[float, float]:
-    """RMSE and MAE over the pixels of all strata."""
-    total = sum(stratum.get("elements", 0) for stratum in strata)
-    known = [stratum for stratum in strata if stratum.get("elements", 0)]
-    if not total or not known:
-        return math.nan, math.nan
-    square = sum(stratum["elements"] * stratum["RMSE"] ** 2 for stratum in known) / total
-    return square**0.5, sum(stratum["elements"] * stratum["MAE"] for stratum in known) / total
+def _pooled(metrics: Metrics) -> dict[str, float]:
+    """RMSE and MAE over all pixels and bands, from those of bands or of strata."""
+    parts = [(1, of["RMSE"], of["MAE"]) for of in metrics.get("bands", {}).values()] or [
+        (of["elements"], of["RMSE"], of["MAE"]) for of in metrics.get("strata", {}).values() if of.get("elements")
+    ]
+    total = sum(share for share, _, _ in parts)
+    if not total:
+        return {"RMSE": math.nan, "MAE": math.nan}
+    square = sum(share * rmse**2 for share, rmse, _ in parts) / total
+    return {"RMSE": square**0.5, "MAE": sum(share * mae for share, _, mae in parts) / total}
 
 
 def _several_strata(everything: Mapping[str, Mapping[str, Metrics]], runs: Sequence[str]) -> Table:
@@ -165,10 +167,10 @@ def _several_strata(everything: Mapping[str, Mapping[str, Metrics]], runs: Seque
         for key in ("RMSE", "coverage 90"):
             values = {run: figures.get(run, {}).get(key, math.nan) for run in runs}
             if name == "all pixels" and key == "RMSE":
-                values = {run: _pooled(list(figures[run].get("strata", {}).values()))[0] for run in runs}
+                values = {run: _pooled(figures[run])["RMSE"] for run in runs}
             if all(math.isnan(value) for value in values.values()):
                 continue
-            cells = _ranked({run: {key: value} for run, value in values.items()})
+            cells = ranked({run: {key: value} for run, value in values.items()})
             words = "RMSE" if key == "RMSE" else "targets inside the 90 % interval"
             rows.append(Row(name, tuple(cells[run][0] for run in runs), words))
     return Table("By the cloudiness of the pixel", "pixels", tuple(Column(run) for run in runs), tuple(rows))
@@ -182,9 +184,9 @@ def by_band(runs: Mapping[str, Metrics]) -> Table | None:
     bands = list(next(iter(known.values())))
     if len(runs) > 1:
         figures = {band: {run: {"RMSE": table[band]["RMSE"]} for run, table in known.items()} for band in bands}
-        ranked = {band: _ranked(of) for band, of in figures.items()}
+        marked = {band: ranked(of) for band, of in figures.items()}
         rows = tuple(
-            Row(band, tuple(ranked[band][run][0] for run in known), _BAND_NAMES.get(band, "")) for band in bands
+            Row(band, tuple(marked[band][run][0] for run in known), _BAND_NAMES.get(band, "")) for band in bands
         )
         return Table("RMSE by band, reflectance; lower is better", "band", tuple(Column(run) for run in known), rows)
     (table,) = known.values()
@@ -203,20 +205,28 @@ def by_band(runs: Mapping[str, Metrics]) -> Table | None:
     return Table("By band, over all pixels, in reflectance", "band", tuple(columns), tuple(found))
 
 
-def of_runs(runs: Mapping[str, Metrics]) -> Table:
-    """All figures of several runs beside each other, with differences to the first run."""
-    keys = [key for key in (*IMAGE_METRICS, *_CALIBRATION) if any(key in metrics for metrics in runs.values())]
+def of_runs(runs: Mapping[str, Metrics]) -> list[Table]:
+    """All figures of several runs beside each other, with differences to the first run: errors; calibration."""
+    kinds = {"All samples: errors": IMAGE_METRICS, "All samples: calibration and scores": _CALIBRATION}
+    return [
+        _beside(caption, keys, runs)
+        for caption, names in kinds.items()
+        if (keys := [key for key in names if any(key in metrics for metrics in runs.values())])
+    ]
+
+
+def _beside(caption: str, keys: Sequence[str], runs: Mapping[str, Metrics]) -> Table:
     figures = {run: {key: metrics.get(key, math.nan) for key in keys} for run, metrics in runs.items()}
-    ranked = _ranked(figures)
+    marked = ranked(figures)
     first = next(iter(figures.values()))
     rows = []
     for at, (run, values) in enumerate(figures.items()):
         cells = []
-        for cell, key in zip(ranked[run], keys, strict=True):
+        for cell, key in zip(marked[run], keys, strict=True):
             difference = "" if at == 0 else _difference(key, values[key] - first[key])
-            cells.append(Cell(cell.text if math.isfinite(values[key]) else "none", cell.best, difference))
-        rows.append(Row(run, tuple(cells), "differences below are to this run" if at == 0 and len(runs) > 1 else ""))
-    return Table("All samples", "run", tuple(Column(key, _hint(key)) for key in keys), tuple(rows))
+            cells.append(Cell(cell.text, cell.best, difference))
+        rows.append(Row(run, tuple(cells), "the reference" if at == 0 else ""))
+    return Table(caption, "run", tuple(Column(key, _hint(key)) for key in keys), tuple(rows))
 
 
 def _difference(key: str, value: float) -> str:
@@ -244,7 +254,7 @@ def _verdict(ratio: float) -> str:
     return "over-confident" if ratio < 1 else "too cautious"
 
 
-def _ranked(figures: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[Cell, ...]]:
+def ranked(figures: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[Cell, ...]]:
     """Cells of each row; the best of each column is marked where there is something to compare it with."""
     found: dict[str, list[Cell]] = {name: [] for name in figures}
     for key in next((list(values) for values in figures.values() if values), []):

@@ -127,14 +127,15 @@ def report_or_say_why(write: Callable[[], Path]) -> None:
 
 def _tiles(tested: Tested) -> list[Tile]:
     metrics, group = tested.metrics, tested.comparison.get(OVERALL, {})
-    others = {name: entry for name, entry in group.items() if name in BASELINES}
+    others = {name: entry for name, entry in group.items() if name not in tested.networks}
+    kind = "baseline" if all(name in BASELINES for name in others) else "member"
     tiles = []
     for name, unit, sign in (("PSNR", " dB", 1), ("RMSE", "", -1), ("SSIM", "", 1), ("SAM", "\N{DEGREE SIGN}", -1)):
         note = ""
         known = {other: entry[name] for other, entry in others.items() if math.isfinite(entry.get(name, math.nan))}
         if known:
             best = max(known, key=lambda other: sign * known[other])
-            note = f"best baseline: {number(name, known[best])}{unit} ({best})"
+            note = f"best {kind}: {number(name, known[best])}{unit} ({best})"
         tiles.append(Tile(name, f"{number(name, metrics.get(name, math.nan))}{unit}", note))
     if "coverage 90" in metrics:
         tiles.append(Tile("inside the 90 % interval", number("coverage 90", metrics["coverage 90"]), "should be 90 %"))

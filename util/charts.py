@@ -3,6 +3,7 @@
 The colours are those of Okabe and Ito, which stay apart for colour-blind eyes; runs differ by marker as well.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -217,8 +218,8 @@ def _discards(curves: Mapping[str, Sequence[float]], width: float = _WIDTH) -> "
         axes.plot(share[known], values[known], label=name, **_style(index))
         if len(curves) == 1 and known.any() and known[-1]:
             axes.axhline(values[-1], color=_GREY, linestyle="--", linewidth=1, label="all images")
-    axes.set_xlim(0, 1.02)
-    axes.set_ylim(bottom=0)
+    highest = [value for curve in curves.values() for value in curve if math.isfinite(value)]
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.06 * max(highest, default=1.0) or 1.0))
     axes.legend(frameon=False)
     return figure
 
@@ -236,8 +237,9 @@ def _reliability(axes: "Axes", reports: Mapping[str, Report]) -> None:
         axes.plot(rmv, rmse, linewidth=1, **_style(index))
     axes.set_xlabel(f"stated: root mean variance, {UNIT}")
     axes.set_ylabel(f"true: root mean squared error, {UNIT}")
+    subs = (1, 2, 5) if high / low < 100 else (1, 3) if high / low < 1000 else (1,)  # so many labels have room
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,)))
+        axis.set_major_locator(LogLocator(subs=subs))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     _name_sides(axes, above="over-confident", below="too cautious")

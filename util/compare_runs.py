@@ -1,0 +1,38 @@
+"""Tested runs side by side on one page: `python -m util.compare_runs RUN RUN ... --out compare.html`."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from util.errors import UsageError, run_command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare tested runs; see `--help`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m util.compare_runs",
+        description="One page of HTML about several tested runs: figures, calibration, and cards of the same samples "
+        "from runs that were tested with --export_every 1.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a tested run or ensemble: RES_DIR/EXPERIMENT")
+    parser.add_argument("--out", default="compare.html", help="the page to write (default: compare.html)")
+    parser.add_argument(
+        "--root", default="", help="the data set, for the inputs (default: that of the runs, where it exists)"
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args(argv)
+    if args.root and not Path(args.root).is_dir():
+        raise UsageError(f"--root {args.root}: there is no such folder; name the data set that the runs were tested on")
+    from report.compared import read_run, report_runs, require_names
+
+    runs = require_names([read_run(Path(folder)) for folder in args.runs])
+    command = shlex.join(["python", "-m", "util.compare_runs", *(sys.argv[1:] if argv is None else argv)])
+    print(f"comparison: {report_runs(runs, Path(args.out), args.root, command)}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))
