@@ -158,6 +158,19 @@ def test_what_is_not_finite_is_left_out_and_counted():
     assert calibration_figures(sums) == pytest.approx(calibration_figures(clean), rel=1e-9)
 
 
+def test_bands_of_a_pixel_share_its_stratum():
+    generator = torch.Generator().manual_seed(8)
+    error, variance = (torch.rand(3, 50, 40, generator=generator) for _ in range(2))
+    nll, stratum = error + variance, torch.randint(0, 2, (50, 40), generator=generator)
+    shared, spread = CalibrationMeter(n_strata=2), CalibrationMeter(n_strata=2)
+    shared.add(error, variance, nll, None, stratum)
+    spread.add(error, variance, nll, None, stratum.expand(3, 50, 40))
+    for one, other in zip(shared.parts(), spread.parts(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12)  # float64, another order of sums
+    with pytest.raises(ValueError, match=r"strata of shape \(40,\) for elements of shape \(3, 50, 40\)"):
+        shared.add(error, stratum=stratum[0])
+
+
 def test_an_empty_stratum_has_no_figures():
     sums = CalibrationMeter(n_strata=2).sums(1)
     assert all(math.isnan(value) for name, value in calibration_figures(sums).items() if name != "AUSE")

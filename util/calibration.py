@@ -145,22 +145,30 @@ class CalibrationMeter:
             variance: predictive variance; without it only the errors are summed.
             nll: negative log-likelihood of each element; goes with the variance.
             dof: degrees of freedom of a Student-t (above 2); without it the prediction counts as Normal.
-            stratum: int64 in [0, n_strata); without it all are of stratum 0.
+            stratum: int64 in [0, n_strata); of the elements' shape, or of that without the first dimension: what
+                lies along it, such as the bands of a pixel, is of one stratum. Without it all are of stratum 0.
         """
         if (variance is None) != (nll is None):
             raise ValueError("variance and nll go together")
         if self._empty:
             self._allocate(error.device)
             self._empty = False
-        stratum = torch.zeros_like(error, dtype=torch.int64) if stratum is None else stratum
+        if stratum is None:
+            stratum = torch.zeros(error.numel(), dtype=torch.int64, device=error.device)
+        elif stratum.shape not in (error.shape, error.shape[1:]):
+            raise ValueError(f"strata of shape {tuple(stratum.shape)} for elements of shape {tuple(error.shape)}")
+        stratum = stratum.reshape(-1)  # (N,)
+        error = error.reshape(-1, len(stratum))  # (R, N)
+        given = [values if values is None else values.reshape(error.shape) for values in (variance, nll, dof)]
         chunk = _CPU_CHUNK if error.device.type == "cpu" else _GPU_CHUNK
-        given = [t if t is None else t.reshape(-1).split(chunk) for t in (variance, nll, dof)]
-        parts = zip(error.reshape(-1).split(chunk), stratum.reshape(-1).split(chunk), strict=True)
-        for index, (error_part, stratum_part) in enumerate(parts):
-            self._add_chunk(error_part, stratum_part, *(None if part is None else part[index] for part in given))
+        columns = max(1, chunk // max(1, len(error)))
+        for start in range(0, len(stratum), columns):
+            part = slice(start, start + columns)
+            picked = [values if values is None else values[:, part] for values in given]
+            self._add_chunk(stratum[part], error[:, part], *picked)
 
     def _add_chunk(
-        self, error: Tensor, stratum: Tensor, variance: Tensor | None, nll: Tensor | None, dof: Tensor | None
+        self, stratum: Tensor, error: Tensor, variance: Tensor | None, nll: Tensor | None, dof: Tensor | None
     ) -> None:
         magnitude = error.abs()
         if variance is None or nll is None:
@@ -173,25 +181,26 @@ class CalibrationMeter:
         weight = usable.double()
         magnitude = torch.where(usable, magnitude, 0.0)
         squared = magnitude.double().square()
-        cell = stratum * GRID + _cells(magnitude, power=2)
-        self._by_error[0].scatter_add_(0, cell, weight)
-        self._by_error[1].scatter_add_(0, cell, squared)
+        first_cell = stratum * GRID
+        cell = first_cell + _cells(magnitude, power=2)
+        for row, value in zip(self._by_error, (weight, squared), strict=True):
+            _scatter(row, cell, value)
 
-        scalars = [1 - weight, magnitude.double()]  # by the order of `_scalars`
+        scalars = [1 - weight, magnitude]  # by the order of `_scalars`
         if variance is not None and nll is not None:
             variance, nll = torch.where(usable, variance, 1.0), torch.where(usable, nll, 0.0)
             if dof is None:
                 central, crps = normal_scores(magnitude, variance)
             else:
                 central, crps = student_t_scores(magnitude, variance, torch.where(usable, dof, 3.0))
-            cell = stratum * GRID + _cells(variance)
+            cell = first_cell + _cells(variance)
             for row, value in zip(self._by_variance, (weight, variance.double() * weight, squared), strict=True):
-                row.scatter_add_(0, cell, value)
+                _scatter(row, cell, value)
             cell = stratum * CENTRAL_CELLS + (central * CENTRAL_CELLS).clamp(0, CENTRAL_CELLS - 1).long()
-            self._central.scatter_add_(0, cell, weight)
-            scalars += [nll.double(), crps.double() * weight]
+            _scatter(self._central, cell, weight)
+            scalars += [nll, crps * usable]
         for row, value in zip(self._scalars, scalars, strict=False):  # without a variance the last two stay 0
-            row.scatter_add_(0, stratum, value)
+            _scatter(row, stratum, value.sum(dim=0, dtype=torch.float64))
 
     def parts(self) -> tuple[Array, ...]:
         """All sums as arrays, to be sent elsewhere and joined there."""
@@ -283,6 +292,11 @@ def coverage_curve(sums: CalibrationSums) -> tuple[Array, Array]:
     nominal = np.arange(1, CENTRAL_CELLS) / CENTRAL_CELLS
     inside = np.cumsum(sums.central)[:-1]
     return nominal, inside / sums.count if sums.count else np.full(nominal.shape, np.nan)
+
+
+def _scatter(sums: Tensor, cells: Tensor, values: Tensor) -> None:
+    """Add each value to the sum that its cell names; both of one shape."""
+    sums.scatter_add_(0, cells.reshape(-1), values.reshape(-1))
 
 
 def _cells(values: Tensor, power: int = 1) -> Tensor:

@@ -101,12 +101,14 @@ class EvaluationMeter:
             raise ValueError("this meter expects predictions with a variance; this one has none")
         reference = target if isinstance(target, Reference) else Reference(_series(target).to(mean.device))
         target, mean = reference.target, _series(mean)  # (B,1,13,H,W)
-        stratum = None if masks is None else _strata(masks.to(mean.device)).expand(mean.shape)
-        if stratum is None:
-            stratum = torch.full_like(mean, _UNKNOWN, dtype=torch.int64)
+        if masks is None:
+            stratum = torch.full_like(mean[:, :, 0], _UNKNOWN, dtype=torch.int64)  # (B,1,H,W)
+        else:
+            stratum = _strata(masks.to(mean.device))
+        error = _bands_first(at_least_float32(target - mean))
         if not self.has_variance or total is None or isinstance(prediction, Tensor):
             per_image = reference.metrics(mean)
-            self._pixels.add(at_least_float32(target - mean), stratum=stratum)
+            self._pixels.add(error, stratum=stratum)
         else:
             total = _series(total)
             per_image = reference.metrics(mean, total)
@@ -114,8 +116,8 @@ class EvaluationMeter:
                 metrics.update(parts)
             nll = _series(prediction.nll(target.reshape(prediction.mean.shape)))
             alpha = prediction.fields().get("alpha")
-            dof = None if alpha is None else 2 * _series(alpha)
-            self._pixels.add(at_least_float32(target - mean), total, nll, dof, stratum)
+            dof = None if alpha is None else _bands_first(2 * _series(alpha))
+            self._pixels.add(error, _bands_first(total), _bands_first(nll), dof, stratum)
         first = len(self.per_image) if first is None else first
         self._ids += range(first, first + len(per_image))
         self.per_image += per_image
@@ -193,10 +195,15 @@ def _split_variance(prediction: PredictionLike) -> list[dict[str, float]]:
 
 
 def _strata(masks: Tensor) -> Tensor:
-    """(B,T,H,W) masks to (B,1,1,H,W) positions in STRATA."""
+    """(B,T,H,W) masks to (B,1,H,W) positions in STRATA."""
     clouded = masks >= 0.5
     at_some, at_all = clouded.any(dim=1), clouded.all(dim=1)  # (B,H,W)
-    return (at_some.long() + at_all.long())[:, None, None]  # (B,1,1,H,W)
+    return (at_some.long() + at_all.long())[:, None]  # (B,1,H,W)
+
+
+def _bands_first(image: Tensor) -> Tensor:
+    """(B,1,13,H,W) to (13,B,1,H,W)."""
+    return image.movedim(2, 0)
 
 
 def _series(image: Tensor) -> Tensor:
