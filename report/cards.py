@@ -239,4 +239,4 @@ def _most_clouded(case: Case) -> int:
 
 
 def _psnr(rmse: float) -> str:
-    return f"{-20 * math.log10(rmse):.1f}" if rmse > 0 else "infinite"
+    return f"{-20 * math.log10(rmse):.2f}" if rmse > 0 else "infinite"

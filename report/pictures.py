@@ -46,13 +46,15 @@ def photograph(rgb: Array) -> str:
     """The data URI of a picture (H,W,3) in [0, 1]."""
     pixels = np.rint(255 * _shrunk(rgb)).astype(np.uint8)
     small = max(pixels.shape[:2]) <= _SMALL
-    return _encoded(pixels, "PNG") if small else _encoded(pixels, "JPEG", quality=_QUALITY, subsampling=0)
+    return (
+        _encoded(pixels, "PNG", optimize=True) if small else _encoded(pixels, "JPEG", quality=_QUALITY, subsampling=0)
+    )
 
 
 def mapped(values: Array, low: float, high: float, colours: str) -> str:
     """The data URI of a map (H,W): `colours` from `low` to `high`, what lies beyond at the ends, NaN at the low end."""
     share = (np.nan_to_num(_shrunk(values), nan=low) - low) / (high - low)
-    return _encoded(np.rint(255 * share.clip(0, 1)).astype(np.uint8), "PNG", palette=colour_table(colours))
+    return _encoded(np.rint(255 * share.clip(0, 1)).astype(np.uint8), "PNG", colour_table(colours), optimize=True)
 
 
 def is_small(image: Array) -> bool:
@@ -113,7 +115,7 @@ def _encoded(
     if palette is not None:
         image.putpalette(palette.tobytes())
     room = io.BytesIO()
-    image.save(room, kind, optimize=True, **options)
+    image.save(room, kind, **options)  # optimize=True fails on a JPEG of noise, for want of a buffer
     return _uri(f"image/{kind.lower()}", room.getvalue())
 
 

@@ -36,7 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", default="demo", help="folder for data, runs and results (default: demo)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    out = Path(parser.parse_args(argv).out)
+    parser.add_argument(
+        "--screenshot",
+        default="",
+        metavar="PNG",
+        help="also take a picture of the fusion's report, by a headless browser",
+    )
+    args = parser.parse_args(argv)
+    out = Path(args.out)
     started = time.perf_counter()
     results, inference, data, masks = (out / name for name in ("results", "inference", "data", "masks"))
     series, triplets = data / "SEN12MSCRTS", data / "SEN12MSCR"
@@ -54,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     exports = " ".join(str(inference / name) for name in EXPERTS)
     ensemble = inference / "ensemble"
     _call("ensemble", f"ensemble_reconstruct.py {exports} --root {series} --uncertainty both --res_dir {ensemble}")
+    compared = " ".join(str(inference / name) for name in [*runs, "ensemble"])
+    _call("comparison", f"-m util.compare_runs {compared} --out {out / 'compare.html'} --root {series}")
+    if args.screenshot:
+        picture_report(inference / FUSION / "report.html", Path(args.screenshot))
     summary = summarise(inference, list(runs), _read(results / FUSION / "guard.json"))
     with whole_file(out / "summary.md") as temporary:
         temporary.write_text(summary, encoding="utf-8")
@@ -97,10 +108,24 @@ def summarise(inference: Path, runs: Sequence[str], verdict: Mapping[str, Any]) 
     return "\n".join(lines) + "\n"
 
 
+def picture_report(report: Path, picture: Path) -> None:
+    """Take a picture of the second card of a report, as the README shows one, or say that there is no browser."""
+    from util.screenshot import take_screenshot
+
+    taken = take_screenshot(report, picture, ".card", number=1)
+    print(
+        f"\nno picture of {report}: it takes chromium and playwright"
+        if taken is None
+        else f"\npicture of {report}: {picture}"
+    )
+
+
 def _places(out: Path, inference: Path) -> str:
     first = inference / FUSION
     sheets = sorted(first.glob("plots/*/test/samples.png"))
     places = {
+        "reports": inference / "*" / "report.html",
+        "comparison": out / "compare.html",
         "this table": out / "summary.md",
         "metrics": inference / "*" / "test_metrics.json",
         "by cloud cover": first / "comparison.md",
