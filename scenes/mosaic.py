@@ -91,7 +91,7 @@ def write_cog(source: Path, path: Path, work: Path, average: bool) -> None:
     """
     making = work / path.name
     options = {"BLOCKSIZE": str(BLOCK), "COMPRESS": "DEFLATE", "PREDICTOR": "YES", "BIGTIFF": "IF_SAFER"}
-    options |= {"OVERVIEW_RESAMPLING": "AVERAGE" if average else "NEAREST", "NUM_THREADS": "1"}
+    options |= {"OVERVIEW_RESAMPLING": "AVERAGE" if average else "NEAREST", "NUM_THREADS": "ALL_CPUS"}
     try:
         rasterio.shutil.copy(str(source), str(making), driver="COG", **options)
         with rasterio.open(making) as made:  # GDAL reports a full disk late

@@ -150,7 +150,7 @@ def declared_offset(path: str, tags: Mapping[str, str]) -> tuple[float | None, s
             return _number(value, f"tag {key} of {path}"), f"tag {key}"
     for key, value in tags.items():
         if key.upper().endswith("PROCESSING_BASELINE"):
-            baseline = _number(value.upper().lstrip("N"), f"tag {key} of {path}")
+            baseline = _number(value, f"tag {key} of {path}")
             baseline = baseline / 100 if baseline >= 100 else baseline  # N0400 is 04.00
             return (OFFSET if baseline >= _OFFSET_BASELINE else 0.0), f"tag {key} {value}"
     found = _BASELINE.findall(path)
@@ -210,8 +210,8 @@ def _told_offset(offset: str | float) -> float:
 
 def _number(text: str, where: str) -> float:
     try:
-        return float(text.replace(",", " ").split()[0])
-    except (ValueError, IndexError) as error:
+        return float(text.strip().removeprefix("N"))  # N0400
+    except ValueError as error:
         raise DataError(f"{where} is {text!r}; expected a number, or give --offset") from error
 
 
