@@ -180,6 +180,13 @@ def test_metrics_and_exports_are_those_of_one_process(runs, commands, roots, tmp
             figures[name] = round(figures[name], 3)
     assert_close(metrics[1], metrics[0], rel=1e-5)
     assert_close(read(two / "comparison.json"), read(one / "comparison.json"), rel=1e-6)
+    samples = [read(folder / "test_samples.json")["samples"] for folder in (one, two)]
+    assert [(row["id"], row["index"], row["patch"]) for row in samples[0]] == [(0, 0, "8"), (1, 2, "10"), (2, 3, "11")]
+    assert_close(samples[1], samples[0], rel=1e-5)
+    pages = [(folder / "report.html").read_text(encoding="utf-8") for folder in (one, two)]
+    for row in samples[0]:  # all three are shown: the best, the median, the worst
+        assert all(f"Sample {row['id']}, region {row['roi']}, patch {row['patch']}<" in page for page in pages)
+    assert pair.text.count("report: ") == 1
 
 
 def test_resumed_by_one_then_by_two_of_which_one_is_killed(runs, commands, roots, tmp_path):
