@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from scenes.reconstruction import Runner
     from scenes.series import SceneSeries
 
+TILES_EACH = 12  # a process starts in the time of some tiles: fewer are not worth it
+MOST_WORKERS = 8  # of --workers auto: each needs about a gigabyte
 TO_SAVE_MEMORY = "lower --batch_size, --workers or --tile, or use --precision bf16"
 EXAMPLES = """examples:
   python reconstruct_scene.py --weights results/my_run --optical s2_*.tif --sar s1_*.tif --out maps/june
@@ -76,7 +78,8 @@ def build_parser() -> argparse.ArgumentParser:
     add(group, "tile", text, type=int, default=256, metavar="PX")
     add(group, "overlap", "pixels that neighbours share (default: a quarter of --tile)", type=int, metavar="PX")
     add(group, "batch_size", "tiles predicted together (default: 1 on a CPU, 8 on a GPU)", type=int, metavar="N")
-    add(group, "workers", "processes that share the cores (default: 1)", type=int, default=1, metavar="N")
+    text = f"processes, one core and about 1 GB each; auto: a core each, up to {MOST_WORKERS} (default: auto)"
+    add(group, "workers", text, type=_workers, default=0, metavar="N")
     text = "a running Dask cluster in place of this process; --out must be a folder that its workers share"
     add(group, "scheduler", text, default="", metavar="ADDRESS")
     add(group, "device", "auto, cpu, cuda or cuda:1 (default: auto, a GPU if there is one)", default="auto")
@@ -105,8 +108,8 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UsageError(f"name the scene by one of --optical, --list and --folder; got {came}")
     if args.where_clear == "keep" and args.detector == "none":
         raise UsageError("--where_clear keep must know what is clear: name a --detector other than none")
-    if args.workers < 1 or (args.batch_size is not None and args.batch_size < 1):
-        raise UsageError("--workers and --batch_size take numbers from 1")
+    if args.batch_size is not None and args.batch_size < 1:
+        raise UsageError(f"--batch_size takes a number from 1, not {args.batch_size}")
     if args.scheduler and args.workers > 1:
         raise UsageError("--scheduler has workers of its own; leave --workers out")
     if args.overlap is None:
@@ -137,6 +140,7 @@ def run(args: argparse.Namespace) -> None:
         series = stack.enter_context(_open(args))
         notes = [*series.notes, *needs.check(len(series.days), series.has_radar)]
         job = plan(args, needs, series)
+        args.workers = _settle_workers(args.workers, args.device, len(job.plan))
         for text in notes:
             print(f"note: {text}")
         print(describe(args, needs, job))
@@ -187,14 +191,13 @@ def plan(args: argparse.Namespace, needs: "Needs", series: "SceneSeries") -> "Jo
         dated=not needs.single,
         detector="" if args.detector == "none" else args.detector,
         keep=args.where_clear == "keep",
-        threads=_threads(args.workers) if args.workers > 1 else 0,
     )
 
 
 def describe(args: argparse.Namespace, needs: "Needs", job: "Job") -> str:
     """One line about what will be done."""
     grid, dates = job.series.grid, job.series.labels
-    where = f"on {args.workers} processes" if args.workers > 1 else f"on {args.device}"
+    where = f"on {args.device}" + (f", {args.workers} processes" if args.workers > 1 else "")
     return (
         f"{needs.name} of {args.weights}: {grid.height} x {grid.width} pixels, {len(dates)} dates {', '.join(dates)}; "
         f"{len(job.plan)} tiles of {args.tile}, overlap {args.overlap}, "
@@ -263,7 +266,7 @@ def _open(args: argparse.Namespace) -> "SceneSeries":
 def _runner(args: argparse.Namespace, stack: ExitStack) -> "Runner":
     from scenes.reconstruction import in_this_process
 
-    if args.workers == 1 and not args.scheduler:
+    if args.workers <= 1 and not args.scheduler:
         from util.run import choose_device
 
         choose_device(args.device)
@@ -274,10 +277,21 @@ def _runner(args: argparse.Namespace, stack: ExitStack) -> "Runner":
     return partial(on_cluster, address)
 
 
-def _threads(workers: int) -> int:
-    """Threads of each of several processes: together no more than there are cores."""
+def _workers(text: str) -> int:
+    """A number of processes; auto stands for 0, to be settled when the tiles are known."""
+    if text == "auto":
+        return 0
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected auto or a number from 1, got {text!r}")
+    return int(text)
+
+
+def _settle_workers(wanted: int, device: str, tiles: int) -> int:
+    """How many processes: as asked; else one for each core, if there is enough to do for each, up to a few."""
+    if wanted or device != "cpu":
+        return wanted or 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // workers)
+    return max(1, min(cores, MOST_WORKERS, tiles // TILES_EACH))
 
 
 if __name__ == "__main__":

@@ -105,7 +105,8 @@ def _bounded(client: "Client", job: Job, batches: Sequence[range]) -> Iterator[r
         return future
 
     try:
-        done = as_completed([submit(batch) for batch in islice(coming, AHEAD * sum(client.nthreads().values()))])
+        ahead = AHEAD * sum(client.nthreads().values())
+        done = as_completed([submit(batch) for batch in islice(coming, ahead)], loop=client.loop)
         for future in done:
             future.result()
             batch = under_way.pop(future)

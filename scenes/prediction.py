@@ -5,6 +5,7 @@ What it leaves is a file for each tile, whole or not at all, and the same to the
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -46,7 +47,6 @@ class Job:
         dated: whether it takes dates; those of single images do not.
         detector: of clouds, see `data.cloud_masks`; empty: nobody asks for clouds.
         keep: whether observations of the latest date are wanted too.
-        threads: of torch; 0 leaves it as it is.
     """
 
     series: SceneSeries
@@ -59,7 +59,6 @@ class Job:
     dated: bool = True
     detector: str = ""
     keep: bool = False
-    threads: int = 0
 
     def path(self, tile: Tile) -> Path:
         """The file of a tile."""
@@ -201,13 +200,13 @@ def predict(job: Job, x: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
 
     from util.run import autocast, choose_precision
 
-    network = load_network(job.weights, job.device, job.threads)
+    network = load_network(job.weights, job.device)
     device = torch.device(job.device)
     batch = torch.from_numpy(x)
     if device.type == "cuda":
         batch = batch.pin_memory().to(device, non_blocking=True)
     days = torch.tensor(job.dates, dtype=torch.float32).expand(len(x), -1) if job.dated else None
-    with torch.inference_mode(), autocast(device, choose_precision(job.precision, device)[0]):
+    with one_thread(), torch.inference_mode(), autocast(device, choose_precision(job.precision, device)[0]):
         prediction = network(batch, days)
     maps: Mapping[str, Any] = {name: getattr(prediction, name) for name in ("mean", "aleatoric", "epistemic")}
     arrays = {name: m[:, 0].float().cpu().numpy() for name, m in maps.items() if m is not None}
@@ -215,16 +214,29 @@ def predict(job: Job, x: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         yield {name: array[item] for name, array in arrays.items()}
 
 
-@lru_cache(maxsize=1)
-def load_network(weights: str, device: str, threads: int) -> "Reconstruction":
-    """The network, loaded once in each process."""
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute in this thread alone.
+
+    Sums that several threads share depend on how many they are, in the last digits: a scene must not depend on the
+    machine's cores. Processes that take a tile each use them as well.
+    """
     import torch
 
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@lru_cache(maxsize=1)
+def load_network(weights: str, device: str) -> "Reconstruction":
+    """The network, loaded once in each process."""
     from model import load_model
     from util.memory import keep_freed_memory
 
-    if threads:
-        torch.set_num_threads(threads)
     if device == "cpu":
         keep_freed_memory()
     return load_model(weights, device)

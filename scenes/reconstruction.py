@@ -101,7 +101,7 @@ def reconstruct(
 
 def in_this_process(job: Job, batches: Batches) -> Generator[range, None, None]:
     """Predict one batch after the other, while a thread reads the next."""
-    load_network(job.weights, job.device, job.threads)  # an error of the weights comes before the first image is read
+    load_network(job.weights, job.device)  # an error of the weights comes before the first image is read
 
     def read(batch: range) -> list[Prepared]:
         return [prepare(job, job.plan[number]) for number in batch]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import rasterio
 import torch
 from rasterio.transform import from_origin
 
@@ -14,6 +15,7 @@ from model.checkpoint import save_checkpoint
 from model.config import ModelConfig
 from scenes.grid import Window
 from scenes.series import Pixels
+from scenes.tiles import TilePlan
 
 DAYS = ("2018-06-01", "2018-06-11", "2018-06-21")
 CRS, ORIGIN = "EPSG:32632", (500_000.0, 5_400_000.0)
@@ -108,15 +110,18 @@ class SceneFiles:
         return ["--optical", *self.optical, *(["--sar", *self.radar] if radar else [])]
 
 
-def write_scene(folder: Path, height: int, width: int, *, left: float = 0.0, dates: int = 3) -> SceneFiles:
+def write_scene(folder: Path, height: int, width: int, *, nodata: int | None = None) -> SceneFiles:
     """A made-up scene as a practitioner has it."""
-    clear, transform = ground(height, width), from_origin(ORIGIN[0] + left, ORIGIN[1], 10, 10)
+    clear, transform = ground(height, width), from_origin(*ORIGIN, 10, 10)
     optical, radar = [], []
-    for number, day in enumerate(DAYS[:dates]):
+    for number, day in enumerate(DAYS):
         optical.append(folder / f"s2_{day}.tif")
         radar.append(folder / f"s1_{day}.tif")
         write_geotiff(optical[-1], clouded(clear, number + 1), CRS, transform)
         write_geotiff(radar[-1], radar_of(clear, number + 1), CRS, transform)
+        if nodata is not None:
+            with rasterio.open(optical[-1], "r+") as image:
+                image.nodata = nodata
     return SceneFiles(optical, radar, clear)
 
 
@@ -129,3 +134,23 @@ def write_run(folder: Path, model: str = "uncrtaints", *, seed: int = 0, **chang
     (folder / "conf.json").write_text(json.dumps(conf), encoding="utf-8")
     save_checkpoint(folder / "model.pth.tar", {"state_dict_G": network.netG.state_dict(), "epoch": 1, "version": 1})
     return folder
+
+
+def border_steps(image: np.ndarray, plan: TilePlan, period: int) -> float:
+    """Steps between neighbouring pixels across the borders of tiles, as a multiple of those elsewhere.
+
+    Networks that halve the image, and bands of 20 m, have a pattern of that period: steps are compared with others at
+    the same place in it.
+    """
+    ratios = []
+    for axis, steps in (
+        (plan.across, np.abs(np.diff(image, axis=2)).mean(axis=(0, 1))),
+        (plan.down, np.abs(np.diff(image, axis=1)).mean(axis=(0, 2))),
+    ):
+        starts = [start - 1 for start in axis.starts if start > 0]
+        ends = [start + axis.length - 1 for start in axis.starts if start + axis.length < axis.size]
+        borders = sorted({*starts, *ends})
+        phases = {border % period for border in borders}
+        others = [i for i in range(len(steps)) if i % period in phases and i not in borders]
+        ratios.append(steps[borders].mean() / steps[others].mean())
+    return max(ratios)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scene_cases import MemoryProducts, memory_series, write_run
+from scene_cases import MemoryProducts, border_steps, memory_series, write_run
 
 from data.cloud_masks import detect_clouds
 from model.predictions import NIG, Gaussian
@@ -250,26 +250,6 @@ def test_a_network_that_predicts_nan_is_told(local, monkeypatch):
     )
     with pytest.raises(DataError, match="predicts NaN at Window"):
         scene(local(memory_series(64, 64), 64, 0), NAMES)
-
-
-def border_steps(image: np.ndarray, plan: TilePlan, period: int) -> float:
-    """Steps between neighbouring pixels across the borders of tiles, as a multiple of those elsewhere.
-
-    Networks that halve the image, and bands of 20 m, have a pattern of that period: steps are compared with others at
-    the same place in it.
-    """
-    ratios = []
-    for axis, steps in (
-        (plan.across, np.abs(np.diff(image, axis=2)).mean(axis=(0, 1))),
-        (plan.down, np.abs(np.diff(image, axis=1)).mean(axis=(0, 2))),
-    ):
-        starts = [start - 1 for start in axis.starts if start > 0]
-        ends = [start + axis.length - 1 for start in axis.starts if start + axis.length < axis.size]
-        borders = sorted({*starts, *ends})
-        phases = {border % period for border in borders}
-        others = [i for i in range(len(steps)) if i % period in phases and i not in borders]
-        ratios.append(steps[borders].mean() / steps[others].mean())
-    return max(ratios)
 
 
 @pytest.mark.parametrize("model", ["uncrtaints", "conv3d_mamba"])
