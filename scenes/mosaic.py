@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import rasterio
 import rasterio.shutil
+from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 
 from scenes.grid import Grid, Window
@@ -96,7 +97,7 @@ def write_cog(source: Path, path: Path, work: Path, average: bool) -> None:
         rasterio.shutil.copy(str(source), str(making), driver="COG", **options)
         with rasterio.open(making) as made:  # GDAL reports a full disk late
             made.read(1, window=((made.height - 1, made.height), (made.width - 1, made.width)))
-    except RasterioError as error:
+    except (RasterioError, CPLE_BaseError) as error:  # copying tells GDAL's errors as they are
         raise DataError(f"cannot write {path}: {error.__cause__ or error}; check the disk's free space") from error
     with whole_file(path) as temporary:
         os.replace(making, temporary)

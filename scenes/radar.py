@@ -1,9 +1,7 @@
 """Radar images of a scene: Sentinel-1 backscatter, brought onto the grid of the optical images."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import date
 from typing import Any
 
 import numpy as np
@@ -12,8 +10,8 @@ from rasterio.errors import CRSError
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform as transform_points
 
-from data.geotiff import days_since_origin
 from scenes.bands import radar_bands
+from scenes.dates import labels_of
 from scenes.grid import Grid, Window
 from scenes.handles import first_look, grid_of, handles, open_raster, reading, stamp
 from util.errors import DataError, UsageError
@@ -103,6 +101,27 @@ class RadarImage:
         if self.power:
             values[values <= 0] = np.nan
             values = 10 * np.log10(values)
+        return values
+
+
+@dataclass(frozen=True)
+class RadarDay:
+    """All radar images of one day, as neighbouring frames of one pass are: what one misses the next may hold."""
+
+    images: tuple[RadarImage, ...]
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The files."""
+        return tuple(image.path for image in self.images)
+
+    def read(self, window: Window) -> np.ndarray:
+        """See `RadarImage.read`; where images overlap the first one wins."""
+        values = self.images[0].read(window)
+        for image in self.images[1:]:
+            missing = np.isnan(values)
+            if missing.any():
+                values[missing] = image.read(window)[missing]
         return values
 
 
@@ -247,18 +266,18 @@ def _spell_crs(grid: Grid) -> str:
     return f"EPSG:{code}" if code else str(grid.crs.to_wkt())[:60]
 
 
-def describe_pairs(labels: Sequence[str], days: Sequence[int], partners: Sequence[tuple[str, date]]) -> list[str]:
-    """Which radar image goes with which date, and which are far from it.
+def describe_pairs(labels: Sequence[str], days: Sequence[int], radar_days: Sequence[int]) -> list[str]:
+    """Which radar goes with which date, and which is far from it.
 
     Args:
         labels: of the dates.
         days: of the dates, since 2014-04-03.
-        partners: for each date the radar file and its date.
+        radar_days: the same of the radar of each date.
     """
-    pairs = [f"{label} with {when.isoformat()}" for label, (_, when) in zip(labels, partners, strict=True)]
+    partners = [labels_of([day])[0] for day in radar_days]
+    pairs = [f"{label} with {partner}" for label, partner in zip(labels, partners, strict=True)]
     notes = [f"radar goes with optical dates thus: {'; '.join(pairs)}"]
-    for label, day, (path, when) in zip(labels, days, partners, strict=True):
-        apart = abs(days_since_origin(when) - day)
-        if apart > FAR_DAYS:
-            notes.append(f"{os.path.basename(path)} lies {apart} days from the optical image of {label}")
+    for label, partner, day, radar_day in zip(labels, partners, days, radar_days, strict=True):
+        if abs(radar_day - day) > FAR_DAYS:
+            notes.append(f"radar of {partner} lies {abs(radar_day - day)} days from the optical image of {label}")
     return notes

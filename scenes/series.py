@@ -17,7 +17,7 @@ from scenes.handles import gdal_settings, handles, is_remote, open_raster
 from scenes.listing import Entry, read_listing
 from scenes.optical import OpticalImage, open_optical
 from scenes.patches import open_region
-from scenes.radar import RadarImage, describe_pairs, open_radar, pair_nearest, why_other_grid
+from scenes.radar import RadarDay, RadarImage, describe_pairs, open_radar, pair_nearest, why_other_grid
 from util.errors import DataError, UsageError
 
 
@@ -151,8 +151,8 @@ def open_series(
 
     Args:
         optical: Sentinel-2 GeoTIFFs of all dates on one grid, in any order; see `scenes.optical.open_optical`.
-        radar: Sentinel-1 GeoTIFFs in dB, any number on any grid: each optical date gets the nearest; see
-            `scenes.radar.open_radar`.
+        radar: Sentinel-1 GeoTIFFs in dB, any number on any grid: each optical date gets the nearest day's, put
+            together where there are several; see `scenes.radar.open_radar`.
         dates: of `optical`, like 2018-06-21; None takes them from tags or names, `scenes.dates.find_date`. With
             `folder` those of its dates that are wanted.
         radar_dates: of `radar`.
@@ -182,7 +182,7 @@ def open_series(
     with gdal_settings():
         images, days, grid, notes = _optical_dates(entries, offset, scale)
         loose = [Entry("", path, "", day) for path, day in _with_dates("--sar", radar, radar_dates)]
-        paired, radar_days, radar_notes = _radar_dates(entries, loose, images, days, grid, radar_units)
+        paired, radar_days, radar_notes = _radar_dates(entries, loose, days, grid, radar_units)
     declared = [image.nodata for image in images if image.nodata is not None]
     nodata = declared[0] if declared else None
     return SceneSeries(grid, days, radar_days, images, paired, nodata, (*notes, *radar_notes))
@@ -231,34 +231,30 @@ def _optical_dates(
 
 
 def _radar_dates(
-    entries: Sequence[Entry],
-    loose: Sequence[Entry],
-    images: Sequence[OpticalImage],
-    days: tuple[int, ...],
-    grid: Grid,
-    units: str,
-) -> tuple[tuple[RadarImage, ...], tuple[int, ...], list[str]]:
-    """The radar image of each date: the one named with it, else the nearest."""
-    named = [*(entry for entry in entries if entry.radar), *loose]
+    entries: Sequence[Entry], loose: Sequence[Entry], days: tuple[int, ...], grid: Grid, units: str
+) -> tuple[tuple[RadarDay, ...], tuple[int, ...], list[str]]:
+    """The radar of each date: the image named with it, else all of the nearest day."""
+    named = {entry.radar: entry for entry in (*entries, *loose) if entry.radar}
     if not named:
         return (), (), []
-    opened: dict[str, tuple[RadarImage, date]] = {}
+    opened: dict[str, RadarImage] = {}
+    when: dict[str, int] = {}
     notes: dict[str, list[str]] = {}
-    for entry in named:
-        if entry.radar not in opened:
-            image, said = open_radar(entry.radar, grid, units)
-            opened[entry.radar] = image, _date(entry.radar, entry.radar_date)
-            for note in said:
-                notes.setdefault(note, []).append(os.path.basename(entry.radar))
-    paths = list(opened)
-    nearest = pair_nearest(days, [days_since_origin(opened[path][1]) for path in paths])
-    chosen = [entry.radar or paths[place] for entry, place in zip(entries, nearest, strict=True)]
-    partners = [(path, opened[path][1]) for path in chosen]
-    lines = [*_lines(notes, len(paths)), *describe_pairs(labels_of(days), days, partners)]
-    unused = [os.path.basename(path) for path in paths if path not in chosen]
+    for path, entry in named.items():
+        opened[path], said = open_radar(path, grid, units)
+        when[path] = days_since_origin(_date(path, entry.radar_date))
+        for note in said:
+            notes.setdefault(note, []).append(os.path.basename(path))
+    known = sorted(set(when.values()))
+    chosen = []
+    for entry, place in zip(entries, pair_nearest(days, known), strict=True):
+        chosen.append([entry.radar] if entry.radar else [path for path in named if when[path] == known[place]])
+    radar_days = tuple(when[paths[0]] for paths in chosen)
+    lines = [*_lines(notes, len(named)), *describe_pairs(labels_of(days), days, radar_days)]
+    unused = [os.path.basename(path) for path in named if not any(path in paths for paths in chosen)]
     if unused:
         lines.append(f"radar further from every date than others, not used: {', '.join(unused)}")
-    return tuple(opened[path][0] for path in chosen), tuple(days_since_origin(day) for _, day in partners), lines
+    return tuple(RadarDay(tuple(opened[path] for path in paths)) for paths in chosen), radar_days, lines
 
 
 def _date(path: str, told: str) -> date:

@@ -122,7 +122,7 @@ def _properties(facts: ItemFacts) -> dict[str, Any]:
     made = f"reconstructed by {facts.network} from {', '.join(facts.labels)}"
     found: dict[str, Any] = {
         "title": f"Cloud-free Sentinel-2 reflectance, {facts.first.isoformat()} to {facts.last.isoformat()}",
-        "platform": "sentinel-2",
+        "constellation": "sentinel-2",
         "instruments": ["msi"],
         "gsd": round(min(float(np.hypot(*step)) for step in _steps(grid)), 6),
         "proj:shape": [grid.height, grid.width],

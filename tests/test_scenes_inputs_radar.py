@@ -193,9 +193,22 @@ def test_far_and_unused_radar_is_told(tmp_path):
     series = open_series(optical, [*radar, unused])
     notes = "\n".join(series.notes)
     assert "2018-06-01 with 2018-06-20; 2018-06-21 with 2018-06-20" in notes  # 19 days off, the other one is 22
-    assert "s1_2018-06-20.tif lies 19 days from the optical image of 2018-06-01" in notes
+    assert "radar of 2018-06-20 lies 19 days from the optical image of 2018-06-01" in notes
     assert "not used: s1_2018-05-10.tif, s1_2018-01-01.tif" in notes
     assert np.array_equal(read_radar(series)[1], sar_to_unit(speckle(0)))
+
+
+def test_frames_of_one_day_are_put_together(optical, tmp_path):
+    left, right = speckle(1), speckle(2)
+    left[..., 50:] = np.nan
+    right[..., :40] = np.nan
+    paths = [write_tif(tmp_path / f"s1_20180618_{name}.tif", frame) for name, frame in (("a", left), ("b", right))]
+    other = write_tif(tmp_path / "s1_20180718.tif", speckle(3))
+    series = open_series([optical], [*paths, other])
+    expected = np.concatenate([left[..., :50], right[..., 50:]], axis=-1)  # the first one wins where both are
+    assert np.array_equal(read_radar(series)[0], sar_to_unit(expected))
+    assert series.paths == (optical, *paths)
+    assert series.radar_days == (1537,)
 
 
 def test_a_list_pairs_radar_by_row(tmp_path):

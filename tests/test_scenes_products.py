@@ -1,6 +1,7 @@
 """A scene's products: windows in, Cloud-Optimised GeoTIFFs out, with everything a GIS needs to know."""
 
 import json
+import resource
 import shutil
 import subprocess
 from pathlib import Path
@@ -268,3 +269,24 @@ def test_a_scene_without_crs_makes_products_too(tmp_path):
         assert source.crs is None
         assert source.transform == grid.transform
     assert json.loads(made["item"].read_text())["geometry"] is None
+
+
+def test_a_full_disk_is_told_and_leaves_no_half_product(tmp_path):
+    grid = Grid(64, 64, GRID.transform, GRID.crs)
+    folder, fields = tmp_path / "scene", whole(grid)
+    noise = np.random.default_rng(0).normal(0, 0.01, fields["reflectance"].shape)
+    fields["reflectance"] += noise.astype(np.float32)  # does not compress
+    made = products(folder, grid)
+    made.write(grid.whole, fields)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
+    try:
+        with pytest.raises(DataError, match=r"cannot write .*reflectance\.tif: .*; check the disk's free space"):
+            made.finish(network="uncrtaints")
+        with pytest.raises(DataError, match=r"cannot write .*|disk full while saving"):
+            made.write(grid.whole, fields)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in folder.iterdir()] == [".work"]
+    assert made.written() == {grid.whole}  # what was there is untouched
+    assert made.finish(network="uncrtaints")["reflectance"].is_file()
