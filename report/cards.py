@@ -9,6 +9,7 @@ import numpy as np
 from data.constants import SAR_RANGE_DB
 from report.cases import Case, Image, Output
 from report.pictures import ColourBar, Picture, colour_bar, is_small, mapped, photograph
+from report.tables import number
 from util.plotting import root_mean_square, standard_deviation, to_rgb
 
 _COLOURS, _RADAR_COLOURS = "viridis", "gray"
@@ -125,7 +126,7 @@ def _card(case: Case, end: float, missing: Missing) -> Card:
     groups = []
     alone = len(case.outputs) == 1
     for name, output in case.outputs.items():
-        note = f"PSNR {_psnr(case.rmse[name])} dB" if alone else f"RMSE {case.rmse[name]:.4f}"
+        note = _psnr(case.rmse[name]) if alone else f"RMSE {case.rmse[name]:.4f}"
         key, words = f"prediction {name}", "reconstructed" if alone else "prediction"
         predictions.append(_photo(output.mean, "Prediction" if alone else name, note, key, small, words))
         maps = tuple(_map(case, words, image, end, "" if alone else name) for words, image in _maps(case, output))
@@ -151,11 +152,10 @@ def _card(case: Case, end: float, missing: Missing) -> Card:
 def _figures(case: Case) -> tuple[tuple[str, str], ...]:
     if len(case.outputs) > 1:
         return tuple((f"RMSE {name}", f"{value:.4f}") for name, value in case.rmse.items())
-    digits = {"PSNR": (2, " dB"), "SAM": (2, "\N{DEGREE SIGN}")}
+    units = {"PSNR": " dB", "SAM": "\N{DEGREE SIGN}"}
     found = []
     for name, value in case.record.metrics.items():
-        places, unit = digits.get(name, (4, ""))
-        found.append((name, f"{value:.{places}f}{unit}"))
+        found.append((name, number(name, value) + (units.get(name, "") if math.isfinite(value) else "")))
     return tuple(found)
 
 
@@ -165,7 +165,9 @@ def _sentence(case: Case) -> str:
         return ""
     name, rmse = case.baseline
     own = min(case.rmse.values())
-    ratio = rmse / own if own > 0 else math.inf
+    if not (rmse > 0 and own > 0):
+        return f"The best trivial reconstruction of this sample ({name}) has an RMSE of {rmse:.4f}."
+    ratio = rmse / own
     words = f"{ratio:.1f} times that of the network" if ratio >= 1 else f"{1 / ratio:.1f} times better than the network"
     return f"The best trivial reconstruction of this sample ({name}) has an RMSE of {rmse:.4f}, {words}."
 
@@ -239,4 +241,4 @@ def _most_clouded(case: Case) -> int:
 
 
 def _psnr(rmse: float) -> str:
-    return f"{-20 * math.log10(rmse):.2f}" if rmse > 0 else "infinite"
+    return f"PSNR {-20 * math.log10(rmse):.2f} dB" if rmse > 0 else "PSNR infinite"

@@ -258,7 +258,7 @@ def ranked(figures: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[Cell, 
     """Cells of each row; the best of each column is marked where there is something to compare it with."""
     found: dict[str, list[Cell]] = {name: [] for name in figures}
     for key in next((list(values) for values in figures.values() if values), []):
-        known = {name: values[key] for name, values in figures.items() if math.isfinite(values.get(key, math.nan))}
+        known = {name: values[key] for name, values in figures.items() if not math.isnan(values.get(key, math.nan))}
         shown = {name: number(key, value) for name, value in known.items()}
         winner = min(known, key=lambda name: _loss(key, known[name])) if len(known) > 1 else None
         for name, values in figures.items():

@@ -132,7 +132,7 @@ def _tiles(tested: Tested) -> list[Tile]:
     tiles = []
     for name, unit, sign in (("PSNR", " dB", 1), ("RMSE", "", -1), ("SSIM", "", 1), ("SAM", "\N{DEGREE SIGN}", -1)):
         note = ""
-        known = {other: entry[name] for other, entry in others.items() if math.isfinite(entry.get(name, math.nan))}
+        known = {other: entry[name] for other, entry in others.items() if not math.isnan(entry.get(name, math.nan))}
         if known:
             best = max(known, key=lambda other: sign * known[other])
             note = f"best {kind}: {number(name, known[best])}{unit} ({best})"

@@ -94,6 +94,8 @@ def test_the_best_of_a_column_is_marked_whichever_way_is_better():
     assert tables.number("coverage 90", 0.8812) == "88.1\N{NO-BREAK SPACE}%"
     assert tables.number("NLL", -1.5) == "\N{MINUS SIGN}1.500"
     assert tables.number("PSNR", math.inf) == "infinite"
+    perfect = {"a": {"PSNR": 50.0}, "b": {"PSNR": math.inf}, "c": {"PSNR": math.nan}}
+    assert [cells[0].best for cells in tables.ranked(perfect).values()] == [False, True, False]
 
 
 def test_runs_beside_each_other_with_differences_to_the_first():

@@ -1,6 +1,8 @@
 """The page of a test: what it says, that it stands by itself, and that names cannot break it."""
 
 import json
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,6 +92,20 @@ def test_a_network_without_variance_or_radar_says_so(tmp_path):
     assert "inside the 90 % interval" not in found.words
     alts = [image["alt"] for image in found.named("img")]
     assert not any("deviation, sample" in alt or "VV" in alt for alt in alts)
+
+
+def test_a_perfect_reconstruction_without_known_clouds(tmp_path):
+    tested = fake_tested(n=1)
+    (case,) = tested.cases
+    record = replace(case.record, coverage=(math.nan,) * 3, metrics={"RMSE": 0.0, "PSNR": math.inf, "SAM": math.nan})
+    output = replace(case.outputs["net"], mean=case.target)
+    case = replace(case, record=record, outputs={"net": output}, rmse={"net": 0.0})
+    found = check_page(write_report(tmp_path, replace(tested, cases=[case])))
+    assert "PSNR infinite" in found.words
+    assert "SAM \N{EN DASH}" in found.words
+    assert "has an RMSE of 0.2000." in found.words
+    assert "nan" not in found.words
+    assert "% cloud " not in found.words  # below the inputs; tables tell of "% clouded"
 
 
 def test_of_a_long_series_the_clearest_and_the_cloudiest_dates_are_shown(tmp_path):
