@@ -34,8 +34,8 @@ def _size(metrics: Mapping[str, Any]) -> Statement | None:
     verdict = "yes, nearly" if ence < 0.1 else "roughly" if ence < 0.3 else "no"
     text = (
         f"The stated deviation is {number('RMSE', sharpness)} reflectance on the whole (root mean variance). Sorted "
-        f"into 20 groups by what the network states, true and stated error differ by {100 * ence:.0f}{NARROW}% on "
-        f"average (ENCE {ence:.3f}; 0 is perfect)."
+        f"into 20 groups by what the network states, the true error is off by {100 * ence:.0f}{NARROW}% of the "
+        f"stated one on average (ENCE {ence:.3f}; 0 is perfect)."
     )
     return Statement("Are errors as large as the network says?", verdict, text)
 
