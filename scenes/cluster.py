@@ -6,8 +6,10 @@ tasks are handed over at a time, so that a large scene fills neither the schedul
 """
 
 import logging
+import signal
+import threading
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,19 +43,32 @@ def local_cluster(workers: int) -> Iterator[str]:
         "distributed.worker.memory.terminate": False,  # the limit is the machine's, not a share of it for each worker
         "distributed.worker.memory.pause": False,
     }
-    with (
-        dask.config.set(quiet),
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address=None,
-            memory_limit=0,
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-    ):
-        yield cluster.scheduler_address
+    with ExitStack() as stack:
+        stack.enter_context(dask.config.set(quiet))
+        with _deaf_children():
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                host="127.0.0.1",
+                dashboard_address=None,
+                memory_limit=0,
+                silence_logs=logging.CRITICAL,
+            )
+        yield stack.enter_context(cluster).scheduler_address
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes started here do not hear Ctrl-C, which a terminal sends to all: this one tells them to end."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may say what is heard
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def on_cluster(address: str, job: Job, batches: Sequence[range]) -> Generator[range, None, None]:

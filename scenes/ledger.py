@@ -12,6 +12,7 @@ from util.errors import DataError, UsageError
 
 WORK = ".work"
 TOLD = "reconstruction.json"
+LOCK = "lock"
 
 
 def identity(path: str | Path) -> list[Any]:
@@ -57,17 +58,20 @@ class Ledger:
             DataError: if the folder cannot be made or read.
         """
         begun, told = self.work / "job.json", self.folder / TOLD
-        if overwrite:
-            try:
+        if told.is_file() and not begun.is_file() and not overwrite:
+            self._compare(told)
+            return "done"
+        try:
+            self.work.mkdir(parents=True, exist_ok=True)
+            self._lock()
+            if overwrite:
                 told.unlink(missing_ok=True)
-                if self.work.exists():
-                    shutil.rmtree(self.work)
-            except OSError as error:
-                raise DataError(f"cannot empty {self.folder}: {error.strerror or error}") from error
-        for path, state in ((begun, "resumed"), (told, "done")):
-            if path.is_file():
-                self._compare(path)
-                return state
+                _empty(self.work)
+        except OSError as error:
+            raise DataError(f"cannot write to {self.folder}: {error.strerror or error}; check --out") from error
+        if begun.is_file():
+            self._compare(begun)
+            return "resumed"
         write_json(begun, {"settings": self.settings})
         return "new"
 
@@ -85,6 +89,25 @@ class Ledger:
         shutil.rmtree(self.work, ignore_errors=True)
         return path
 
+    def _lock(self) -> None:
+        """Hold the folder as long as this process lives.
+
+        Raises:
+            UsageError: if another process holds it. On file systems without locks nobody notices.
+        """
+        try:
+            import fcntl
+        except ImportError:  # not Unix
+            return
+        self._held = (self.work / LOCK).open("w")
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            text = f"another command is at work in {self.folder}; wait for it, or choose another --out"
+            raise UsageError(text) from error
+        except OSError:
+            return
+
     def _compare(self, path: Path) -> None:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))["settings"]
@@ -96,3 +119,12 @@ class Ledger:
                 f"{self.folder} holds a reconstruction with other {', '.join(other)}; "
                 "choose another --out, or add --overwrite to replace it"
             )
+
+
+def _empty(folder: Path) -> None:
+    """Delete all but the lock."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()

@@ -154,3 +154,12 @@ def border_steps(image: np.ndarray, plan: TilePlan, period: int) -> float:
         others = [i for i in range(len(steps)) if i % period in phases and i not in borders]
         ratios.append(steps[borders].mean() / steps[others].mean())
     return max(ratios)
+
+
+def maps_in(out: Path) -> dict[str, np.ndarray]:
+    """The products of a folder by the names of their files."""
+    found = {}
+    for path in sorted(out.glob("*.tif")):
+        with rasterio.open(path) as source:
+            found[path.stem] = source.read()
+    return found

@@ -11,7 +11,7 @@ import pytest
 import rasterio
 from cli_cases import call, refused
 from e2e import ROOT
-from scene_cases import border_steps, write_run, write_scene
+from scene_cases import border_steps, maps_in, write_run, write_scene
 
 from reconstruct_scene import main
 from scenes.tiles import TilePlan
@@ -19,14 +19,6 @@ from scenes.tiles import TilePlan
 CPU = ["--device", "cpu", "--workers", "1"]
 SMALL = [*CPU, "--tile", "64", "--overlap", "16"]
 MAPS = ("reflectance", "aleatoric_std", "epistemic_std", "total_std", "clouds")
-
-
-def maps_in(out: Path) -> dict[str, np.ndarray]:
-    found = {}
-    for path in sorted(out.glob("*.tif")):
-        with rasterio.open(path) as source:
-            found[path.stem] = source.read()
-    return found
 
 
 def assert_same(one: Path, other: Path) -> None:
