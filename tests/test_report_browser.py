@@ -1,9 +1,15 @@
 """Reports in a real browser, headless: pictures load, the divider moves, nothing complains, a phone has no sideways."""
 
+from pathlib import Path
+
 import pytest
+import torch
 from report_pages import fake_tested
 
+from model.predictions import NIG
+from report.compared import RunResult, report_runs
 from report.tested import write_report
+from util.export import ExportWriter, read_exports
 from util.screenshot import FLAGS, find_browser
 
 PHONE, DESK = {"width": 375, "height": 812}, {"width": 1280, "height": 900}
@@ -26,22 +32,42 @@ def report(tmp_path_factory):
     return write_report(tmp_path_factory.mktemp("run"), fake_tested("a_rather_long_name_of_an_experiment_0123456789"))
 
 
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    """Three runs with exports of two samples, and long names."""
+    folder, runs = tmp_path_factory.mktemp("a_folder_with_a_name_that_is_far_too_long_for_any_phone"), []
+    tested = fake_tested(n=2)
+    for number in range(3):
+        name = f"conv3d_mamba_with_a_long_name_{number}"
+        field = torch.full((1, 1, 13, 24, 24), 0.1 * (number + 1))
+        with ExportWriter(folder / name / "export") as writer:
+            for sample in range(2):
+                writer.write(sample, NIG(field, field + 1, field + 2, field), torch.full_like(field, 0.15))
+        exports = read_exports(folder / name / "export")
+        records = [case.record for case in tested.cases]
+        found = (tested.metrics, tested.comparison, records, exports, {"use_sar": True})
+        runs.append(RunResult(name, Path(folder / name), *found))
+    return report_runs(
+        runs, folder / "compare.html", "", "python -m util.compare_runs " + " ".join(map(str, runs))[:300]
+    )
+
+
 @pytest.fixture
-def opened(browser, report):
-    """Opens the report in a window of a size; afterwards nothing must have complained or asked the network."""
+def opened(browser, report, comparison):
+    """Opens the report, or another page, in a window of a size; afterwards nothing must have complained or asked the network."""
     complaints, windows = [], []
 
-    def open_window(size, **options):
+    def open_window(size, page=report, **options):
         window = browser.new_page(viewport=size, **options)
         windows.append(window)
         window.on("console", lambda message: complaints.append(message.text))
         window.on("pageerror", lambda error: complaints.append(str(error)))
         window.on("request", lambda request: None if is_local(request.url) else complaints.append(request.url))
-        window.goto(report.as_uri())
+        window.goto(page.as_uri())
         return window
 
     def is_local(url):
-        return url == report.as_uri() or url.startswith("data:")
+        return url.startswith("data:") or url in (report.as_uri(), comparison.as_uri())
 
     yield open_window
     for window in windows:
@@ -69,6 +95,20 @@ def test_every_picture_loads_and_the_page_does_not_overflow(opened, size):
     assert window.evaluate("document.documentElement.scrollWidth") <= size["width"]
     boxes = window.evaluate("[...document.querySelectorAll('.scroll')].map(box => [box.scrollWidth, box.clientWidth])")
     assert any(inner > outer for inner, outer in boxes) == (size is PHONE)  # there tables scroll in their own boxes
+
+
+def test_runs_side_by_side_fit_a_phone_too(opened, comparison):
+    for size in (DESK, PHONE):
+        window = opened(size, comparison)
+        widths = window.evaluate("[...document.images].map(image => image.complete ? image.naturalWidth : 0)")
+        # of each of two cards: two of the slider, three predictions, the target, error and deviation of each, a scale
+        assert len(widths) == 2 * (2 + 3 + 1 + 6 + 1) + 3
+        assert min(widths) > 0
+        assert window.evaluate("document.documentElement.scrollWidth") <= size["width"]
+    slider = window.locator(".slider input").last
+    slider.focus()
+    slider.press("End")
+    assert slider.input_value() == "100"
 
 
 def test_columns_on_a_desk_and_one_column_on_a_phone(opened):
