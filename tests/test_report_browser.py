@@ -47,14 +47,12 @@ def comparison(tmp_path_factory):
         records = [case.record for case in tested.cases]
         found = (tested.metrics, tested.comparison, records, exports, {"use_sar": True})
         runs.append(RunResult(name, Path(folder / name), *found))
-    return report_runs(
-        runs, folder / "compare.html", "", "python -m util.compare_runs " + " ".join(map(str, runs))[:300]
-    )
+    return report_runs(runs, folder / "compare.html", "", f"python -m util.compare_runs {runs[0].folder}")
 
 
 @pytest.fixture
 def opened(browser, report, comparison):
-    """Opens the report, or another page, in a window of a size; afterwards nothing must have complained or asked the network."""
+    """Opens a page in a window; afterwards nothing must have complained or asked the network."""
     complaints, windows = [], []
 
     def open_window(size, page=report, **options):
@@ -143,7 +141,7 @@ def test_the_divider_follows_the_mouse(opened):
     window.mouse.down()
     for share in (0.6, 0.7, 0.8):
         window.mouse.move(box["x"] + share * box["width"], middle)
-        assert clip(window) == pytest.approx(100 * share, abs=1.1)  # steps of 1, and a pixel
+        assert clip(window) == pytest.approx(100 * share, abs=0.7)  # steps of 1, and a pixel
     window.mouse.up()
     handle = window.locator(".handle").first.bounding_box()
     assert handle["x"] + handle["width"] / 2 == pytest.approx(box["x"] + 0.8 * box["width"], abs=0.012 * box["width"])
@@ -154,7 +152,7 @@ def test_the_divider_follows_a_finger(opened):
     window.locator(".slider").first.scroll_into_view_if_needed()
     box = window.locator(".slider").first.bounding_box()
     window.touchscreen.tap(box["x"] + 0.25 * box["width"], box["y"] + box["height"] / 2)
-    assert clip(window) == pytest.approx(25, abs=1.1)
+    assert clip(window) == pytest.approx(25, abs=0.7)
 
 
 def test_the_lists_choose_the_pictures(opened):
