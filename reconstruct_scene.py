@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from scenes.series import SceneSeries
 
 TILES_EACH = 12  # a process starts in the time of some tiles: fewer are not worth it
-MOST_WORKERS = 8  # of --workers auto: each needs about a gigabyte
+MOST_WORKERS = 8  # of --workers auto: each needs about 1.5 GB
 TO_SAVE_MEMORY = "lower --batch_size, --workers or --tile, or use --precision bf16"
 EXAMPLES = """examples:
   python reconstruct_scene.py --weights results/my_run --optical s2_*.tif --sar s1_*.tif --out maps/june
@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(group, "tile", text, type=int, default=256, metavar="PX")
     add(group, "overlap", "pixels that neighbours share (default: a quarter of --tile)", type=int, metavar="PX")
     add(group, "batch_size", "tiles predicted together (default: 1 on a CPU, 8 on a GPU)", type=int, metavar="N")
-    text = f"processes, one core and about 1 GB each; auto: a core each, up to {MOST_WORKERS} (default: auto)"
+    text = f"processes, one core and about 1.5 GB each; auto: a core each, up to {MOST_WORKERS} (default: auto)"
     add(group, "workers", text, type=_workers, default=0, metavar="N")
     text = "a running Dask cluster in place of this process; --out must be a folder that its workers share"
     add(group, "scheduler", text, default="", metavar="ADDRESS")
@@ -235,10 +235,10 @@ def tags_of(args: argparse.Namespace) -> dict[str, str]:
     """What the files tell about how they were made."""
     kept = "observed where the latest date is clear (standard deviation 0 there)"
     return {
-        "pixels": kept if args.where_clear == "keep" else "predicted",
-        "tiles": f"{args.tile} pixels, overlap {args.overlap}, blended",
-        "cloud detector": args.detector,
-        "precision": args.precision,
+        "PIXELS": kept if args.where_clear == "keep" else "predicted",
+        "TILES": f"{args.tile} pixels, overlap {args.overlap}, blended",
+        "CLOUD_DETECTOR": args.detector,
+        "PRECISION": args.precision,
     }
 
 
