@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 AHEAD = 2  # tasks handed over for each thread of the cluster: one runs, one waits
 FAILURES = 5  # deaths of workers that one task survives
+# A worker computes in a thread of its own, and glibc hands back to the system at once what threads free in arenas of
+# theirs. `util.memory.keep_freed_memory` acts on the main arena; with this all share it: 1.6 s a tile in place of 2.7.
+ONE_ARENA = {"MALLOC_ARENA_MAX": 1}
 PATIENCE = 30  # seconds to wait for a scheduler and its first worker
 
 
@@ -36,17 +39,18 @@ def local_cluster(workers: int) -> Iterator[str]:
         The address of its scheduler.
     """
     import dask
-    from distributed import LocalCluster
+    import distributed  # which brings its defaults into dask.config
 
     quiet = {
         "distributed.scheduler.allowed-failures": FAILURES,
         "distributed.worker.memory.terminate": False,  # the limit is the machine's, not a share of it for each worker
         "distributed.worker.memory.pause": False,
+        "distributed.nanny.pre-spawn-environ": dask.config.get("distributed.nanny.pre-spawn-environ") | ONE_ARENA,
     }
     with ExitStack() as stack:
         stack.enter_context(dask.config.set(quiet))
         with _deaf_children():
-            cluster = LocalCluster(
+            cluster = distributed.LocalCluster(
                 n_workers=workers,
                 threads_per_worker=1,
                 processes=True,

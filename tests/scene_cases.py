@@ -110,19 +110,20 @@ class SceneFiles:
         return ["--optical", *self.optical, *(["--sar", *self.radar] if radar else [])]
 
 
-def write_scene(folder: Path, height: int, width: int, *, nodata: int | None = None) -> SceneFiles:
+def write_scene(folder: Path, height: int, width: int, *, nodata: int | None = None, radar: bool = True) -> SceneFiles:
     """A made-up scene as a practitioner has it."""
     clear, transform = ground(height, width), from_origin(*ORIGIN, 10, 10)
-    optical, radar = [], []
+    optical, backscatter = [], []
     for number, day in enumerate(DAYS):
         optical.append(folder / f"s2_{day}.tif")
-        radar.append(folder / f"s1_{day}.tif")
         write_geotiff(optical[-1], clouded(clear, number + 1), CRS, transform)
-        write_geotiff(radar[-1], radar_of(clear, number + 1), CRS, transform)
+        if radar:
+            backscatter.append(folder / f"s1_{day}.tif")
+            write_geotiff(backscatter[-1], radar_of(clear, number + 1), CRS, transform)
         if nodata is not None:
             with rasterio.open(optical[-1], "r+") as image:
                 image.nodata = nodata
-    return SceneFiles(optical, radar, clear)
+    return SceneFiles(optical, backscatter, clear)
 
 
 def write_run(folder: Path, model: str = "uncrtaints", *, seed: int = 0, **changes) -> Path:
