@@ -31,10 +31,12 @@ COMMANDS = (
     ("train_reconstruct.py",),
     ("test_reconstruct.py",),
     ("ensemble_reconstruct.py",),
+    ("reconstruct_scene.py",),
     ("standalone_dataloader.py",),
     ("-m", "util.pre_compute_data_samples"),
     ("-m", "util.pack_dataset"),
     ("-m", "util.export_hdf5"),
+    ("-m", "util.compare_runs"),
     ("-m", "util.make_sample_data"),
     ("-m", "util.download_data"),
 )

@@ -8,7 +8,6 @@ from rasterio.enums import Resampling
 
 from data.constants import N_S2, REFLECTANCE_SCALE, RGB
 from scenes.handles import reading
-from util.atomic import whole_file
 
 LONGEST = 1024  # pixels
 
@@ -21,9 +20,7 @@ def write_quicklook(reflectance: Path, path: Path, longest: int = LONGEST) -> No
         path: the file to make.
         longest: pixels along the longer side, at most.
     """
-    from matplotlib.image import imsave
-
-    from util.plotting import to_rgb
+    from util.plotting import save_pixels, to_rgb
 
     with rasterio.open(reflectance) as source, reading(str(reflectance)):
         shrink = max(1.0, max(source.height, source.width) / longest)
@@ -35,5 +32,4 @@ def write_quicklook(reflectance: Path, path: Path, longest: int = LONGEST) -> No
     image = np.zeros((N_S2, *size), np.float32)
     image[list(RGB)] = stored / np.float32(REFLECTANCE_SCALE)
     colours = np.concatenate([to_rgb(image), np.where(missing, 0, 1)[..., None]], axis=-1)  # (H,W,4)
-    with whole_file(path) as temporary:
-        imsave(temporary, np.rint(colours * 255).astype(np.uint8))
+    save_pixels(path, colours)

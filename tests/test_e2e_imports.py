@@ -24,7 +24,7 @@ sys.meta_path.insert(0, Absent())
 argparse.ArgumentParser.parse_known_args = parse
 sys.argv = ["nonsense", "--no-such-flag", "17"]
 names = json.loads(sys.stdin.read())
-for package in ("data", "model", "util", "benchmarks"):
+for package in ("data", "model", "report", "scenes", "util", "benchmarks"):
     found = importlib.import_module(package)
     names += [module.name for module in pkgutil.walk_packages(found.__path__, package + ".")]
 heavy = ("matplotlib", "s2cloudless", "lightgbm", "tensorboard", "rasterio")
@@ -70,7 +70,7 @@ def walk(tmp_path_factory):
 def test_every_module_can_be_imported(walk):
     # TRAPS 13 and 16: no arguments, no extra package, no GPU
     found, said, _ = walk
-    files = [path for room in ("data", "model", "util", "benchmarks") for path in (ROOT / room).rglob("*.py")]
+    files = [path for room in ("data", "model", "report", "scenes", "util", "benchmarks") for path in (ROOT / room).rglob("*.py")]
     expected = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files} | set(SCRIPTS)
     assert {name for name in expected if not name.endswith("__init__")} <= set(found["names"])
     assert said == ""

@@ -1,4 +1,4 @@
-"""From nothing to a tested ensemble in a quarter of an hour: `python -m util.demo --out demo`.
+"""From nothing to tested networks, reports and maps in a quarter of an hour: `python -m util.demo --out demo`.
 
 Every step is a command line that works by itself; it is printed before it runs.
 """
@@ -23,6 +23,7 @@ EXPERTS = {
     "conv3d_mamba": "--encoder_widths 32 32 64 --decoder_widths 32 32 64",
 }
 FUSION = "fusion_net"
+SCENE, SCENE_NETWORK, SCENE_DATES = "ROIs1868/73", "conv3d_mamba", "3 4 5"  # a region of the test split
 SEEN = "--input_t 3 --use_sar --rdm_seed 1 --fit_rois 3 --batch_size 4 --precision auto --device cpu"
 TRAINING = "--loss NIG --scale_by 10 --lr 0.003 --gamma 0.85 --epochs 12"
 OVERALL, CLOUDED = "all samples", "every input >= 30 %"
@@ -30,18 +31,12 @@ FIGURES = ("RMSE", "PSNR", "SSIM", "SAM", "NLL", "ENCE", "coverage 90")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make data, train, test, export, fuse and ensemble; see `--help`."""
+    """Make data, train, test, export, fuse, ensemble and map; see `--help`."""
     parser = argparse.ArgumentParser(
-        description="Sample data, training, test, exports, a fusion, an ensemble, a table."
+        description="Sample data, training, test, exports, a fusion, an ensemble, reports, maps of a region."
     )
     parser.add_argument("--out", default="demo", help="folder for data, runs and results (default: demo)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.add_argument(
-        "--screenshot",
-        default="",
-        metavar="PNG",
-        help="also take a picture of the fusion's report, by a headless browser",
-    )
     args = parser.parse_args(argv)
     out = Path(args.out)
     started = time.perf_counter()
@@ -63,8 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     _call("ensemble", f"ensemble_reconstruct.py {exports} --root {series} --uncertainty both --res_dir {ensemble}")
     compared = " ".join(str(inference / name) for name in [*runs, "ensemble"])
     _call("comparison", f"-m util.compare_runs {compared} --out {out / 'compare.html'} --root {series}")
-    if args.screenshot:
-        picture_report(inference / FUSION / "report.html", Path(args.screenshot))
+    picture_report(inference / FUSION / "report.html", out / "report.png")
+    where = (
+        f"--weights {results / SCENE_NETWORK} --folder {series / SCENE} --numbers {SCENE_DATES} --tile {DATA['size']}"
+    )
+    _call("a whole region, as maps", f"reconstruct_scene.py {where} --out {out / 'scene'}")
     summary = summarise(inference, list(runs), _read(results / FUSION / "guard.json"))
     with whole_file(out / "summary.md") as temporary:
         temporary.write_text(summary, encoding="utf-8")
@@ -109,10 +107,10 @@ def summarise(inference: Path, runs: Sequence[str], verdict: Mapping[str, Any]) 
 
 
 def picture_report(report: Path, picture: Path) -> None:
-    """Take a picture of the second card of a report, as the README shows one, or say that there is no browser."""
+    """Take a picture of the first card of a report, as the README shows one, or say that there is no browser."""
     from util.screenshot import take_screenshot
 
-    taken = take_screenshot(report, picture, ".card", number=1)
+    taken = take_screenshot(report, picture, ".card")
     print(
         f"\nno picture of {report}: it takes chromium and playwright"
         if taken is None
@@ -126,6 +124,7 @@ def _places(out: Path, inference: Path) -> str:
     places = {
         "reports": inference / "*" / "report.html",
         "comparison": out / "compare.html",
+        "maps of a region": out / "scene",
         "this table": out / "summary.md",
         "metrics": inference / "*" / "test_metrics.json",
         "by cloud cover": first / "comparison.md",
@@ -136,7 +135,7 @@ def _places(out: Path, inference: Path) -> str:
         "ensemble": inference / "ensemble",
         "weights": out / "results",
     }
-    return "\n".join(f"{name + ':':<16}{path}" for name, path in places.items())
+    return "\n".join(f"{name + ':':<18}{path}" for name, path in places.items())
 
 
 def _call(title: str, line: str) -> None:

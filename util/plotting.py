@@ -93,9 +93,9 @@ def plot_sample(
     series = () if inputs is None else _array(inputs, dims=4)
     truth, mean = _array(target), _array(prediction.mean)
     for date, image in enumerate(series):
-        _save_pixels(folder / f"img-{sample_id}_{'in' if len(series) == 1 else f'in_t-{date}'}.png", to_rgb(image))
-    _save_pixels(folder / f"img-{sample_id}_pred.png", to_rgb(mean))
-    _save_pixels(folder / f"img-{sample_id}_target.png", to_rgb(truth))
+        save_pixels(folder / f"img-{sample_id}_{'in' if len(series) == 1 else f'in_t-{date}'}.png", to_rgb(image))
+    save_pixels(folder / f"img-{sample_id}_pred.png", to_rgb(mean))
+    save_pixels(folder / f"img-{sample_id}_target.png", to_rgb(truth))
     _save_map(folder / f"img-{sample_id}_err.png", root_mean_square(mean - truth), f"RMSE over bands, {UNIT}")
     if prediction.total is not None:
         deviation = standard_deviation(prediction.total)
@@ -317,7 +317,8 @@ def _bare(axes: "Axes", image: Array, **style: Any) -> "Axes":
     return axes
 
 
-def _save_pixels(path: Path, image: Array) -> None:
+def save_pixels(path: Path, image: Array) -> None:
+    """Write an image (H,W,3), or (H,W,4) with opacity, in [0, 1], pixel by pixel as PNG, whole or not at all."""
     from matplotlib.image import imsave
 
     with whole_file(path) as temporary:
