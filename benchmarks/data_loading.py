@@ -112,12 +112,26 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
 def _prepare(root: Path, folder: Path) -> Path:
     """GeoTIFFs in the published form, masks for both, and the pack."""
-    from rasterio import open as open_raster
-
     from util.pack_dataset import main as pack
-    from util.pre_compute_data_samples import main as compute
 
     tree, packed = folder / "geotiff", folder / "pack"
+    write_as_published(root, tree)
+    pack(["--root", str(tree), "--out", str(packed)])
+    series = SEN12MSCRTS(tree, "all", sample_type="generic")
+    (folder / "masks").mkdir()
+    for index in range(len(series)):
+        sample = cast(dict[str, Any], series[index])
+        np.save(folder / "masks" / f"{index}.npy", np.stack(sample["masks"]))
+        np.save(folder / "masks" / f"coverage_{index}.npy", np.array(sample["coverage"]))
+    return folder
+
+
+def write_as_published(root: Path, tree: Path) -> None:
+    """Write the GeoTIFFs of a data set as the published ones are, and detect their clouds into `tree/.mask_store`."""
+    from rasterio import open as open_raster
+
+    from util.pre_compute_data_samples import main as compute
+
     files = sorted(root.glob("ROIs*/*/S?/*/*.tif"))
     if not files:
         raise DataError(f"no images of SEN12MS-CR-TS in {root} (--root)")
@@ -129,14 +143,6 @@ def _prepare(root: Path, folder: Path) -> Path:
             with open_raster(target, "w", driver="GTiff", interleave="pixel", blockysize=1, **shape) as copy:
                 copy.write(source.read())
     compute(["--root", str(tree), "--out", str(tree / ".mask_store"), "--workers", str(os.cpu_count())])
-    pack(["--root", str(tree), "--out", str(packed)])
-    series = SEN12MSCRTS(tree, "all", sample_type="generic")
-    (folder / "masks").mkdir()
-    for index in range(len(series)):
-        sample = cast(dict[str, Any], series[index])
-        np.save(folder / "masks" / f"{index}.npy", np.stack(sample["masks"]))
-        np.save(folder / "masks" / f"coverage_{index}.npy", np.array(sample["coverage"]))
-    return folder
 
 
 def _measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:

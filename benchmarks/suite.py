@@ -77,7 +77,7 @@ class Benchmark:
 
     Attributes:
         module: its name; its result is `results/MODULE.json`.
-        words: of its command line; {root}, {triplets} and {masks} are those of the sample data.
+        words: of its command line; {root} and {triplets} are those of the sample data.
         rows: what its result says.
     """
 
@@ -151,7 +151,7 @@ BENCHMARKS = (
     Benchmark("data_loading", "--root {root} --samples 24 --rounds 3", _data_loading),
     Benchmark("cloud_masks", "--root {root} {triplets} --images 6 --rounds 3", _cloud_masks),
     Benchmark("training_step", "--rounds 3 --steps 2 --variants 'published fp32' 'ours bf16+keep'", _training_step),
-    Benchmark("evaluation", "--root {root} --masks {masks} --samples 6", _evaluation),
+    Benchmark("evaluation", "--root {root}", _evaluation),
     Benchmark("start_up", "", _start_up),
     Benchmark("selective_scan", "", _selective_scan),
 )
@@ -177,12 +177,10 @@ def run(benchmarks: Sequence[Benchmark], work: Path) -> None:
     Raises:
         DataError: if one of them stops.
     """
-    data, masks = work / "data", work / "masks"
-    places = {"root": data / "SEN12MSCRTS", "triplets": data / "SEN12MSCR", "masks": masks}
+    data = work / "data"
+    places = {"root": data / "SEN12MSCRTS", "triplets": data / "SEN12MSCR"}
     if not data.is_dir():
         _call(f"-m util.make_sample_data {data} {DATA}")
-    if not masks.is_dir():
-        _call(f"-m util.pre_compute_data_samples --root {places['root']} --out {masks}")
     for benchmark in benchmarks:
         out = RESULTS / f"{benchmark.module}.json"
         _call(f"-m benchmarks.{benchmark.module} {benchmark.words.format(**places)} --out {out.relative_to(ROOT)}")
