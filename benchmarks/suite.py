@@ -147,11 +147,23 @@ def _selective_scan(result: Result) -> list[Row]:
     ]
 
 
+def _scene_speed(result: Result) -> list[Row]:
+    growth, rows = result["peak memory at four times the area"], []
+    for processes in (key for key in result if key.endswith("process") or key.endswith("processes")):
+        size, found = list(result[processes].items())[-1]
+        pace = found["megapixels_per_s"]
+        what = f"a scene of {size} pixels, {result['model']}, three dates, radar and masks, {processes}"
+        rows.append(Row(what, pace, pace, pace, unit="megapixels/s"))
+    what = "its peak memory over that of a quarter of its area"
+    return [*rows, Row(what, growth["ratio"], growth["ratio"], growth["ratio"], growth["goal"], SMALLER)]
+
+
 BENCHMARKS = (
     Benchmark("data_loading", "--root {root} --samples 24 --rounds 3", _data_loading),
     Benchmark("cloud_masks", "--root {root} {triplets} --images 6 --rounds 3", _cloud_masks),
     Benchmark("training_step", "--rounds 3 --steps 2 --variants 'published fp32' 'ours bf16+keep'", _training_step),
     Benchmark("evaluation", "--root {root}", _evaluation),
+    Benchmark("scene_speed", "--side 600", _scene_speed),
     Benchmark("start_up", "", _start_up),
     Benchmark("selective_scan", "", _selective_scan),
 )
@@ -236,6 +248,8 @@ def _path(benchmark: Benchmark) -> Path:
 def _number(value: float) -> str:
     if value >= 100:
         return f"{value:,.0f}"
+    if value < 0.1:
+        return f"{value:.3f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 

@@ -8,7 +8,14 @@ import sys
 import pytest
 from e2e import ROOT
 
-SCRIPTS = ("parse_args", "train_reconstruct", "test_reconstruct", "ensemble_reconstruct", "standalone_dataloader")
+SCRIPTS = (
+    "parse_args",
+    "train_reconstruct",
+    "test_reconstruct",
+    "ensemble_reconstruct",
+    "reconstruct_scene",
+    "standalone_dataloader",
+)
 WALK = """
 import argparse, importlib, importlib.abc, json, pkgutil, random, sys
 
@@ -70,7 +77,11 @@ def walk(tmp_path_factory):
 def test_every_module_can_be_imported(walk):
     # TRAPS 13 and 16: no arguments, no extra package, no GPU
     found, said, _ = walk
-    files = [path for room in ("data", "model", "report", "scenes", "util", "benchmarks") for path in (ROOT / room).rglob("*.py")]
+    files = [
+        path
+        for room in ("data", "model", "report", "scenes", "util", "benchmarks")
+        for path in (ROOT / room).rglob("*.py")
+    ]
     expected = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files} | set(SCRIPTS)
     assert {name for name in expected if not name.endswith("__init__")} <= set(found["names"])
     assert said == ""
