@@ -73,6 +73,8 @@ def test_published_training_command(place, sample_data, trained):
         "conf.json",
         "model_epoch_1.pth.tar",
         "model.pth.tar",
+        "report.html",
+        "test_samples.json",
         "trainlog.json",
         "val_epoch_1_metrics.json",
         "test_metrics.json",
