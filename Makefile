@@ -1,11 +1,10 @@
 # make demo   sample data, a short training, test, export, ensemble and a table, from a fresh clone
 # make test   the whole test suite, from a fresh clone
 # make bench  every benchmark of speed that a CPU can run: benchmarks/RESULTS.md
-# make check  what CI runs: lint, format, types, file sizes, tests
+# make check  what CI runs: lint, format, types, tests
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell git ls-files '*.py' 2>/dev/null)
 export OMP_NUM_THREADS ?= 2
 
 .PHONY: demo test bench check lint env clean
@@ -31,7 +30,6 @@ lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	@awk 'FNR > 350 { print FILENAME ": longer than 350 lines"; bad = 1; nextfile } END { exit bad }' $(filter-out tests/%,$(SOURCES))
 
 check: lint test
 

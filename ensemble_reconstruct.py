@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from util.ensemble import UNCERTAINTIES, Fields, Members, mix, read_inputs, read_target
-from util.errors import DataError, UsageError, run_command
+from common.errors import DataError, UsageError, run_command
+from evaluation.ensemble import UNCERTAINTIES, Fields, Members, mix, read_inputs, read_target
 
 if TYPE_CHECKING:
-    from report.records import SampleRecord
+    from evaluation.sample_records import SampleRecord
 
 Image = npt.NDArray[np.float32]
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"ensemble of {len(members.exports)} members, {len(members.ids)} samples: {', '.join(members.names)}")
     if members.missing:
         print(f"note: {len(members.missing)} predictions are missing; the members that are there were averaged")
-    from util.run import memory_advice
+    from training.run import memory_advice
 
     with memory_advice(args.device, "samples are mixed one by one; use --device cpu, or a machine with more memory"):
         ensemble(args, members, out, sys.argv[1:] if argv is None else argv)
@@ -74,11 +74,11 @@ def ensemble(args: argparse.Namespace, members: Members, out: Path, words: Seque
         out: where everything goes.
         words: of the command line, for the report.
     """
-    from report.ensembles import report_ensemble
-    from report.records import FILE, SampleRecord, write_records
-    from report.tested import report_or_say_why
-    from util.atomic import write_json
-    from util.charts import plot_coverage, plot_discard, plot_reliability
+    from common.files import write_json
+    from evaluation.charts import plot_coverage, plot_discard, plot_reliability
+    from evaluation.sample_records import FILE, SampleRecord, write_records
+    from report.ensemble_page import report_ensemble
+    from report.test_page import report_or_say_why
 
     records: list[SampleRecord] = []
     report, table = evaluate(args, members, out, records)
@@ -113,15 +113,15 @@ def evaluate(
     import torch
     from tqdm import tqdm
 
+    from evaluation.bands import BandMeter
+    from evaluation.baselines import ComparisonTable
+    from evaluation.exports import ExportWriter
+    from evaluation.image_metrics import Reference
+    from evaluation.images import plot_sample
+    from evaluation.metrics import EvaluationMeter
+    from evaluation.sample_records import record_of
     from model.predictions import Gaussian
-    from report.records import record_of
-    from util.bands import BandMeter
-    from util.baselines import ComparisonTable
-    from util.export import ExportWriter
-    from util.image_metrics import Reference
-    from util.metrics import EvaluationMeter
-    from util.plotting import plot_sample
-    from util.run import choose_device
+    from training.run import choose_device
 
     device = choose_device(args.device)
     meter, table, splits = EvaluationMeter(has_variance=True), ComparisonTable(), []

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from common.errors import DataError, UsageError
+from config.defaults import RULES, WITH_SCAN, settle_network
+from config.stored import check_stored
+from config.validation import refuse_contradictions
 from data.constants import N_S2, REGIONS
-from model.contradictions import refuse_contradictions
-from model.defaults import RULES, WITH_SCAN, settle_network
-from util.errors import DataError, UsageError
-from util.stored_flags import check_stored
 
 MODELS = ("uncrtaints", "conv3d_mamba", "fusion_net", "utae", "unet")
 LOSSES = ("l1", "l2", "GNLL", "MGNLL", "NIG", "fusion")

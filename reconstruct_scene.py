@@ -8,14 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.errors import UsageError, run_command
 from data.constants import DETECTORS
-from util.errors import UsageError, run_command
 
 if TYPE_CHECKING:
-    from scenes.network import Needs
-    from scenes.prediction import Job
-    from scenes.reconstruction import Runner
-    from scenes.series import SceneSeries
+    from scenes.inputs.series import SceneSeries
+    from scenes.predict import Job
+    from scenes.reconstruct import Runner
+    from scenes.requirements import Needs
 
 TILES_EACH = 12  # a process starts in the time of some tiles: fewer are not worth it
 MOST_WORKERS = 8  # of --workers auto: each needs about 1.5 GB
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Reconstruct as the flags say; see `--help`."""
     args = build_parser().parse_args(argv)
     check_flags(args)
-    from util.run import memory_advice
+    from training.run import memory_advice
 
     with memory_advice(args.device, TO_SAVE_MEMORY):
         run(args)
@@ -130,10 +130,10 @@ def _best_device() -> str:
 
 def run(args: argparse.Namespace) -> None:
     """Plan, predict, and write the maps; say what is done and where it is."""
-    from scenes.ledger import Ledger
-    from scenes.network import read_needs
-    from scenes.products import SceneProducts
-    from scenes.reconstruction import reconstruct
+    from scenes.outputs.products import SceneProducts
+    from scenes.reconstruct import reconstruct
+    from scenes.requirements import read_needs
+    from scenes.resume import Ledger
 
     needs, files = read_needs(args.weights)
     with ExitStack() as stack:
@@ -176,8 +176,8 @@ def run(args: argparse.Namespace) -> None:
 
 def plan(args: argparse.Namespace, needs: "Needs", series: "SceneSeries") -> "Job":
     """What every process must know."""
-    from scenes.ledger import WORK
-    from scenes.prediction import Job
+    from scenes.predict import Job
+    from scenes.resume import WORK
     from scenes.tiles import TilePlan
 
     return Job(
@@ -207,7 +207,7 @@ def describe(args: argparse.Namespace, needs: "Needs", job: "Job") -> str:
 
 def settings_of(args: argparse.Namespace, job: "Job", weights: Sequence[Path]) -> dict[str, Any]:
     """Everything that the result depends on, by the words that a user knows it by."""
-    from scenes.ledger import digest
+    from scenes.resume import digest
 
     return {
         "inputs": digest(job.series.paths),
@@ -243,7 +243,7 @@ def tags_of(args: argparse.Namespace) -> dict[str, str]:
 
 
 def _open(args: argparse.Namespace) -> "SceneSeries":
-    from scenes.series import open_series
+    from scenes.inputs.series import open_series
 
     try:
         offset = args.offset if args.offset in ("auto", "none") else float(args.offset)
@@ -264,14 +264,14 @@ def _open(args: argparse.Namespace) -> "SceneSeries":
 
 
 def _runner(args: argparse.Namespace, stack: ExitStack) -> "Runner":
-    from scenes.reconstruction import in_this_process
+    from scenes.reconstruct import in_this_process
 
     if args.workers <= 1 and not args.scheduler:
-        from util.run import choose_device
+        from training.run import choose_device
 
         choose_device(args.device)
         return in_this_process
-    from scenes.cluster import local_cluster, on_cluster
+    from scenes.dask_cluster import local_cluster, on_cluster
 
     address = args.scheduler or stack.enter_context(local_cluster(args.workers))
     return partial(on_cluster, address)

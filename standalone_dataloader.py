@@ -7,8 +7,8 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from common.errors import UsageError, run_command
 from data.constants import REGIONS, SPLITS
-from util.errors import UsageError, run_command
 
 if TYPE_CHECKING:
     from data.dataLoader import SEN12MSCR, SEN12MSCRTS

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from common import process_group as distributed
+from common.errors import UsageError, run_command
 from parse_args import Config, parse, read_conf, restore
-from util import distributed
-from util.errors import UsageError, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         values, typed = parse("test", argv)
     with distributed.session():
         config, weights = settle(values, typed)
-        from util.run import memory_advice
+        from training.run import memory_advice
 
         with memory_advice(config.device, "lower --batch_size, use --precision bf16, or add --device cpu"):
             words = sys.argv[1:] if argv is None else argv
@@ -57,14 +57,14 @@ def test(config: Config, weights: Path, command: Sequence[str]) -> None:
         weights: the folder of the trained run.
         command: the words of the command line, for the report.
     """
+    from common.files import write_json
+    from common.memory import keep_freed_memory
     from data.loaders import build_test_loader
+    from evaluation.evaluate import Evaluation, reporting
     from model.build import build_loss, choose_scan
-    from model.engine import Compute, count_parameters
-    from model.evaluation import Evaluation, reporting
     from model.restore import restore_model
-    from util.atomic import write_json
-    from util.memory import keep_freed_memory
-    from util.run import RunFolder, choose_device, choose_precision, seed_everything
+    from training.engine import Compute, count_parameters
+    from training.run import RunFolder, choose_device, choose_precision, seed_everything
 
     device = choose_device(config.device)
     if device.type == "cpu":

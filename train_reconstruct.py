@@ -10,17 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common import process_group as distributed
+from common.errors import DataError, UsageError, run_command
 from parse_args import Config, parse, read_conf, resolve, restore
-from util import distributed
-from util.errors import DataError, UsageError, run_command
 
 if TYPE_CHECKING:
     import torch
 
     from data.loaders import Loaders
-    from model.engine import TrainState
-    from model.evaluation import Evaluation
-    from util.run import RunFolder
+    from evaluation.evaluate import Evaluation
+    from training.engine import TrainState
+    from training.run import RunFolder
 
 TO_SAVE_MEMORY = (
     "lower --batch_size (--accumulate N keeps the gradient that of the larger batch), --input_t or the widths, "
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         values, typed = parse("train", argv)
     with distributed.session():
         config, checkpoint = settle(values, typed)
-        from util.run import memory_advice
+        from training.run import memory_advice
 
         with memory_advice(config.device, TO_SAVE_MEMORY):
             train(config, checkpoint)
@@ -60,7 +60,7 @@ def settle(values: dict[str, Any], typed: set[str]) -> tuple[Config, str]:
     else:
         taken = []
         if values["model"] == "fusion_net" and values["experts"]:
-            from model.fusion.runs import settle_experts
+            from model.fusion.experts import settle_experts
 
             taken = settle_experts(values, typed)
         config, notes = resolve(values, typed)
@@ -87,18 +87,18 @@ def _same_file(one: str, other: str) -> bool:
 def train(config: Config, checkpoint: str = "") -> None:
     """Run the whole training of `config`, going on from `checkpoint` or the latest epoch if it is to resume."""
     if config.model == "fusion_net":
-        from model.fusion.training import train_fusion
+        from training.fusion import train_fusion
 
         train_fusion(config, train)
         return
-    from data.fit_split import held_out_rois
+    from common.files import write_json
+    from common.memory import keep_freed_memory
+    from data.holdout import held_out_rois
     from data.loaders import build_loaders
+    from evaluation.evaluate import Evaluation, reporting
     from model.build import build_loss, choose_scan
-    from model.engine import Compute, count_parameters, profile_step
-    from model.evaluation import Evaluation, reporting
-    from util.atomic import write_json
-    from util.memory import keep_freed_memory
-    from util.run import RunFolder, choose_device, choose_precision, seed_everything, tensorboard_log
+    from training.engine import Compute, count_parameters, profile_step
+    from training.run import RunFolder, choose_device, choose_precision, seed_everything, tensorboard_log
 
     device = choose_device(config.device)
     if device.type == "cpu":
@@ -145,10 +145,10 @@ def train(config: Config, checkpoint: str = "") -> None:
 def start(config: Config, folder: "RunFolder", checkpoint: str, device: "torch.device") -> "TrainState":
     """A fresh state, one that starts from given weights, or one that goes on where a checkpoint stopped."""
     from model.build import build_model, build_optimizer, build_scheduler
-    from model.checkpoint import resume
-    from model.engine import TrainState
-    from model.parallel import share_norms
-    from model.pretrained import freeze, load_pretrained
+    from training.checkpoint import resume
+    from training.distributed import share_norms
+    from training.engine import TrainState
+    from training.pretrained import freeze, load_pretrained
 
     model = build_model(config).to(device)
     share_norms(model)
@@ -174,12 +174,12 @@ def run_epochs(
     config: Config, state: "TrainState", loaders: "Loaders", evaluation: "Evaluation", folder: "RunFolder"
 ) -> None:
     """Train every epoch that is left; after each validate, keep the best, and save all that is needed to go on."""
-    from model.checkpoint import save_state
-    from model.engine import train_one_epoch
-    from model.pretrained import unfreeze
-    from util.atomic import write_json
-    from util.charts import plot_training
-    from util.run import seed_others
+    from common.files import write_json
+    from evaluation.charts import plot_training
+    from training.checkpoint import save_state
+    from training.engine import train_one_epoch
+    from training.pretrained import unfreeze
+    from training.run import seed_others
 
     while state.epoch < config.epochs:
         epoch = state.epoch + 1
@@ -232,7 +232,7 @@ def test_best(
     config: Config, state: "TrainState", loaders: "Loaders", evaluation: "Evaluation", folder: "RunFolder"
 ) -> None:
     """Test the weights that were best on validation, or the last ones where no epoch was validated."""
-    from model.checkpoint import load_weights, save_state
+    from training.checkpoint import load_weights, save_state
 
     if distributed.is_first() and not folder.best.exists():
         print("note: no epoch was validated; the last one is tested")

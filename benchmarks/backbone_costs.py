@@ -18,8 +18,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from common.errors import DataError, run_command
 from parse_args import Config, parse, resolve
-from util.errors import DataError, run_command
 
 if TYPE_CHECKING:
     import torch
@@ -60,10 +60,10 @@ def measure(words: Sequence[str], size: int, batch_size: int, steps: int) -> dic
     """
     import torch
 
+    from common.memory import keep_freed_memory
     from model.build import build_loss, build_model, build_optimizer
-    from model.engine import Compute, profile_step
-    from util.memory import keep_freed_memory
-    from util.run import choose_device, choose_precision, seed_everything
+    from training.engine import Compute, profile_step
+    from training.run import choose_device, choose_precision, seed_everything
 
     values, typed = parse("train", words)
     config, _ = resolve(values, typed)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import header, line, plus_minus, spread
-from util.baselines import OVERALL
-from util.errors import DataError
+from common.errors import DataError
+from evaluation.baselines import OVERALL
 
 FIGURES = {  # name -> decimals; all of the whole test split
     "RMSE": 4,

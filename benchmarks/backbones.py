@@ -32,10 +32,10 @@ from benchmarks.backbone_tables import (
 from benchmarks.provenance import commit, cpu_name, provenance
 from benchmarks.runner import Run, check, commits, run_all
 from benchmarks.tables import write_section
+from common.errors import UsageError, run_command
+from common.files import write_json
 from parse_args import MODELS, parse, resolve
 from util import demo
-from util.atomic import write_json
-from util.errors import UsageError, run_command
 
 SECTION = "benchmarks.backbones"
 SHARED = (
@@ -133,7 +133,7 @@ def collect(runs: Sequence[Run], out: Path) -> dict[str, Any]:
 
 def draw(runs: Sequence[Run], out: Path, path: Path) -> None:
     """Lay the calibration of the networks of the first seed side by side."""
-    from util.charts import plot_calibration
+    from evaluation.charts import plot_calibration
 
     metrics = {
         run.model: json.loads((out / "inference" / run.name / "test_metrics.json").read_text(encoding="utf-8"))

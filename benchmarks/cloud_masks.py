@@ -24,12 +24,12 @@ import numpy as np
 
 from benchmarks.provenance import provenance
 from benchmarks.tables import median_range
-from data.cloud_masks import detect_clouds, detector_settings
+from common.errors import DataError, run_command
+from common.files import write_json
+from data.clouds.detectors import detect_clouds, detector_settings
+from data.clouds.mask_store import MaskStore
 from data.constants import N_S2, REFLECTANCE_SCALE
-from data.geotiff import read_bands
-from data.mask_store import MaskStore
-from util.atomic import write_json
-from util.errors import DataError, run_command
+from data.raster.geotiff import read_bands
 from util.pre_compute_data_samples import dataset_in, image_series
 
 _DETECTOR = "s2cloudless_mask"
@@ -103,8 +103,8 @@ def measure_tensors(root: Path, n_images: int, rounds: int, device: str) -> dict
     """Seconds an image for the trees as tensor operations, and how many of its sums equal the others to the bit."""
     from s2cloudless.utils import MODEL_BAND_IDS
 
-    from data.forest import Forest
-    from data.forest_tensor import TensorForest
+    from data.clouds.compiled_trees import Forest
+    from data.clouds.forest_tensor import TensorForest
 
     forest = Forest.from_text(_published_detector().classifier.classifier.model_to_string())
     tensors = TensorForest(forest, device)

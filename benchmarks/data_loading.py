@@ -36,12 +36,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.provenance import provenance
 from benchmarks.tables import median_range
+from common.errors import DataError, run_command
+from common.files import write_json
 from data.batch import Batch, Collate
+from data.datasets.date_selection import choose_dates
+from data.datasets.sen12mscrts import SEN12MSCRTS
 from data.loaders import EpochOrder, PatchLoader, Subset
-from data.sampling import choose_dates
-from data.sen12mscrts import SEN12MSCRTS
-from util.atomic import write_json
-from util.errors import DataError, run_command
 
 INPUTS, BATCH = 3, 4
 WAYS = tuple(f"{way}, {rest}" for rest in ("0 workers", "2 workers", "cold") for way in ("plain", "geotiff", "pack"))

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.data_loading import write_as_published
 from benchmarks.provenance import provenance
 from benchmarks.tables import median_range
-from util.atomic import write_json
-from util.errors import run_command
+from common.errors import run_command
+from common.files import write_json
 
 if TYPE_CHECKING:
     from data.loaders import PatchLoader
@@ -36,7 +36,7 @@ GOAL = 1.2  # of the forward passes
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Measure and print; with --out write the same as JSON."""
     args = _parser().parse_args(argv)
-    from util.memory import keep_freed_memory
+    from common.memory import keep_freed_memory
 
     if args.device == "cpu":
         keep_freed_memory()
@@ -61,12 +61,12 @@ def measure(args: argparse.Namespace, root: Path) -> dict[str, Any]:
     """
     import torch
 
+    from evaluation.evaluate import Evaluation
+    from evaluation.showing import SplitLog
     from model.build import build_loss, build_model
-    from model.engine import Compute
-    from model.evaluation import Evaluation
-    from model.showing import SplitLog
     from parse_args import parse, resolve
-    from util.run import RunFolder, choose_device, choose_precision
+    from training.engine import Compute
+    from training.run import RunFolder, choose_device, choose_precision
 
     torch.set_num_threads(args.threads)
     words = ["--experiment_name", "speed", "--root1", str(root), "--root2", str(root), "--use_sar"]

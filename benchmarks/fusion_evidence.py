@@ -24,10 +24,10 @@ from benchmarks.backbones import SHARED, flags_by_model, how_to_reproduce, netwo
 from benchmarks.provenance import cpu_name, provenance
 from benchmarks.runner import Run, check, commits, run_all
 from benchmarks.tables import write_section
-from model.defaults import EXPERTS
+from common.errors import DataError, run_command
+from common.files import write_json
+from config.defaults import EXPERTS
 from parse_args import parse, resolve
-from util.atomic import write_json
-from util.errors import DataError, run_command
 
 WEAK, STRONG = EXPERTS  # of the controls; conv3d_mamba is of use from its first step, so the other hardly trains
 FUSION = "fusion_net"
@@ -174,7 +174,7 @@ def draw(report: Mapping[str, Any], scores: Mapping[str, Any], ratios: Path, cur
     """The ratios by seed, and the calibration of some rows of the first seed."""
     from benchmarks.fusion_scoring import GUARDED, recalibrated
     from benchmarks.fusion_tables import DRAWN
-    from util.charts import plot_calibration, plot_ratios
+    from evaluation.charts import plot_calibration, plot_ratios
 
     seeds = report["seeds"]
     by_seed = {name: [one["compared"][name]["RMSE ratio"] for one in seeds] for name in DRAWN}

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from data.constants import N_S2
 from data.loaders import build_test_loader
+from evaluation.metrics import EvaluationMeter
 from model.fusion.beliefs import Experts
 from model.fusion.network import OWN, RECALIBRATED, FusionNet
 from model.fusion.rules import usable_rules
@@ -17,8 +18,7 @@ from model.fusion.statistics import ErrorGram, WeightSkill
 from model.predictions import NIG
 from model.restore import restore_model
 from parse_args import parse, read_conf, restore
-from util.metrics import EvaluationMeter
-from util.run import RunFolder, autocast, choose_device, choose_precision, seed_everything
+from training.run import RunFolder, autocast, choose_device, choose_precision, seed_everything
 
 GUARDED = "guarded"  # the row of what the fusion answers
 PER_IMAGE = ("RMSE", "SSIM")  # kept image by image, beside NLL

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.provenance import provenance
+from common.errors import run_command
+from common.files import write_json
 from parse_args import parse, resolve
-from util.atomic import write_json
-from util.errors import run_command
 
 NETWORK = "--encoder_widths 64 --decoder_widths 64 64 64 --n_head 8 --d_model 128 --input_t 3 --use_sar --scale_by 10"
 STARTS = ("torch", "published")
@@ -57,10 +57,10 @@ def run(options: argparse.Namespace, seed: int, start: str) -> dict[str, Any]:
     from torch.nn import Conv2d
 
     from data.loaders import build_loaders
+    from evaluation.evaluate import Evaluation
     from model.build import build_loss, build_model, build_optimizer, build_scheduler, initialise_as_published
-    from model.engine import Compute, TrainState, train_one_epoch
-    from model.evaluation import Evaluation
-    from util.run import RunFolder, choose_device, seed_everything
+    from training.engine import Compute, TrainState, train_one_epoch
+    from training.run import RunFolder, choose_device, seed_everything
 
     with tempfile.TemporaryDirectory() as folder:
         line = f"{NETWORK} --root1 {options.root} --root2 {options.root} --precomputed {options.masks} --device cpu "

@@ -17,12 +17,12 @@ from statistics import median
 import numpy as np
 
 from benchmarks.provenance import provenance
-from data.cloud_masks import detect_clouds
+from common.errors import DataError, run_command
+from data.clouds.detectors import detect_clouds
+from data.clouds.mask_store import MaskStore
 from data.constants import DETECTORS, N_S2
-from data.geotiff import read_bands
-from data.mask_store import MaskStore
+from data.raster.geotiff import read_bands
 from data.splits import SERIES
-from util.errors import DataError, run_command
 from util.pre_compute_data_samples import image_series
 
 _READINGS = 20  # of each patch; the median is reported

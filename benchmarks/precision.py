@@ -18,9 +18,9 @@ from benchmarks.backbones import plan, sample_data, told
 from benchmarks.provenance import provenance
 from benchmarks.runner import check, commits, run_all
 from benchmarks.tables import header, line, plus_minus, spread
+from common.errors import UsageError, run_command
+from common.files import write_json
 from util import demo
-from util.atomic import write_json
-from util.errors import UsageError, run_command
 
 MODEL = "uncrtaints"
 PRECISIONS = ("fp32", "bf16")

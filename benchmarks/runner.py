@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.provenance import commit
+from common.errors import DataError
+from common.files import write_json
 from parse_args import parse, resolve
-from util.atomic import write_json
-from util.errors import DataError
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = {"train": "train_reconstruct.py", "test": "test_reconstruct.py"}

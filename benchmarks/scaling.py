@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 
 from benchmarks.provenance import provenance
 from benchmarks.tables import header, line, median_range, write_section
+from common import process_group as distributed
+from common.errors import DataError, run_command
+from common.files import write_json
 from parse_args import parse, resolve
-from util import distributed
-from util.atomic import write_json
-from util.errors import DataError, run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTION = "benchmarks.scaling"
@@ -96,12 +96,12 @@ def work(model: str, size: str, dates: str, batch: str, steps: int) -> None:
     import torch
 
     from benchmarks.backbone_costs import made_up_batch
+    from common.memory import keep_freed_memory
     from data.batch import SampleInfo
     from model.build import build_loss, build_model, build_optimizer
-    from model.engine import Compute, count_parameters
-    from model.parallel import Trainee, share_norms
-    from util.memory import keep_freed_memory
-    from util.run import seed_everything
+    from training.distributed import Trainee, share_norms
+    from training.engine import Compute, count_parameters
+    from training.run import seed_everything
 
     device = torch.device("cpu")
     distributed.connect(device)

@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.provenance import provenance
-from util.atomic import write_json
-from util.errors import DataError, run_command
+from common.errors import DataError, run_command
+from common.files import write_json
 
 DATES = ("2018-06-01", "2018-06-11", "2018-06-21")
 GROWTH_GOAL = 1.1  # of peak memory, at four times the area
 _RUN = """
 import resource, sys
-from util.errors import run_command
+from common.errors import run_command
 from reconstruct_scene import main
 code = run_command(main, sys.argv[1:])
 print("peak", *(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
@@ -98,7 +98,7 @@ def write_scene(folder: Path, side: int) -> Path:
     """Three dates of both sensors, `side` x `side` pixels; the folder."""
     from rasterio.transform import from_origin
 
-    from data.geotiff import write_geotiff
+    from data.raster.geotiff import write_geotiff
 
     rng, transform = np.random.default_rng(side), from_origin(500_000, 5_400_000, 10, 10)
     for day in DATES:
@@ -116,8 +116,8 @@ def write_run(folder: Path, model: str) -> Path:
     import torch
 
     from model.build import build_model
-    from model.checkpoint import save_checkpoint
     from parse_args import parse, resolve
+    from training.checkpoint import save_checkpoint
 
     words = ["--model", model, "--use_sar", "--input_t", "3", "--loss", "NIG", "--scale_by", "10", "--root1", "-"]
     config, _ = resolve(*parse("train", [*words, "--device", "cpu"]))

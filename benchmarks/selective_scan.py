@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.provenance import provenance
+from common.errors import run_command
+from common.files import write_json
 from model.ops import choose_backend, selective_scan
-from util.atomic import write_json
-from util.errors import run_command
 
 LOOP, INPUTS = "loop", "inputs"  # the plain loop; no scan at all, for the memory that inputs take
 

@@ -20,11 +20,11 @@ from typing import Any
 
 from benchmarks.provenance import provenance
 from benchmarks.tables import median_range
+from common.errors import DataError, run_command
+from common.files import write_json
 from data.constants import N_DATES
-from data.series_cache import SWITCH
+from data.datasets.index_cache import SWITCH
 from data.splits import SERIES, rois
-from util.atomic import write_json
-from util.errors import DataError, run_command
 
 PATCHES = 15_578  # of SEN12MS-CR-TS
 COMMANDS = (
@@ -44,7 +44,7 @@ HELP_GOAL_S, INDEX_GOAL_S = 1.0, 10.0
 _SETTLE_S = 4  # folders that have changed within three seconds are not kept in the cache
 _INDEX = """
 import sys, time
-from data.series_index import index_series
+from data.datasets.file_index import index_series
 from data.splits import SERIES, rois
 start, spent = time.perf_counter(), time.process_time()
 patches, _ = index_series(sys.argv[1], rois(SERIES, "all"))

@@ -20,9 +20,9 @@ from typing import Any
 
 from benchmarks.tables import header, line
 from benchmarks.training_step import AUTO
-from util.atomic import whole_file
-from util.charts import plot_speed_ups
-from util.errors import DataError, UsageError, run_command
+from common.errors import DataError, UsageError, run_command
+from common.files import whole_file
+from evaluation.charts import plot_speed_ups
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE, PLOT = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "RESULTS.md", ROOT / "docs" / "images"

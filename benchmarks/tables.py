@@ -5,8 +5,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from util.atomic import whole_file
-from util.errors import DataError
+from common.errors import DataError
+from common.files import whole_file
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:

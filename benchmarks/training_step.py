@@ -1,13 +1,13 @@
 """Time and peak memory of a training step: our `uncrtaints` against a plain eager build of the published graph.
 
 The README's configuration: 256 x 256 pixels, three dates, radar, MGNLL diag, scale_by 10, Adam. Both compute the same
-mathematics (tests/test_model_uncrtaints.py holds them equal in float64); the published loss forms a dense 13 x 13
+mathematics (float64: tests/model/backbones/test_uncrtaints.py); the published loss forms a dense 13 x 13
 covariance at every pixel. Each variant runs in processes of its own, in turns, so that other load falls on all:
 
     python -m benchmarks.training_step --out benchmarks/results/training_step.json
     python -m benchmarks.training_step --device cuda --batch 4 16 --steps 20
 
-A variant is a network, a precision and what is added: `+keep` keeps freed memory (`util.memory`, as training on a
+A variant is a network, a precision and what is added: `+keep` keeps freed memory (`common.memory`, as training on a
 processor does), `+last` gives maps with channels innermost, `+compile` compiles the network, `+graphs` by CUDA graphs
 as well. The goals of `GOALS` are for the variant that `--precision auto` takes. On CUDA the table also says which
 part of the time the memory's bandwidth explains (`bandwidth_limit`). No GPU has run this script yet.
@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.provenance import provenance
 from benchmarks.tables import median_range
-from util.atomic import write_json
-from util.errors import DataError, UsageError, run_command
+from common.errors import DataError, UsageError, run_command
+from common.files import write_json
 
 if TYPE_CHECKING:
     import torch
@@ -168,7 +168,7 @@ def build_step(variant: str, size: int, threads: int = 1, batch: int = 1, device
     """
     import torch
 
-    from util.memory import keep_freed_memory
+    from common.memory import keep_freed_memory
 
     kind, precision, extras = _parts(variant)
     if "keep" in extras and not keep_freed_memory():
@@ -269,8 +269,8 @@ def _parts(variant: str) -> tuple[str, str, list[str]]:
 
 
 def _ours(extras: Sequence[str]) -> tuple["nn.Module", Callable[[Any, "Tensor"], "Tensor"]]:
+    from config.schema import ModelConfig
     from model.build import build_loss, build_model
-    from model.config import ModelConfig
 
     config = ModelConfig(head="gaussian", loss="MGNLL", covmode="diag", use_sar=True, scale_by=10.0)
     model = build_model(config)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from common.errors import DataError
 from data.constants import N_S1, N_S2
-from data.patches import Stored
-from util.errors import DataError
+from data.datasets.patch_reader import Stored
 
 _SERIES_PATH = re.compile(r"(ROIs\d+)/(\d+)/S[12]/\d+/[^/]*_patch_(\d+)\.tif")
 _MONO_PATH = re.compile(r"(ROIs\d+_[a-z]+)_s[12](?:_cloudy)?/s[12](?:_cloudy)?_(\d+)/[^/]*_p(\d+)\.tif")

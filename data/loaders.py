@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from common import process_group as distributed
+from common.errors import DataError, UsageError
 from data.batch import Batch, Collate, Indexed, Skipped
-from data.custom import read_custom_list
-from data.patches import EmptySplitError, checked_root
-from data.sen12mscr import SEN12MSCR
-from data.sen12mscrts import ROOT_HOLDS, SEN12MSCRTS
-from data.shares import Shares
-from util import distributed
-from util.errors import DataError, UsageError
+from data.datasets.custom_samples import read_custom_list
+from data.datasets.patch_reader import EmptySplitError, checked_root
+from data.datasets.sen12mscr import SEN12MSCR
+from data.datasets.sen12mscrts import ROOT_HOLDS, SEN12MSCRTS
+from data.sharding import Shares
 
 if TYPE_CHECKING:
     from parse_args import Config
@@ -72,7 +72,7 @@ class EpochOrder(Sampler[int]):
 class PatchLoader(DataLoader[Any]):
     """Gives `Batch`es; raises what workers could not read, or lists it where bad samples are skipped.
 
-    Of several processes each gives its share of every batch (`data.shares`), which may be empty.
+    Of several processes each gives its share of every batch (`data.sharding`), which may be empty.
 
     Attributes:
         skipped: what could not be read so far, each once.

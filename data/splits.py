@@ -7,8 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from common.errors import UsageError
 from data.constants import REGIONS, SPLITS
-from util.errors import UsageError
 
 SERIES, MONO = "SEN12MS-CR-TS", "SEN12MS-CR"
 DATASETS = (SERIES, MONO)

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from config.defaults import WITH_SCAN
+from config.schema import ModelConfig
 from model import registry
-from model.config import ModelConfig
-from model.defaults import WITH_SCAN
 from model.layers.heads import Head, build_head
 from model.losses import check_loss, get_loss
 from model.nig import scale

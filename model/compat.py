@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from config.schema import ModelConfig
 from data.constants import N_S2
-from model.config import ModelConfig
 from parse_args import read_conf as read_flags
 
 _OLD_BLOCK = re.compile(r"^((?:netG\.)?(?:in|out)_block)([1-9]\d*)\.")

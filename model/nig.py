@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from model.scores import student_t_scores
 from model.student_t import student_t_nll, student_t_quantile
-from util.scores import student_t_scores
 
 if TYPE_CHECKING:
     from model.predictions import NIG

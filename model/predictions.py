@@ -7,8 +7,8 @@ from typing import TypeVar
 from torch import Tensor
 
 from model import nig
+from model.scores import normal_scores
 from model.student_t import normal_nll, normal_quantile
-from util.scores import normal_scores
 
 Self = TypeVar("Self", bound="_Container")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from util.errors import UsageError
+from common.errors import UsageError
 
 Builder = Callable[[Any, Sequence[int]], nn.Module]  # (config, widths of the last layers) -> forward(x, dates) -> raw
 Decorated = Callable[..., nn.Module]

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.errors import DataError
+from config.schema import ModelConfig
 from model.build import Reconstructor, build_model
 from model.compat import as_published, read_conf
-from model.config import ModelConfig
 from model.predictions import Prediction
 from model.weights import is_published, load_checkpoint, load_strictly
-from util.errors import DataError
 
 WEIGHTS = "model.pth.tar"
 CONF = "conf.json"

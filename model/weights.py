@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.errors import DataError
+from common.files import whole_file
 from model.compat import rename_keys
-from util.atomic import whole_file
-from util.errors import DataError
 
 PREFIX = "netG."  # of a backbone's parameters in a whole network
 FLAGS_OF = {  # where a mismatch comes from, by the start of a parameter's name

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.constants import SAR_RANGE_DB
-from report.cases import Case, Image, Output
+from evaluation.images import root_mean_square, standard_deviation, to_rgb
 from report.pictures import ColourBar, Picture, colour_bar, is_small, mapped, photograph
+from report.samples import Case, Image, Output
 from report.tables import number
-from util.plotting import root_mean_square, standard_deviation, to_rgb
 
 _COLOURS, _RADAR_COLOURS = "viridis", "gray"
 _STEPS = {1: 4, 2: 4, 3: 3, 4: 4, 5: 5, 6: 3, 8: 4, 10: 4}  # first digit of the end of a scale -> steps on its bar

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from util.atomic import whole_file
-from util.errors import DataError
+from common.errors import DataError
+from common.files import whole_file
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from util.charts import colour_table
+from evaluation.charts import colour_table
 
 Array = npt.NDArray[np.float32]
 

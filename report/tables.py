@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from util.baselines import EVERY_CLOUDED, OVERALL
-from util.metrics import IMAGE_METRICS
+from evaluation.baselines import EVERY_CLOUDED, OVERALL
+from evaluation.metrics import IMAGE_METRICS
 
 BASELINES = {
     "least_cloudy": "the input with the least cloud",

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from data.constants import N_S2
-from scenes.grid import Window
+from scenes.inputs.grid import Window
 from scenes.tiles import Axis, Tile, TilePlan
 
 UNUSED = 8  # an eighth of the overlap at each border of a tile has no weight: the network lacks its surroundings there

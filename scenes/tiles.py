@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from scenes.grid import Window
-from util.errors import UsageError
+from common.errors import UsageError
+from scenes.inputs.grid import Window
 
 BLOCK = 512  # pixels across of what is written at once: whole blocks of the GeoTIFFs
 

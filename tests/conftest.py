@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from e2e import ROOT, TINY, Commands, SampleData
-from fake_trees import write_small_tree
+
+from tests.support.commands import ROOT, TINY, Commands, SampleData
+from tests.support.fake_trees import write_small_tree
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def copy(tree, tmp_path) -> Path:
 
 @pytest.fixture(scope="session")
 def sample_data(tmp_path_factory) -> SampleData:
-    from data.mask_store import default_store
+    from data.clouds.mask_store import default_store
     from util.make_sample_data import make_sample_data
     from util.pre_compute_data_samples import main
 
@@ -52,7 +53,7 @@ def place(tmp_path_factory) -> Path:
 def commands(tmp_path_factory):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("fork_server.py"))],
+        [sys.executable, str(Path(__file__).parent / "support" / "fork_server.py")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

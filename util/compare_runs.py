@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from util.errors import UsageError, run_command
+from common.errors import UsageError, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.root and not Path(args.root).is_dir():
         raise UsageError(f"--root {args.root}: there is no such folder; name the data set that the runs were tested on")
-    from report.compared import read_run, report_runs, require_names
+    from report.comparison_page import read_run, report_runs, require_names
 
     runs = require_names([read_run(Path(folder)) for folder in args.runs])
     command = shlex.join(["python", "-m", "util.compare_runs", *(sys.argv[1:] if argv is None else argv)])

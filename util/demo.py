@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from util.atomic import whole_file
-from util.errors import DataError, run_command
+from common.errors import DataError, run_command
+from common.files import whole_file
 
 DATA = {"rois": 20, "patches": 5, "size": 64, "seed": 1}
 # Half of the usual widths and depth, for two cores and a few minutes.
@@ -108,7 +108,7 @@ def summarise(inference: Path, runs: Sequence[str], verdict: Mapping[str, Any]) 
 
 def picture_report(report: Path, picture: Path) -> None:
     """Take a picture of the first card of a report, as the README shows one, or say that there is no browser."""
-    from util.screenshot import take_screenshot
+    from report.screenshot import take_screenshot
 
     taken = take_screenshot(report, picture, ".card")
     print(

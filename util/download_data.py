@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from util.archive_extract import extract
-from util.archive_fetch import check_url, fetch, remote_size
-from util.atomic import write_json
-from util.downloads import REGIONS, SEASONS, SENSORS, SPLITS, TABLE, Archive, choose_archives, read_table
-from util.errors import DataError, UsageError, run_command
+from common.errors import DataError, UsageError, run_command
+from common.files import write_json
+from util.download.archives import REGIONS, SEASONS, SENSORS, SPLITS, TABLE, Archive, choose_archives, read_table
+from util.download.extract import extract
+from util.download.fetch import check_url, fetch, remote_size
 
 DONE = ".downloaded"  # folder of notes on what is unpacked
 MOST_PACKED = 20  # no archive of images packs to less than a twentieth

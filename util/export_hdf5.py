@@ -30,16 +30,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.errors import DataError, run_command
+from common.files import whole_file
 from data.constants import DETECTORS, N_DATES, REGIONS, SPLITS
 from data.splits import SERIES, rois
-from util.atomic import whole_file
-from util.errors import DataError, run_command
 
 if TYPE_CHECKING:
-    from data.images import Images
-    from data.mask_store import MaskStore
-    from data.mosaics import Mosaic
-    from data.series_index import SeriesPaths
+    from data.clouds.mask_store import MaskStore
+    from data.datasets.file_index import SeriesPaths
+    from data.raster.image_store import Images
+    from data.raster.patch_mosaic import Mosaic
 
 LAYOUTS = ("scenes", "patches")
 _GZIP = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
@@ -52,9 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         raise DataError(f"no such folder: {args.root}; --root names the folder that holds ROIs…, or a pack")
     from tqdm import tqdm
 
-    from data.images import open_images
-    from data.mask_store import open_mask_store
-    from data.series_index import LAYOUT, index_series
+    from data.clouds.mask_store import open_mask_store
+    from data.datasets.file_index import LAYOUT, index_series
+    from data.raster.image_store import open_images
 
     images = open_images(args.root)
     members = [roi for roi in rois(SERIES, args.split, args.region) if images.holds(roi)]
@@ -84,7 +84,7 @@ def _write_roi(
 ) -> None:  # fmt: skip
     import h5py
 
-    from data.packed import patch_number
+    from data.raster.packed_store import patch_number
 
     with whole_file(target) as temporary, h5py.File(temporary, "w", locking=False) as file:
         file.attrs["layout"] = args.layout
@@ -102,7 +102,7 @@ def _write_scene(
 ) -> None:
     import numpy as np
 
-    from data.mosaics import lay_out
+    from data.raster.patch_mosaic import lay_out
 
     scene = lay_out(images, patches)
     group.attrs.update({"crs": scene.crs, "transform": scene.transform, "patch_size": scene.patch_size})
@@ -132,7 +132,7 @@ def _write_scene(
 
 
 def _native(images: "Images", scene: "Mosaic", path: str) -> Any:
-    from data.mosaics import read_native
+    from data.raster.patch_mosaic import read_native
 
     return read_native(images, path, scene.patch_size)
 
@@ -140,7 +140,7 @@ def _native(images: "Images", scene: "Mosaic", path: str) -> Any:
 def _write_patch(group: Any, root: Path, images: "Images", paths: "SeriesPaths", store: "MaskStore | None") -> None:
     import numpy as np
 
-    from data.mosaics import read_native
+    from data.raster.patch_mosaic import read_native
 
     for sensor in ("S1", "S2"):
         part = group.create_group(sensor)
@@ -155,7 +155,7 @@ def _write_dates(group: Any, sensor: str, paths: list[list[str]]) -> None:
     """The day of acquisition of each date; of several, that of most patches."""
     from collections import Counter
 
-    from data.geotiff import acquisition_date
+    from data.raster.geotiff import acquisition_date
 
     days = []
     for date, here in enumerate(paths):

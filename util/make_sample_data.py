@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import DataError, UsageError, run_command
 from data.constants import N_DATES
 from data.splits import MONO, SERIES, rois
-from util.errors import DataError, UsageError, run_command
 
 SHARES = {"train": 0.60, "val": 0.15, "test": 0.25}
 SMALLEST_PX = 16
@@ -90,7 +90,7 @@ def make_sample_data(
         UsageError: if an argument is out of range, or `out` holds something else.
         DataError: if `base` has no triplet, or the disk is too small.
     """
-    from util.sample_writer import write_mono, write_series  # rasterio is slow to import
+    from data.synthetic.writer import write_mono, write_series  # rasterio is slow to import
 
     out = Path(out)
     if n_patches < 1 or size < SMALLEST_PX or seed < 0:
@@ -187,7 +187,7 @@ def _check_disk(out: Path, needed: int) -> None:
 
 def _read_base(base: str | Path) -> list[tuple[np.ndarray, np.ndarray]]:
     """Clear optical and radar arrays of every patch below `base` that has both."""
-    from data.geotiff import read_bands
+    from data.raster.geotiff import read_bands
 
     pairs = []
     for clear in sorted(Path(base).glob("ROIs*_s2/s2_*/*.tif")):
@@ -205,7 +205,7 @@ def _read_base(base: str | Path) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    from util.atomic import write_json
+    from common.files import write_json
 
     write_json(path, value)
 

@@ -7,7 +7,7 @@
 Every flag that names a folder of GeoTIFFs takes DST as well, for training, testing and computing masks: samples are
 the same to the bit. Values are kept as stored, without loss; a region's file gets its name when every pixel, date and
 georeference in it has been compared with the GeoTIFFs. Run it again after an interruption: regions that are packed
-are left out. Cloud masks that lie in SRC/.mask_store come along. Layout: see data/packed.py.
+are left out. Cloud masks that lie in SRC/.mask_store come along. Layout: see data/raster/packed_store.py.
 """
 
 import argparse
@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from common.errors import DataError, UsageError, run_command
+from common.files import whole_file, write_json
+from common.parallel import in_processes
 from data.constants import REGIONS, SPLITS
 from data.splits import DATASETS, rois
-from util.atomic import whole_file, write_json
-from util.errors import DataError, UsageError, run_command
-from util.workers import in_processes
 
-MASKS = ".mask_store"  # beside the images, see `data.mask_store.default_store`
+MASKS = ".mask_store"  # beside the images, see `data.clouds.mask_store.default_store`
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
 
 def _pack(args: argparse.Namespace) -> int | None:
-    from data.images import dataset_of
-    from data.packed import FORMAT, MARK
+    from data.raster.image_store import dataset_of
+    from data.raster.packed_store import FORMAT, MARK
 
     if (args.root / MARK).exists():
         raise UsageError(f"{args.root} is a pack already; --root names a folder of GeoTIFFs")
@@ -64,7 +64,7 @@ def _pack(args: argparse.Namespace) -> int | None:
 
 
 def _verify(args: argparse.Namespace) -> int | None:
-    from data.packed import Pack
+    from data.raster.packed_store import Pack
 
     dataset = Pack(str(args.out)).dataset
     done = _each_roi(partial(_check_one, args.root, args.out, dataset), args, dataset, "verifying")
@@ -90,10 +90,10 @@ class _Region:
 
 def _pack_one(root: Path, out: Path, dataset: str, roi: str) -> _Region:
     """Pack a region unless it is packed already."""
-    from data.images import Folder
-    from data.mask_store import sweep
-    from data.packed import roi_path
-    from data.packing import is_packed, list_roi, pack_roi
+    from data.clouds.mask_store import sweep
+    from data.raster.image_store import Folder
+    from data.raster.pack_writer import is_packed, list_roi, pack_roi
+    from data.raster.packed_store import roi_path
 
     images, target = Folder(str(root)), roi_path(out, roi)
     try:
@@ -111,9 +111,9 @@ def _pack_one(root: Path, out: Path, dataset: str, roi: str) -> _Region:
 
 def _check_one(root: Path | None, out: Path, dataset: str, roi: str) -> _Region:
     """Compare a region with its GeoTIFFs, or with its own checksums."""
-    from data.images import Folder
-    from data.packed import RoiFile, roi_path
-    from data.packing import damaged, differences, list_roi
+    from data.raster.image_store import Folder
+    from data.raster.pack_writer import damaged, differences, list_roi
+    from data.raster.packed_store import RoiFile, roi_path
 
     target = roi_path(out, roi)
     try:

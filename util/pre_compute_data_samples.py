@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from common.errors import DataError, UsageError, run_command
+from common.parallel import in_processes
 from data.constants import DETECTORS, REGIONS, SPLITS
 from data.splits import MONO, SERIES, rois
-from util.errors import DataError, UsageError, run_command
-from util.workers import in_processes
 
 _SERIES_IMAGE = re.compile(r"s2_.*_ImgNo_(\d+)_.*_patch_(\d+)\.tif")
 _MONO_IMAGE = re.compile(r".*_p(\d+)\.tif")
@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
 
 def dataset_in(root: Path) -> str:
-    """Which data set a folder or a pack holds, see `data.images.dataset_of`."""
-    from data.images import dataset_of
+    """Which data set a folder or a pack holds, see `data.raster.image_store.dataset_of`."""
+    from data.raster.image_store import dataset_of
 
     return dataset_of(root)
 
@@ -75,10 +75,10 @@ def image_series(root: Path, dataset: str, split: str, region: str) -> Iterator[
 def _compute(args: argparse.Namespace, series: list[tuple[str, ...]]) -> int | None:
     from tqdm import tqdm
 
-    from data.mask_store import MaskStore
+    from data.clouds.mask_store import MaskStore
 
     if args.device != "cpu":
-        from util.run import choose_device
+        from training.run import choose_device
 
         choose_device(args.device)
     store = MaskStore(args.out, args.detector, must_store=True)
@@ -96,7 +96,7 @@ def _compute(args: argparse.Namespace, series: list[tuple[str, ...]]) -> int | N
 
 def _fill(root: Path, out: Path, detector: str, device: str, images: tuple[str, ...]) -> str:
     """Store the masks of one series; the reason why not, or nothing."""
-    from data.mask_store import MaskStore, StoreWriteError
+    from data.clouds.mask_store import MaskStore, StoreWriteError
 
     store = MaskStore(out, detector, must_store=True, device=device)
     try:
@@ -109,8 +109,8 @@ def _fill(root: Path, out: Path, detector: str, device: str, images: tuple[str, 
 
 
 def _import(args: argparse.Namespace, series: list[tuple[str, ...]]) -> int | None:
-    from data.coverage_import import published_name, read_published
-    from data.mask_store import MaskStore
+    from data.clouds.mask_store import MaskStore
+    from data.clouds.published_coverage import published_name, read_published
 
     facts = published_name(args.import_file)
     if facts is not None and facts[3] != args.detector:
@@ -126,7 +126,7 @@ def _import(args: argparse.Namespace, series: list[tuple[str, ...]]) -> int | No
 
 
 def _listed(root: Path, folder: str) -> list[str]:
-    from data.images import open_images
+    from data.raster.image_store import open_images
 
     return sorted(open_images(root).names(folder))
 

@@ -14,19 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from config.defaults import DATE_GROUPS, check_network
 from data.constants import N_S1, N_S2
-from model.defaults import DATE_GROUPS, check_network
-from model.layers.calendar import Calendar, read_calendar
+from model.layers.composite import Mosaic
 from model.layers.conv import ConvBlock, build_block, build_norm
+from model.layers.dates import Calendar, read_calendar
 from model.layers.mamba import DatedMamba
-from model.layers.mosaic import Mosaic
 from model.layers.recompute import Pointwise
-from model.layers.series import check_series, find_padding, sum_over_dates
 from model.layers.space_time import SpaceTimeBlock
+from model.layers.temporal import check_series, find_padding, sum_over_dates
 from model.registry import register
 
 if TYPE_CHECKING:
-    from model.config import ModelConfig
+    from config.schema import ModelConfig
 
 N_MAMBA = 2
 MENDS = 3  # blocks of the decoder at full resolution; one at the others

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from common.errors import UsageError
 from model.fusion.network import FusionNet
 from model.registry import register
-from util.errors import UsageError
 
 if TYPE_CHECKING:
-    from model.config import ModelConfig
+    from config.schema import ModelConfig
 
 
 @register("fusion_net")
@@ -23,8 +23,8 @@ def build_fusion_net(config: "ModelConfig", out_widths: Sequence[int]) -> Fusion
     Raises:
         UsageError: if there are no experts.
     """
+    from config.schema import ModelConfig
     from model.build import build_model  # here, because build finds this builder
-    from model.config import ModelConfig
 
     if not config.expert_configs:
         raise UsageError("--model fusion_net without experts: name trained runs with --experts, or train it first")

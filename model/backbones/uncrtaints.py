@@ -7,16 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.errors import UsageError
 from data.constants import N_S1, N_S2
 from model.layers.conv import ConvBlock, build_block
 from model.layers.ltae import TemporalEncoder
 from model.layers.recompute import Pointwise
-from model.layers.series import check_series, find_padding, sum_over_dates
+from model.layers.temporal import check_series, find_padding, sum_over_dates
 from model.registry import register
-from util.errors import UsageError
 
 if TYPE_CHECKING:
-    from model.config import ModelConfig
+    from config.schema import ModelConfig
 
 AGGREGATIONS = ("att_group", "att_mean", "mean")
 ATTENTION_DROPOUT = 0.1

@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from config.defaults import check_network
 from data.constants import N_S1, N_S2
-from model.defaults import check_network
 from model.layers.conv import ConvBlock
-from model.layers.series import check_series
+from model.layers.temporal import check_series
 from model.layers.unet_blocks import DownBlock, UpBlock, fit, pairs
 from model.registry import register
 
 if TYPE_CHECKING:
-    from model.config import ModelConfig
+    from config.schema import ModelConfig
 
 
 class UNet(nn.Module):

@@ -9,11 +9,11 @@ from data.constants import N_S1, N_S2
 from model.backbones.uncrtaints import ATTENTION_DROPOUT, TemporalAggregator
 from model.backbones.unet import UNet
 from model.layers.ltae import TemporalEncoder
-from model.layers.series import check_series, find_padding
+from model.layers.temporal import check_series, find_padding
 from model.registry import register
 
 if TYPE_CHECKING:
-    from model.config import ModelConfig
+    from config.schema import ModelConfig
 
 
 class Utae(UNet):

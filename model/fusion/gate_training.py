@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from model.defaults import RULES
+from config.defaults import RULES
 from model.fusion.beliefs import by_band, fused_mean
 from model.fusion.gate import gate_loss
 from model.fusion.network import FusionNet

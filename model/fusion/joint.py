@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from model.engine import Compute, TrainState, train_one_epoch
-from model.fusion.guard import choose_clusters, clustered_gain
+from model.fusion.acceptance import choose_clusters, clustered_gain
 from model.fusion.judging import Judge
 from model.fusion.network import FusionNet
 from model.losses.fusion import fusion_loss
 from model.predictions import NIG, Prediction
+from training.engine import Compute, TrainState, train_one_epoch
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -7,17 +7,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from config.defaults import RULES
 from data.constants import N_S2, S2_BANDS
-from model.defaults import RULES
+from evaluation.calibration import CalibrationMeter, calibration_figures
+from model.fusion.acceptance import STANDARD_ERRORS, Array, Gain, Row, Verdict, choose_clusters, clustered_gain
 from model.fusion.beliefs import Experts, by_band
-from model.fusion.fitting import PIXELS, set_spread
-from model.fusion.guard import STANDARD_ERRORS, Array, Gain, Row, Verdict, choose_clusters, clustered_gain
+from model.fusion.fit import PIXELS, set_spread
 from model.fusion.network import FUSED, OWN, RECALIBRATED, FusionNet
 from model.fusion.rules import usable_rules
 from model.fusion.statistics import ErrorGram, Pixels, WeightSkill, pick
 from model.predictions import NIG
 from model.student_t import student_t_nll
-from util.calibration import CalibrationMeter, calibration_figures
 
 VARIANCES = ("own", "recalibrated", "fused")  # by OWN, RECALIBRATED, FUSED
 FINEST = 64  # pixels across on which experts' likelihoods are taken; of larger images every second, fourth, ... pixel

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from config.defaults import RULES
 from data.constants import N_S2
-from model.defaults import RULES
 from model.fusion.beliefs import Experts, by_band, epistemic_share, fused_mean, fused_variance, stack
 from model.fusion.gate import Gate
 from model.fusion.recalibration import LARGEST_DOF, Recalibration

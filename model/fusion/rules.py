@@ -19,11 +19,11 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
-from model.defaults import RULES
+from common.errors import UsageError
+from config.defaults import RULES
 from model.fusion.beliefs import Experts, by_band
 from model.nig import sum_beliefs
 from model.predictions import NIG
-from util.errors import UsageError
 
 Array = npt.NDArray[np.float64]
 

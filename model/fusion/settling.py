@@ -9,18 +9,18 @@ import torch
 from tqdm import tqdm
 
 from data.batch import Batch
-from data.fit_split import FitSplit
+from data.holdout import FitSplit
 from data.loaders import Loaders, PatchLoader
 from model.build import Reconstructor
-from model.engine import Compute
+from model.fusion.acceptance import Verdict
 from model.fusion.beliefs import Experts
-from model.fusion.fitting import Gathering, fit
+from model.fusion.fit import Gathering, fit
 from model.fusion.gate_training import FitSettings, GateRow, best_epoch
-from model.fusion.guard import Verdict
 from model.fusion.judging import Judge
 from model.fusion.network import FusionNet
 from parse_args import Config
-from util.run import autocast
+from training.engine import Compute
+from training.run import autocast
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

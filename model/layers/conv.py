@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.errors import UsageError
 from model.layers.recompute import Pointwise, forgetful_conv, full_precision
-from util.errors import UsageError
 
 NORMS = ("group", "batch", "instance", "none")
 PADDING_MODES = ("reflect", "zeros", "replicate", "circular")

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.errors import UsageError
 from data.constants import N_S2
 from model.predictions import NIG, Gaussian, Mean, Prediction
-from util.errors import UsageError
 
 HEADS = ("nig", "gaussian", "mean")
 VARIANCES_OF = {"diag": N_S2, "uni": N_S2, "iso": 1}  # covmode -> variance channels of the Gaussian head

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from common.errors import UsageError
 from model.layers.recompute import full_precision
-from util.errors import UsageError
 
 DATE_PERIOD = 1000.0  # longest period of the date code is 2 pi times this, in days
 PADDED_LOGIT = -1e3  # of a padded date: no attention, unless all dates are padded

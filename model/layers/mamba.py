@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.layers.calendar import Calendar
+from model.layers.dates import Calendar
 from model.ops import selective_scan
 
 SKIPPED = -1e4  # a step before softplus: exactly zero after it, in any precision

@@ -6,10 +6,10 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.errors import UsageError
 from model.losses.evidential import WEIGHT_REG, find_penalty, nig_loss
 from model.losses.gaussian import check_shapes, gaussian_nll, multivariate_gaussian_nll
 from model.predictions import NIG, Mean, Prediction
-from util.errors import UsageError
 
 __all__ = ["LOSSES", "check_loss", "gaussian_nll", "get_loss", "multivariate_gaussian_nll", "nig_loss"]
 

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from common.errors import UsageError
 from model import nig as belief_of
 from model.losses.gaussian import check_shapes
 from model.predictions import NIG
-from util.errors import UsageError
 
 WEIGHT_REG = 0.05
 

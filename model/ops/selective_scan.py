@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.errors import UsageError
 from model.ops.selective_scan_torch import scan_torch
-from util.errors import UsageError
 
 Scan = Callable[..., tuple[Tensor, Tensor]]
 

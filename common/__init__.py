@@ -1,0 +1,1 @@
+"""Errors, files, processes: small helpers that import nothing of ours."""

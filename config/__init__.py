@@ -1,0 +1,1 @@
+"""Flags: one schema, resolved and validated."""

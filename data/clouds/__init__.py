@@ -1,0 +1,1 @@
+"""Cloud detectors and the store of their masks."""

@@ -1,0 +1,1 @@
+"""SEN12MS-CR and SEN12MS-CR-TS."""

@@ -1,0 +1,1 @@
+"""Images on disk: GeoTIFFs, packs, mosaics of patches."""

@@ -1,0 +1,1 @@
+"""Synthetic landscapes, clouds and radar."""

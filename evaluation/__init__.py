@@ -1,0 +1,1 @@
+"""Metrics, calibration, exports and plots of a split."""

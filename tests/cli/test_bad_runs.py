@@ -1,0 +1,265 @@
+"""Flags, devices, checkpoints and configurations that cannot be used: one line each, and nothing is written."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import ensemble_reconstruct
+import test_reconstruct
+import train_reconstruct
+from model import registry
+from tests.support.cli_cases import build_tree, call, evaluating, files_in, refused, training
+from training.checkpoint import load_checkpoint
+from training.run import choose_device
+
+HERE = Path(__file__).resolve().parents[2]
+NAME = "my_first_experiment"
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    return build_tree(tmp_path_factory.mktemp("tree"))
+
+
+@pytest.fixture(scope="module")
+def runs(tree, tmp_path_factory) -> Path:
+    """A folder with the run `my_first_experiment`, one epoch of it done; not to be changed."""
+    res_dir = tmp_path_factory.mktemp("runs") / "results"
+    assert call(train_reconstruct.main, *training(tree, res_dir)) == 0
+    return res_dir
+
+
+@pytest.fixture(scope="module")
+def exports(tree, runs, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("exports")
+    assert call(test_reconstruct.main, *evaluating(runs, tree, out)) == 0
+    return out / NAME / "export" / "epoch_1" / "test"
+
+
+@pytest.fixture
+def spoiled(runs, tmp_path) -> Path:
+    """A copy of the run, for damage."""
+    for name in ("conf.json", "model.pth.tar", "model_epoch_1.pth.tar"):
+        copy = tmp_path / "results" / NAME / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes((runs / NAME / name).read_bytes())
+    return tmp_path / "results"
+
+
+# Flags
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--loss l2 --head nig", "--loss l2 trains no variance; use --head mean, got --head nig"),
+        ("--loss NIG --head gaussian", "--loss NIG needs --head nig, got --head gaussian"),
+        ("--loss fusion", "--loss fusion belongs to --model fusion_net, got --model uncrtaints"),
+        (
+            "--model conv3d_mamba --encoder_widths 8 8 --decoder_widths 8 8 --ssm_backend triton",
+            "--ssm_backend triton needs a CUDA device, and this is cpu; take --ssm_backend auto, or torch, which runs",
+        ),
+        ("--min_cov 0.6 --max_cov 0.5", "expected 0 <= --min_cov <= --max_cov <= 1, got 0.6 and 0.5"),
+        ("--encoder_widths 8 --decoder_widths 8 4", "--encoder_widths ends in 8, --decoder_widths in 4"),
+        ("--n_head 3", "--n_head 3 must divide --encoder_widths 8"),
+        ("--sample_type generic", "--sample_type generic has no target to train or test on"),
+        ("--out_conv 20", "--out_conv ends in 20, but --head nig needs 52"),
+        ("--input_t 30", "input_t must lie between 1 and 29"),
+        ("--lr nan", "--lr must be above 0, got nan"),
+        ("--lr inf", "--lr must be above 0, got inf"),
+        ("--gamma -1", "--gamma must not be below 0, got -1.0"),
+        ("--rdm_seed -1", "--rdm_seed must not be below 0, got -1"),
+        ("--max_samples_frac 1.5", "--max_samples_frac must lie in (0, 1], got 1.5"),
+        ("--ref_date 2014-13-01", "--ref_date must be YYYY-MM-DD, got '2014-13-01'"),
+        ("--experiment_name .", "--experiment_name must name a folder below --res_dir, got '.'"),
+        ("--device tpu", "--device takes cuda, cuda:N or cpu, got 'tpu'"),
+        ("--device cuda:x", "--device takes cuda, cuda:N or cpu, got 'cuda:x'"),
+        ("--precomputed SELF", "neither a folder nor an .npy file"),
+    ],
+)
+def test_flags_that_cannot_be_followed(tree, tmp_path, capsys, words, message):
+    words = words.replace("SELF", str(HERE / "parse_args.py")).split()
+    code = 1 if words[0] == "--precomputed" else 2
+    assert message in refused(capsys, train_reconstruct.main, *training(tree, tmp_path / "res", *words), code=code)
+    assert not (tmp_path / "res").exists()
+
+
+@pytest.mark.parametrize("words", ["--loss MGNNL", "--epochs many", "--colour red", "--encoder_widths 8,x"])
+def test_what_the_parser_refuses_is_a_usage_error(tree, tmp_path, capsys, words):
+    assert call(train_reconstruct.main, *training(tree, tmp_path / "res", *words.split())) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "error: " in last
+    assert words.split()[0] in last
+    assert not (tmp_path / "res").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_where_there_is_none_names_device_cpu(tree, runs, exports, tmp_path, capsys):
+    for device in ("cuda", "cuda:1"):
+        expected = f"--device {device}: there is no CUDA device here; add --device cpu"
+        words = training(tree, tmp_path / "res", "--device", device)
+        assert expected in refused(capsys, train_reconstruct.main, *words, code=2)
+        words = evaluating(runs, tree, tmp_path / "res", "--device", device)
+        assert expected in refused(capsys, test_reconstruct.main, *words, code=2)
+        words = [exports, "--res_dir", tmp_path / "res", "--device", device]
+        assert expected in refused(capsys, ensemble_reconstruct.main, *words, code=2)
+    assert not (tmp_path / "res").exists()
+
+
+def test_a_cuda_device_too_many_and_one_of_another_name(monkeypatch, exports, tmp_path, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    words = [exports, "--res_dir", tmp_path / "res", "--device"]
+    message = refused(capsys, ensemble_reconstruct.main, *words, "cuda:2", code=2)
+    assert "--device cuda:2: there are 2 CUDA devices, numbered from 0; or use --device cpu" in message
+    message = refused(capsys, ensemble_reconstruct.main, *words, "gpu", code=2)
+    assert "--device takes cuda, cuda:N or cpu, got 'gpu'" in message
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+
+
+def test_a_backbone_that_this_version_lacks_lists_those_it_has(monkeypatch, tree, tmp_path, capsys):
+    assert "utae" in registry.names()
+    monkeypatch.delitem(registry._BUILDERS, "uncrtaints")
+    words = training(tree, tmp_path / "res", "--model", "uncrtaints")
+    message = refused(capsys, train_reconstruct.main, *words, code=2)
+    assert "'uncrtaints'" in message
+    assert f"choose --model {', '.join(registry.names())}" in message
+    assert not (tmp_path / "res").exists()
+
+
+# Checkpoints
+
+
+class Hostile:
+    def __init__(self, marker: Path) -> None:
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+def hostile(path: Path) -> None:
+    torch.save({"epoch": 1, "state_dict": {}, "x": Hostile(path.parent / "executed")}, path)
+
+
+def with_epoch_of_text(path: Path) -> None:
+    torch.save({**load_checkpoint(path), "epoch": "one"}, path)
+
+
+SPOIL = {
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:5000]), "cannot be read as a checkpoint; is it"),
+    "empty": (lambda path: path.write_bytes(b""), "cannot be read as a checkpoint; is it complete?"),
+    "web page": (lambda path: path.write_text("<html>not found</html>"), "could run code, or it is no checkpoint"),
+    "hostile": (hostile, "is refused: it holds more than tensors and plain values and could run code"),
+    "list": (lambda path: torch.save([1, 2], path), "expected a dict with 'state_dict', got a list"),
+    "other dict": (lambda path: torch.save({"a": 1}, path), "expected weights under 'state_dict', found ['a']"),
+    "epoch": (with_epoch_of_text, "expected a number under 'epoch', found 'one'"),
+    "missing": (lambda path: path.unlink(), "there is no checkpoint"),
+}
+
+
+@pytest.mark.parametrize("how", SPOIL)
+def test_a_checkpoint_that_cannot_be_used(spoiled, tree, tmp_path, capsys, how):
+    damage, expected = SPOIL[how]
+    best, epoch = (spoiled / NAME / name for name in ("model.pth.tar", "model_epoch_1.pth.tar"))
+    damage(best)
+    damage(epoch)
+    before = files_in(spoiled)
+    cases = {
+        best: (test_reconstruct.main, evaluating(spoiled, tree, tmp_path / "inference")),
+        epoch: (train_reconstruct.main, training(tree, spoiled, "--resume_from", "--resume_at", 1, "--epochs", 2)),
+    }
+    for path, (main, words) in cases.items():
+        message = refused(capsys, main, *words)
+        assert str(path) in message
+        assert expected in message
+    message = refused(capsys, train_reconstruct.main, *training(tree, tmp_path / "new", "--trained_checkp", best))
+    assert expected in message
+    assert not (spoiled / NAME / "executed").exists()
+    assert files_in(spoiled) == before
+    assert not (tmp_path / "inference").exists()
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_checkpoint_of_another_architecture_is_listed_by_name_and_shape(spoiled, tree, tmp_path, capsys):
+    words = evaluating(spoiled, tree, tmp_path / "inference", "--use_sar")
+    message = refused(capsys, test_reconstruct.main, *words)
+    assert "of another architecture than the flags describe" in message
+    assert "in_conv.conv.conv.0.weight 8x13x1x1 instead of 8x15x1x1" in message
+    assert "look at --model, --use_sar" in message
+    words = training(tree, spoiled, "--resume_from", "--epochs", 2, "--decoder_widths", 16, 8)
+    assert "of another shape" in refused(capsys, train_reconstruct.main, *words)
+    widths = ["--encoder_widths", 16, "--decoder_widths", 16, "--n_head", 4, "--d_model", 16]
+    checkpoint = spoiled / NAME / "model.pth.tar"
+    words = training(tree, tmp_path / "new", *widths, "--trained_checkp", checkpoint)
+    message = refused(capsys, train_reconstruct.main, *words)
+    assert f"{checkpoint} is of another architecture" in message
+    assert "is it of another --model" in message
+    assert not (tmp_path / "inference").exists()
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("{", "is not valid JSON"),
+        (b"\xff\xfe\x00", "is not valid JSON"),
+        ("[1]", "holds no configuration: expected the flags of a run by name"),
+        ({"lr": "fast"}, "expected a number for 'lr', got 'fast'"),
+        ({"epochs": None}, "expected a whole number for 'epochs', got None"),
+        ({"use_sar": 1}, "expected true or false for 'use_sar', got 1"),
+        ({"root2": 5}, "expected text for 'root2', got 5"),
+        ({"model": "utea"}, "unknown model 'utea'; choose from uncrtaints"),
+        ({"encoder_widths": ["wide"]}, "--encoder_widths: expected whole numbers such as [64,64,128], got 'wide'"),
+    ],
+)
+def test_a_configuration_that_cannot_be_read(spoiled, tree, tmp_path, capsys, content, expected):
+    conf = spoiled / NAME / "conf.json"
+    if isinstance(content, dict):
+        content = json.dumps(json.loads(conf.read_text()) | content)
+    conf.write_bytes(content if isinstance(content, bytes) else content.encode())
+    code = 2 if "--encoder_widths" in expected else 1
+    before = files_in(spoiled)
+    cases = (
+        (test_reconstruct.main, evaluating(spoiled, tree, tmp_path / "inference")),
+        (train_reconstruct.main, ["--res_dir", spoiled, "--resume_from", "--device", "cpu"]),
+    )
+    for main, words in cases:
+        message = refused(capsys, main, *words, code=code)
+        assert expected in message
+        assert code == 2 or str(conf) in message
+    assert files_in(spoiled) == before
+    assert not (tmp_path / "inference").exists()
+
+
+def test_a_run_that_is_not_there(tree, tmp_path, capsys):
+    message = refused(capsys, test_reconstruct.main, *evaluating(tmp_path / "none", tree, tmp_path), code=2)
+    assert f"there is no configuration {tmp_path}/none/{NAME}/conf.json; --weight_folder and --experiment" in message
+    words = ["--res_dir", tmp_path, "--resume_from", "--device", "cpu"]
+    assert "nothing to go on with" in refused(capsys, train_reconstruct.main, *words, code=2)
+    words = training(tree, tmp_path / "new", "--trained_checkp", tmp_path / "none.pth.tar")
+    assert f"there is no checkpoint {tmp_path}/none.pth.tar" in refused(capsys, train_reconstruct.main, *words)
+    assert files_in(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "cannot read the custom list"),
+        ("[", "is not valid JSON"),
+        ("[]", "must be a JSON list of samples"),
+        ('[{"target": ["a.tif"], "inputs": ["first"]}]', "inputs of a custom sample are image numbers, 0 to 29"),
+        ('[{"target": ["a.tif"], "inputs": [0]}]', "a.tif is no file of SEN12MS-CR-TS"),
+        ('[{"target": []}]', "a custom sample lacks 'input'"),
+    ],
+)
+def test_a_custom_list_that_cannot_be_used(runs, tree, tmp_path, capsys, content, expected):
+    given = tmp_path / "list.json"
+    if content is not None:
+        given.write_text(content)
+    words = evaluating(runs, tree, tmp_path / "inference", "--use_custom", given)
+    assert expected in refused(capsys, test_reconstruct.main, *words)
+    assert not (tmp_path / "inference").exists()

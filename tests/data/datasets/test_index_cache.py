@@ -1,0 +1,108 @@
+"""The kept index of a large folder: used while the folders are as they were, and never after."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from common.errors import DataError
+from data.datasets import file_index as series_index
+from data.datasets import index_cache as series_cache
+from data.datasets.file_index import index_series
+from tests.support.fake_trees import ROI, at
+
+ROIS = (ROI, "ROIs1970/21", "ROIs1970/35")  # the last one is not there
+
+
+@pytest.fixture(autouse=True)
+def kept(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(series_cache, "_LEAST_PATHS", 60)
+    monkeypatch.setattr(series_cache, "_SETTLED_NS", 0)
+    return tmp_path / "cache" / "cloudless-uncertainty" / "index"
+
+
+@pytest.fixture
+def listings(monkeypatch) -> list[str]:
+    """The regions whose folders are listed from here on."""
+    found: list[str] = []
+    original = series_index._pair_by_number
+    monkeypatch.setattr(series_index, "_pair_by_number", lambda root, roi: found.append(roi) or original(root, roi))
+    return found
+
+
+def test_a_second_start_lists_nothing_and_finds_the_same(tree, kept, listings):
+    first = index_series(tree, ROIS)
+    assert listings == [ROI, "ROIs1970/21"]
+    assert index_series(tree, ROIS) == first
+    assert len(listings) == 2
+    assert len(list(kept.iterdir())) == 1
+    assert index_series(tree, ROIS[:1])[0] == first[0][:2]  # another split has its own
+
+
+def move(copy: Path) -> None:
+    path = at(copy, "S2", 3, 10)
+    path.rename(path.with_name(path.name.replace("2018", "2017")))
+
+
+def add_roi(copy: Path) -> None:
+    shutil.copytree(copy / "ROIs1970/21", copy / "ROIs1970/35")
+
+
+def remove_date(copy: Path) -> None:
+    shutil.rmtree(at(copy, "S1", 7).parent)
+
+
+@pytest.mark.parametrize("change", [move, add_roi, remove_date, lambda copy: at(copy, "S2", 3, 10).unlink()])
+def test_any_change_of_a_folder_is_seen(copy, listings, change):
+    index_series(copy, ROIS)
+    times = {folder: os.stat(folder) for folder in copy.rglob("*") if folder.is_dir()}
+    change(copy)
+    for folder, before in times.items():  # whoever copies a tree may set the times back: the inode's own time stays
+        if folder.is_dir():
+            os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
+    try:
+        found = index_series(copy, ROIS, skip_bad=True)
+    except DataError:
+        found = None
+    os.environ[series_cache.SWITCH] = "off"
+    try:
+        assert found == index_series(copy, ROIS, skip_bad=True)
+    finally:
+        del os.environ[series_cache.SWITCH]
+    assert len(listings) > 2
+
+
+def test_folders_that_have_just_changed_are_not_kept(copy, kept, monkeypatch):
+    monkeypatch.setattr(series_cache, "_SETTLED_NS", 60_000_000_000)
+    assert time.time() - copy.stat().st_ctime < 60
+    index_series(copy, ROIS)
+    assert not kept.exists()
+
+
+def test_small_folders_incomplete_ones_and_a_switch_keep_nothing(tree, copy, kept, listings, monkeypatch):
+    at(copy, "S2", 3, 10).unlink()
+    assert index_series(copy, ROIS, skip_bad=True)[1]
+    monkeypatch.setenv(series_cache.SWITCH, "off")
+    index_series(tree, ROIS)
+    monkeypatch.delenv(series_cache.SWITCH)
+    monkeypatch.setattr(series_cache, "_LEAST_PATHS", 1000)
+    index_series(tree, ROIS)
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", bytes.fromhex("789c0300000000010a0a")])
+def test_a_damaged_file_is_listed_anew(tree, kept, listings, content):
+    first = index_series(tree, ROIS)
+    (file,) = kept.iterdir()
+    file.write_bytes(content)
+    assert index_series(tree, ROIS) == first
+    assert len(listings) == 4
+
+
+def test_a_home_that_cannot_be_written_is_no_hindrance(tree, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert len(index_series(tree, ROIS)[0]) == 3

@@ -1,0 +1,174 @@
+"""The triplet data set: exact splits, complete triplets, what an item holds."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from common.errors import DataError, UsageError
+from data.batch import Collate, Skipped
+from data.dataLoader import SEN12MSCR
+from data.raster.geotiff import write_geotiff
+from tests.support.fake_trees import (
+    DETECTOR,
+    SIZE,
+    mask_of,
+    optical_level,
+    place,
+    radar_level,
+    triplet_path,
+    write_triplet,
+)
+
+TEST, TRAIN = "ROIs1970_fall/139", "ROIs1970_fall/3"
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("triplets_s1_2020")  # a root whose name looks like a sensor's
+    for patch in (10, 9):
+        write_triplet(root, TEST, patch, coverage=0.25)
+    write_triplet(root, TRAIN, 839)
+    write_triplet(root, "ROIs1158_spring/106", 5)  # test; the published training split takes it by its "s1_1"
+    return root
+
+
+@pytest.fixture
+def copy(tree, tmp_path) -> Path:
+    return Path(shutil.copytree(tree, tmp_path / "copy"))
+
+
+def test_an_item_holds_the_published_keys_and_the_right_values(tree):
+    mono = SEN12MSCR(str(tree), split="test", region="all")
+    assert [mono.roi(index) for index in range(len(mono))] == ["ROIs1158_spring/106", TEST, TEST]
+    assert [paths["S1"][-7:] for paths in mono.paths[1:]] == ["_p9.tif", "p10.tif"]
+    item = mono[2]
+    assert set(item) == {"input", "target"}
+    assert set(item["input"]) == {"S1", "S2", "masks", "coverage", "S1 path", "S2 path", "coord"}
+    assert set(item["target"]) == {"S2", "S2 path", "coord"}
+    mask = mask_of(0.25)
+    assert np.array_equal(item["input"]["masks"], mask)
+    assert item["input"]["coverage"] == 0.25
+    levels = np.float32(optical_level(10, 0) + 100 * np.arange(13)) / np.float32(10000)
+    assert item["target"]["S2"].dtype == item["input"]["S2"].dtype == item["input"]["S1"].dtype == np.float32
+    assert np.array_equal(item["target"]["S2"], np.broadcast_to(levels.reshape(13, 1, 1), (13, SIZE, SIZE)))
+    assert np.all(item["input"]["S2"][:, mask > 0] == np.float32(0.9))
+    # float32 rescaling of dB: one unit in the last place of values near 1
+    assert np.allclose(item["input"]["S1"][0], (radar_level(10, 0) + 25) / 25, atol=1e-6)
+    assert item["input"]["S2 path"] == str(tree / triplet_path(TEST, "s2_cloudy", 10))
+    assert item["input"]["S1 path"] == str(tree / triplet_path(TEST, "s1", 10))
+    assert item["target"]["S2 path"] == str(tree / triplet_path(TEST, "s2", 10))
+    corner = place(10)
+    assert item["target"]["coord"] == [corner.c, corner.f - 10 * SIZE, corner.c + 10 * SIZE, corner.f]
+
+
+def test_default_collation_of_torch_works(tree):
+    batch = next(iter(DataLoader(SEN12MSCR(tree, split="all"), batch_size=4)))
+    assert batch["input"]["S2"].shape == (4, 13, SIZE, SIZE)
+    assert batch["input"]["S2"].dtype == torch.float32
+
+
+def test_traps_2_no_test_region_is_trained_on(tree):
+    # TRAPS 2: by substring, training on s1_1 takes s1_106 and s1_139 of the test split as well
+    assert not regions(tree, "train") & regions(tree, "test")
+    published = regions(tree, "train", legacy=True) & regions(tree, "test", legacy=True)
+    assert published == {"ROIs1158_spring/106", "ROIs1970_fall/139"}
+
+
+def regions(tree, split, legacy=False) -> set[str]:
+    mono = SEN12MSCR(tree, split, legacy=legacy)
+    return {mono.roi(index) for index in range(len(mono))}
+
+
+@pytest.mark.parametrize("member", ["s1", "s2", "s2_cloudy"])
+def test_an_incomplete_triplet_is_left_out_and_counted(copy, member):
+    (copy / triplet_path(TEST, member, 9)).unlink()
+    with pytest.warns(UserWarning, match="1 triplets of split 'test' .* lack a member"):
+        mono = SEN12MSCR(copy, "test")
+    assert len(mono) == 2
+
+
+def test_without_cloud_masks_coverage_is_unknown(tree):
+    # TRAPS 9: the published loader crashes here
+    item = SEN12MSCR(tree, "test", cloud_masks=None)[0]
+    assert np.isnan(item["input"]["coverage"])
+    assert not item["input"]["masks"].any()
+
+
+def test_resnet_rescaling(tree):
+    plain, scaled = (SEN12MSCR(tree, "test", rescale_method=method)[0] for method in ("default", "resnet"))
+    assert np.allclose(scaled["target"]["S2"], 5 * plain["target"]["S2"], rtol=1e-6)
+
+
+def test_masks_are_stored_and_read_again(copy, monkeypatch):
+    shutil.rmtree(copy / ".mask_store")
+    detector = "cloud_cloudshadow_mask"
+    first = SEN12MSCR(copy, "test", cloud_masks=detector)[0]["input"]
+    monkeypatch.setattr("data.clouds.mask_store.detect_clouds", lambda *_: pytest.fail("computed again"))
+    again = SEN12MSCR(copy, "test", cloud_masks=detector)[0]["input"]
+    assert np.array_equal(first["masks"], again["masks"])
+    assert first["coverage"] == again["coverage"] == first["masks"].mean()
+    assert (copy / ".mask_store").is_dir()
+
+
+def test_errors_name_what_came(tree, tmp_path):
+    with pytest.raises(DataError, match=r"no folder .*nowhere \(--root3\)"):
+        SEN12MSCR(tmp_path / "nowhere", flag="--root3")
+    with pytest.raises(DataError, match=r"SEN12MS-CR, split 'val', region 'all' in .*\(root\); expected .*s1_139_p839"):
+        SEN12MSCR(tree, "val")
+    with pytest.raises(UsageError, match="--region all"):
+        SEN12MSCR(tree, region="africa")
+    with pytest.raises(UsageError, match="one date a sample, not input_t 3"):
+        SEN12MSCR(tree, n_input_samples=3)
+    with pytest.raises(UsageError, match="unknown sample_type 'generic'.*pretrain"):
+        SEN12MSCR(tree, sample_type="generic")
+
+
+def test_an_unusable_image_is_named_or_skipped(copy):
+    path = copy / triplet_path(TEST, "s2", 9)
+    write_geotiff(path, np.zeros((13, SIZE, SIZE), np.uint16), "EPSG:32633", place(9))
+    with pytest.raises(DataError, match="s2_139_p9.tif: every value is 0, there is no image to be a target"):
+        SEN12MSCR(copy, "test")[1]
+    path.write_bytes(path.read_bytes()[:400])
+    mono = SEN12MSCR(copy, "test", skip_bad_samples=True)
+    assert isinstance(mono[1], Skipped)
+    batch = Collate(use_sar=False)([mono[0], mono[1]])
+    assert (batch.n, len(batch.skipped)) == (1, 1)
+    assert "s2_139_p9.tif" in batch.skipped[0].reason
+
+
+def test_a_batch_of_triplets_is_a_series_of_one_date(tree):
+    mono = SEN12MSCR(tree, "test")
+    batch = Collate(use_sar=True)([mono[0], mono[1]])
+    assert batch.x.shape == (2, 1, 15, SIZE, SIZE)
+    assert batch.target.shape == (2, 1, 13, SIZE, SIZE)
+    assert batch.masks.shape == (2, 1, SIZE, SIZE)
+    assert batch.coverage.tolist() == [[pytest.approx(mask_of(0.4).mean())], [0.25]]
+    assert batch.dates is None
+    assert (batch.info[1].roi, batch.info[1].patch) == (TEST, "9")
+    assert batch.info[1].target_path == triplet_path(TEST, "s2", 9)
+
+
+@pytest.mark.shared
+def test_real_patches(shared):
+    root = shared / "data" / "SEN12MSCR"
+    train, test = SEN12MSCR(root, "train", cloud_masks=None), SEN12MSCR(root, "test", cloud_masks=None)
+    assert [train.roi(0), test.roi(0)] == ["ROIs2017_winter/112", "ROIs1970_fall/139"]
+    with pytest.warns(UserWarning, match="1 triplets"), pytest.raises(DataError, match="1 incomplete"):
+        SEN12MSCR(root, "val")
+    item = test[0]
+    assert item["input"]["S2"].shape == (13, 256, 256)
+    assert 0 <= item["input"]["S1"].min() < item["input"]["S1"].max() <= 1
+
+
+@pytest.mark.shared
+def test_real_masks_are_the_reference_masks(shared, tmp_path):
+    root, store = shared / "data" / "SEN12MSCR", tmp_path / "store"
+    with pytest.warns(UserWarning, match="no masks of .* are stored"):
+        mono = SEN12MSCR(root, "test", cloud_masks=DETECTOR, import_data_path=store)
+    with np.load(shared / "golden" / "reference" / "cloud_masks.npz") as reference:
+        (name,) = [key for key in reference.files if key == f"p839_{DETECTOR}"]
+        assert np.array_equal(mono[0]["input"]["masks"], reference[name])

@@ -1,0 +1,224 @@
+"""The series data set: what an item holds, how files are paired, what it says about bad ones."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import data.raster.image_store
+from common.errors import DataError, UsageError
+from data.dataLoader import SEN12MSCRTS
+from tests.support.fake_trees import (
+    CLEAR,
+    COVERAGES,
+    DETECTOR,
+    ROI,
+    SIZE,
+    at,
+    clear_at,
+    days_of,
+    mask_of,
+    optical_day,
+    optical_level,
+    place,
+    radar_day,
+    radar_level,
+    series_path,
+    write_series,
+)
+
+
+def test_an_item_holds_the_published_keys_and_the_right_values(tree):
+    series = SEN12MSCRTS(str(tree), split="test")
+    assert len(series) == 2
+    item = series[1]
+    keys = {"S1", "S2", "masks", "coverage", "S1 TD", "S2 TD", "S1 path", "S2 path", "idx", "coord"}
+    assert set(item) == {"input", "target", "coverage bin"}
+    assert set(item["input"]) == set(item["target"]) == keys
+    assert item["coverage bin"] is True
+    for part, dates in ((item["input"], [0, 1, 2]), (item["target"], [4])):
+        assert part["idx"] == dates
+        assert all(len(part[key]) == len(dates) for key in keys)
+        for place_in_list, day in enumerate(dates):
+            share = clear_at(*CLEAR)[day]
+            mask = mask_of(share)
+            optical, radar = part["S2"][place_in_list], part["S1"][place_in_list]
+            assert (optical.shape, optical.dtype) == ((13, SIZE, SIZE), np.float32)
+            assert (radar.shape, radar.dtype) == ((2, SIZE, SIZE), np.float32)
+            assert np.array_equal(part["masks"][place_in_list], mask)
+            assert part["coverage"][place_in_list] == mask.mean()
+            levels = np.float32(optical_level(10, day) + 100 * np.arange(13)) / np.float32(10000)
+            assert np.array_equal(np.unique(optical[:, mask == 0], axis=1)[:, 0], levels)
+            assert np.all(optical[:, mask > 0] == np.float32(0.9))
+            # float32 of dB and its rescaling: one unit in the last place of values near 1
+            assert np.allclose(radar[0], np.clip(radar_level(10, day) + 25, 0, 25) / 25, atol=1e-6)
+            assert part["S2 TD"][place_in_list] == days_of(optical_day(day))
+            assert part["S1 TD"][place_in_list] == days_of(radar_day(day))
+            assert part["S2 path"][place_in_list] == str(at(tree, "S2", day, 10))
+            assert part["S1 path"][place_in_list] == str(at(tree, "S1", day, 10))
+            left, top = place(10).c, place(10).f
+            assert part["coord"][place_in_list] == [left, top - 10 * SIZE, left + 10 * SIZE, top]
+
+
+def test_default_collation_of_torch_works(tree):
+    loader = DataLoader(SEN12MSCRTS(str(tree), split="all", region="all", n_input_samples=3), batch_size=2)
+    batches = list(loader)
+    assert [batch["input"]["S2"][0].shape[0] for batch in batches] == [2, 1]
+    assert len(batches[0]["input"]["S2"]) == 3
+    assert batches[0]["input"]["S2"][0].dtype == torch.float32
+    assert batches[0]["target"]["S2"][0].shape == (2, 13, SIZE, SIZE)
+
+
+def test_generic_gives_all_dates(tree):
+    item = SEN12MSCRTS(tree, "test", sample_type="generic")[0]
+    assert set(item) == {"S1", "S2", "masks", "coverage", "S1 TD", "S2 TD", "S1 path", "S2 path", "coord"}
+    assert all(len(value) == 30 for value in item.values())
+    assert item["coverage"] == [mask_of(share).mean() for share in clear_at(*CLEAR)]
+    next(iter(DataLoader(SEN12MSCRTS(tree, "test", sample_type="generic"))))
+
+
+def test_without_cloud_masks_every_date_comes_with_unknown_coverage(tree):
+    # TRAPS 9: the published loader crashes here
+    with pytest.warns(UserWarning, match="without cloud masks no date can be chosen"):
+        series = SEN12MSCRTS(tree, "test", cloud_masks=None)
+    item = series[0]
+    assert len(item["S2"]) == 30
+    assert np.isnan(item["coverage"]).all()
+    assert not np.any(item["masks"])
+    assert next(iter(DataLoader(series)))["masks"][0].shape == (1, SIZE, SIZE)
+
+
+def test_fixedsubset_chooses_among_its_dates(tree):
+    # TRAPS 9: the published sampler crashes
+    item = SEN12MSCRTS(tree, "test", sampler="fixedsubset", earliest=6, latest=12)[0]
+    assert (item["input"]["idx"], item["target"]["idx"]) == ([6, 7, 8], [9])
+
+
+def test_resnet_rescaling(tree):
+    plain = SEN12MSCRTS(tree, "test")[0]["input"]
+    scaled = SEN12MSCRTS(tree, "test", rescale_method="resnet")[0]["input"]
+    assert np.allclose(scaled["S2"][0], plain["S2"][0] * 5, rtol=1e-6)  # / 2000 instead of / 10000
+    assert np.allclose(scaled["S1"][0][0], 2 * plain["S1"][0][0], rtol=1e-6)
+    level = radar_level(9, 0) - 3
+    assert np.allclose(scaled["S1"][0][1], 2 * (level + 32.5) / 32.5, rtol=1e-6)
+
+
+def test_min_and_max_coverage_choose_the_inputs(tree):
+    item = SEN12MSCRTS(tree, "test", min_cov=0.3, max_cov=0.5)[0]
+    assert all(0.3 <= share <= 0.5 for share in item["input"]["coverage"])
+    assert item["coverage bin"] is True
+    wish = SEN12MSCRTS(tree, "test", min_cov=0.301, max_cov=0.302)[0]
+    assert wish["coverage bin"] is False
+
+
+def test_traps_3_target_is_not_its_own_input(tmp_path):
+    # TRAPS 3: the earliest dates are clear, so the published choice has date 0 on both sides
+    write_series(tmp_path, ROI, 1, clear_at(0, 1, 2))
+    ours, published = (SEN12MSCRTS(tmp_path, "test", legacy=legacy)[0] for legacy in (False, True))
+    assert (ours["input"]["idx"], ours["target"]["idx"]) == ([1, 2, 3], [0])
+    assert set(published["target"]["idx"]) & set(published["input"]["idx"])
+
+
+def test_random_dates_are_a_function_of_seed_epoch_and_index(tree):
+    def dates(seed, epoch, index):
+        series = SEN12MSCRTS(tree, "test", sampler="random", seed=seed)
+        series.set_epoch(epoch)
+        return series.select(index)
+
+    assert dates(1, 3, 0) == dates(1, 3, 0)
+    targets = {dates(1, epoch, 0).target for epoch in range(20)}
+    assert targets == set(CLEAR)
+    several = [[dates(seed, epoch, index).target for epoch in range(20)] for seed, index in ((1, 0), (1, 1), (2, 0))]
+    assert several[0] != several[1]
+    assert several[0] != several[2]
+
+
+def test_only_chosen_dates_are_read_and_every_file_is_closed(tree, monkeypatch):
+    # TRAPS 14
+    opened = []
+    original = data.images.read_with_bounds
+    monkeypatch.setattr(
+        data.images, "read_with_bounds", lambda path, *rest: opened.append(path) or original(path, *rest)
+    )
+    series = SEN12MSCRTS(tree, "test")
+    series[0]
+    assert len(opened) == 2 * (3 + 1)
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    for _ in range(5):
+        series[1]
+    after = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    assert after <= before
+
+
+def test_days_count_from_the_day_asked_for(tree):
+    day = optical_day(0)
+    assert SEN12MSCRTS(tree, "test", ref_date=day)[0]["input"]["S2 TD"][0] == 0
+
+
+def test_traps_4_pairing_goes_by_patch_number(copy):
+    # TRAPS 4: patch 10 of date 1 was taken a day before patch 9, so a listing sorted by name has it first
+    old = at(copy, "S2", 1, 10)
+    old.rename(old.with_name(old.name.replace("2018-01-15", "2018-01-14")))
+    ours = SEN12MSCRTS(copy, "test")
+    assert [path.split("patch_")[1] for path in ours.paths[0]["S2"]] == ["9.tif"] * 30
+    assert [path.split("patch_")[1] for path in ours.paths[1]["S2"]] == ["10.tif"] * 30
+    published = SEN12MSCRTS(copy, "test", legacy=True)
+    assert published.paths[0]["S2"][1].endswith("patch_10.tif")
+    assert published.paths[0]["S2"][0].endswith("patch_9.tif")
+
+
+def test_patches_are_in_natural_order_whatever_the_listing(tree):
+    numbers = [series.split("patch_")[1] for series in (paths["S1"][0] for paths in SEN12MSCRTS(tree, "test").paths)]
+    assert numbers == ["9.tif", "10.tif"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"split": "tests"}, "unknown split 'tests'.*train"),
+        ({"region": "asia"}, "unknown region 'asia'.*asiaEast"),
+        ({"cloud_masks": "fmask"}, "unknown cloud_masks 'fmask'.*s2cloudless_mask"),
+        ({"sample_type": "all"}, "unknown sample_type 'all'.*generic"),
+        ({"sampler": "best"}, "unknown sampler 'best'.*fixedsubset"),
+        ({"rescale_method": "log"}, "unknown rescale_method 'log'.*resnet"),
+        ({"n_input_samples": 30}, "input_t must lie between 1 and 29"),
+        ({"sample_type": "generic", "custom_samples": []}, "need sample_type cloudy_cloudfree"),
+    ],
+)
+def test_unknown_options_are_usage_errors(tree, changes, message):
+    with pytest.raises(UsageError, match=message):
+        SEN12MSCRTS(tree, **changes)
+
+
+def write_published(path: Path, tree: Path, order, clear) -> None:
+    """A coverage file as published, in an order of its own."""
+    entries = {}
+    for position, patch in enumerate(order):
+        names = [f"SEN12MSCRTS/{series_path(ROI, 'S2', day, patch)}" for day in range(30)]
+        coverage = [torch.tensor(share) for share in clear_at(clear[patch])]
+        entries[position] = {"coverage": coverage, "paths": {"S1": names, "S2": names}}
+    np.save(path, entries, allow_pickle=True)
+
+
+def test_traps_4_published_coverage_is_matched_by_path(tree, tmp_path):
+    # TRAPS 4: the file lists patch 10 first; by position each patch would get the other one's coverage
+    file = tmp_path / f"generic_3_test_all_{DETECTOR}.npy"
+    write_published(file, tree, order=(10, 9), clear={9: 20, 10: 25})
+    for source in (file, tmp_path):
+        series = SEN12MSCRTS(tree, "test", import_data_path=str(source))
+        assert [series.select(index).target for index in (0, 1)] == [20, 25]
+
+
+def test_coverage_of_other_data_is_refused(tree, tmp_path):
+    file = tmp_path / f"generic_3_test_all_{DETECTOR}.npy"
+    write_published(file, tree, order=(77,), clear={77: 3})
+    with pytest.raises(DataError, match="coverage file for other data"):
+        SEN12MSCRTS(tree, "test", import_data_path=str(file))
+
+
+def test_coverages_of_the_tree_are_as_its_tests_expect():
+    assert min(COVERAGES) > 0.001
+    assert max(COVERAGES) < 1

@@ -1,0 +1,195 @@
+import os
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rasterio.transform import from_origin
+
+from common.errors import DataError
+from data.raster.geotiff import (
+    acquisition_date,
+    count_nan,
+    days_since_origin,
+    optical_to_unit,
+    read_bands,
+    read_georef,
+    read_size,
+    read_with_georef,
+    sar_to_unit,
+    unit_to_optical,
+    write_geotiff,
+)
+
+TRANSFORM = from_origin(500000, 5000000, 10, 10)  # 10 m pixels
+
+
+def optical(bands=13, height=20, width=24, dtype="uint16"):
+    return np.random.default_rng(1).integers(0, 200, (bands, height, width)).astype(dtype)
+
+
+def written(path, array, **options):
+    write_geotiff(path, array, "EPSG:32631", TRANSFORM, **options)
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32", "uint8"])
+@pytest.mark.parametrize("compress", [None, "deflate"])
+def test_what_is_written_is_read_back(tmp_path, dtype, compress):
+    array = optical(dtype=dtype)
+    path = written(tmp_path / "deep" / "a.tif", array, compress=compress)
+    np.testing.assert_array_equal(read_bands(path), array)
+    assert read_bands(path).dtype == dtype
+    np.testing.assert_array_equal(read_bands(path, indexes=[3, 0]), array[[3, 0]])
+    assert os.listdir(tmp_path / "deep") == ["a.tif"]
+
+
+def test_georeference_is_kept(tmp_path):
+    path = written(tmp_path / "a.tif", optical())
+    pixels, georef = read_with_georef(path, 13, (20, 24))
+    assert georef.bounds == (500000.0, 4999800.0, 500240.0, 5000000.0)
+    assert (georef.crs.to_epsg(), georef.transform) == (32631, TRANSFORM)
+    assert read_georef(path) == georef
+    assert read_size(path) == (20, 24) == pixels.shape[1:]
+
+
+def test_band_names_are_written(tmp_path):
+    import rasterio
+
+    path = written(tmp_path / "a.tif", optical(2), band_names=["one", "two"])
+    with rasterio.open(path) as source:
+        assert source.descriptions == ("one", "two")
+    with pytest.raises(ValueError, match="C names"):
+        written(path, optical(3), band_names=["one"])
+
+
+def test_files_are_closed(tmp_path):
+    """TRAPS 14: the published loader leaves every raster open."""
+    path = written(tmp_path / "a.tif", optical())
+    for _ in range(3):
+        read_bands(path)
+        read_georef(path)
+    links = [f"/proc/self/fd/{handle}" for handle in os.listdir("/proc/self/fd")]
+    assert not [link for link in links if os.path.islink(link) and os.readlink(link).endswith(".tif")]
+
+
+@pytest.mark.parametrize("compress", [None, "deflate"])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.95])
+def test_truncated_files_are_named(tmp_path, compress, share):
+    noise = np.random.default_rng(0).integers(0, 9999, (13, 64, 64)).astype("uint16")
+    path = written(tmp_path / "short.tif", noise, compress=compress)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(DataError, match="short.tif"):
+        read_bands(path)
+
+
+def test_radar_in_double_precision_is_read_as_single(tmp_path):
+    decibel = np.random.default_rng(3).uniform(-30, 5, (2, 8, 8))
+    path = written(tmp_path / "s1.tif", decibel)
+    read = read_bands(path, expected_bands=2)
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, decibel.astype(np.float32))
+    assert read_bands(path).dtype == np.float64  # as stored, where nothing is expected
+
+
+@pytest.mark.parametrize(
+    ("array", "expected", "message"),
+    [
+        (optical(12), {"expected_bands": 13}, "bad.tif: expected 13 bands, found 12"),
+        (optical(), {"expected_size": 256}, "bad.tif: expected 256 x 256 pixels, found 20 x 24"),
+        (optical(), {"expected_size": (24, 20)}, "bad.tif: expected 24 x 20 pixels, found 20 x 24"),
+        (optical(dtype="float32"), {"expected_bands": 13}, "bad.tif: expected uint16 values, found float32"),
+        (
+            optical(2, dtype="uint16"),
+            {"expected_bands": 2},
+            "expected float32 or float64 values, found uint16",
+        ),
+    ],
+)
+def test_other_contents_are_refused(tmp_path, array, expected, message):
+    with pytest.raises(DataError, match=message):
+        read_bands(written(tmp_path / "bad.tif", array), **expected)
+
+
+def test_missing_and_foreign_files_are_named(tmp_path):
+    with pytest.raises(DataError, match="no such image: .*nowhere.tif"):
+        read_bands(tmp_path / "nowhere.tif")
+    (tmp_path / "text.tif").write_text("not a picture")
+    with pytest.raises(DataError, match="not a readable GeoTIFF: .*text.tif"):
+        read_bands(tmp_path / "text.tif")
+
+
+def test_what_cannot_be_written_leaves_nothing(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot write"):
+        written(tmp_path / "file" / "a.tif", optical())
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("folder", ["ROIs1868/73/S2/14", "/my_data_2020_x_y_z_2001-01-01/a_b", "."])
+def test_date_comes_from_the_name_whatever_the_root(folder):
+    """TRAPS 14: the published loader takes the sixth word between underscores."""
+    name = "s2_ROIs1868_73_ImgNo_14_2018-06-21_patch_171.tif"
+    assert acquisition_date(Path(folder) / name) == date(2018, 6, 21)
+    assert acquisition_date(f"my_own_{name}") == date(2018, 6, 21)
+
+
+def test_dates_that_are_none():
+    with pytest.raises(DataError, match="no date in the file name of .*p30.tif"):
+        acquisition_date("ROIs1868_summer_s2_cloudy_19_p30.tif")
+    with pytest.raises(DataError, match="impossible date 2018-02-30"):
+        acquisition_date("s2_2018-02-30_patch_1.tif")
+
+
+def test_days_are_counted_from_the_launch_of_sentinel_1a():
+    assert days_since_origin(date(2014, 4, 3)) == 0
+    assert days_since_origin(date(2018, 6, 21)) == 1540  # 4 years with one leap day, and 79 days
+    assert days_since_origin(date(2018, 6, 21), date(2018, 6, 22)) == -1
+
+
+def test_optical_rescaling():
+    raw = np.array([0, 1, 5000, 10000, 10001, 65535], np.uint16)
+    want = np.array([0, 1e-4, 0.5, 1, 1, 1], np.float32)
+    np.testing.assert_array_equal(optical_to_unit(raw), want)
+    np.testing.assert_array_equal(optical_to_unit(raw, "resnet"), np.array([0, 5e-4, 2.5, 5, 5, 5], np.float32))
+    messy = np.array([np.nan, -5, 5000, np.inf], np.float32)
+    np.testing.assert_array_equal(optical_to_unit(messy), np.array([0, 0, 0.5, 1], np.float32))
+    assert optical_to_unit(raw).dtype == optical_to_unit(messy).dtype == np.float32
+    assert count_nan(messy) == 1
+    assert count_nan(raw) == 0
+
+
+def test_both_ways_of_optical_rescaling_agree_exactly():
+    raw = np.arange(65536, dtype=np.uint16)
+    for method in ("default", "resnet"):
+        np.testing.assert_array_equal(optical_to_unit(raw, method), optical_to_unit(raw.astype(np.float32), method))
+
+
+def test_radar_rescaling():
+    db = np.array([[[-30, -25, -12.5, 0, 3, np.nan]], [[-40, -32.5, -16.25, 0, 3, np.nan]]], np.float32)  # (2, 1, 6)
+    np.testing.assert_array_equal(sar_to_unit(db)[0, 0], np.array([0, 0, 0.5, 1, 1, 0], np.float32))
+    np.testing.assert_allclose(sar_to_unit(db)[1, 0], [0, 0, 0.35, 1, 1, 0], rtol=1e-6)
+    want = np.array([[[0, 0, 1, 2, 2, 0]]] * 2, np.float32)
+    np.testing.assert_array_equal(sar_to_unit(db, "resnet"), want)
+    assert sar_to_unit(db).dtype == np.float32
+
+
+def test_unknown_rescaling():
+    with pytest.raises(ValueError, match="unknown rescale_method 'wild'; choose from default, resnet"):
+        optical_to_unit(np.zeros(1), "wild")
+
+
+def test_reflectance_goes_back_to_what_was_stored():
+    raw = np.arange(10001, dtype=np.uint16)
+    for method in ("default", "resnet"):
+        back = unit_to_optical(optical_to_unit(raw, method), method)
+        np.testing.assert_array_equal(back, raw)
+    np.testing.assert_array_equal(unit_to_optical(np.array([-1, 2, np.nan])), np.array([0, 10000, 0], np.uint16))
+
+
+def test_real_patches_are_read(shared):
+    folder = shared / "data" / "SEN12MSCR"
+    s2, georef = read_with_georef(folder / "ROIs1970_fall_s2/s2_139/ROIs1970_fall_s2_139_p839.tif", 13, 256)
+    s1 = read_bands(folder / "ROIs1970_fall_s1/s1_139/ROIs1970_fall_s1_139_p839.tif", 2, 256)
+    assert (s2.dtype, s2.min(), s2.max(), georef.crs.to_epsg()) == (np.uint16, 17, 3708, 32650)
+    assert (s1.dtype, round(float(s1.min()), 3), float(s1.max())) == (np.float32, -34.642, 0.0)

@@ -1,0 +1,139 @@
+"""Where a fusion is fitted and judged, and the loss of joint training."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.errors import DataError
+from data.holdout import build_fit_split, held_out_rois
+from data.loaders import build_loaders
+from data.splits import hold_out
+from model.losses.fusion import fusion_loss
+from model.losses.gaussian import gaussian_nll
+from model.nig import nig_from_moments, scale
+from model.predictions import Gaussian
+from parse_args import Config
+from tests.support.fake_trees import clear_at, write_series
+from tests.support.fusion_cases import fusion, pictures
+
+TRAIN = ("ROIs1868/36", "ROIs1868/56", "ROIs1868/85", "ROIs1868/114")
+VAL = ("ROIs1868/17", "ROIs1868/127", "ROIs1970/65")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("split_tree")
+    for number, roi in enumerate((*TRAIN, *VAL)):
+        write_series(root, roi, number, clear_at(4, 9), size=8)
+    return root
+
+
+def config_of(tree, **changes) -> Config:
+    flags = {"root1": str(tree), "root2": str(tree), "device": "cpu", "input_t": 2, "batch_size": 2, **changes}
+    return Config(model="fusion_net", **flags)
+
+
+def rois_in(loader) -> set[str]:
+    return {loader.patches.whole.roi(index) for index in loader.patches.positions}
+
+
+def test_the_draw_of_a_region_does_not_depend_on_the_others():
+    names = [f"ROIs1868/{n}" for n in range(30)]
+    drawn = hold_out(names, 5, seed=1)
+    assert drawn == hold_out(list(reversed(names)) * 2, 5, seed=1)
+    assert drawn != hold_out(names, 5, seed=2)
+    assert hold_out(names, 3, seed=1) == drawn[:3]
+    some = [name for name in names if name in drawn or int(name.split("/")[1]) % 3 == 0]
+    assert hold_out(some, 5, seed=1) == drawn  # a partial download that has them draws the same
+    assert len(hold_out(names, 99, seed=1)) == 30
+
+
+def test_held_out_regions_train_nobody_and_fit_the_fusion(tree):
+    config = config_of(tree, fit_rois=1)
+    held = held_out_rois(config)
+    assert len(held) == 1
+    with pytest.warns(UserWarning, match="going on without that split"):  # there is no test region
+        loaders = build_loaders(Config(**{**vars(config), "held_out": held}))
+    assert rois_in(loaders.train) == set(TRAIN) - set(held)
+    split = build_fit_split(config, held)
+    assert rois_in(split.fit) == set(held)
+    assert split.guard is not None
+    assert rois_in(split.guard) == set(VAL)
+    first, again = ([batch.dates for batch in split.fit] for _ in "ab")
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))  # the dates do not vary
+
+
+def test_how_many_are_held_out(tree):
+    assert len(held_out_rois(config_of(tree))) == 1  # a tenth of four, but at least one
+    assert held_out_rois(config_of(tree, fit_rois=0)) == ()
+    assert held_out_rois(Config(root1=str(tree))) == ()  # another network holds nothing out unless told
+    with pytest.raises(DataError, match="--fit_rois 4 leaves none of the 4 training regions"):
+        held_out_rois(config_of(tree, fit_rois=4))
+
+
+def test_validation_is_divided_by_region_where_nothing_was_held_out(tree):
+    split = build_fit_split(config_of(tree), ())
+    assert split.guard is not None
+    fit, guard = rois_in(split.fit), rois_in(split.guard)
+    assert (len(fit), len(guard)) == (1, 2)
+    assert fit | guard == set(VAL)
+    assert "1 of 3 validation regions fit the fusion, the others judge it" in split.notes[0]
+    drawn = {frozenset(rois_in(build_fit_split(config_of(tree, rdm_seed=seed), ()).fit)) for seed in range(8)}
+    assert len(drawn) > 1
+
+
+def test_one_patch_cannot_judge(tree, tmp_path):
+    for roi in (TRAIN[0], VAL[0]):
+        write_series(tmp_path, roi, 1, clear_at(4, 9), size=8)
+    split = build_fit_split(config_of(tmp_path), ())
+    assert split.guard is None
+    assert "validation has one patch only" in split.notes[0]
+
+
+def test_joint_loss_is_the_weighted_sum_of_its_terms():
+    torch.manual_seed(0)
+    shape = (2, 1, 13, 4, 4)
+    target, variance = torch.rand(shape), torch.rand(shape) * 0.01 + 1e-3
+    belief = nig_from_moments(torch.rand(shape), variance, 0.5, 3.0)  # gamma 1, alpha 3: the prior adds nothing
+    normal = Gaussian(torch.rand(shape), variance)
+    fused = nig_from_moments(torch.rand(shape), variance, 0.5, 3.0)
+    loss = fusion_loss(fused, [belief, normal], [1.0, 1.0], [0.3, 2.0], target, 1.0)
+    expected = fused.nll(target).mean() + 0.3 * belief.nll(target).mean()
+    expected = expected + 2.0 * gaussian_nll(normal.mean, target, normal.variance)
+    torch.testing.assert_close(loss, expected)
+    alone = fusion_loss(fused, [belief, normal], [1.0, 1.0], [0.0, 0.0], target, 1.0)
+    torch.testing.assert_close(alone, fused.nll(target).mean())
+
+
+def test_joint_loss_moves_by_a_constant_with_the_units():
+    torch.manual_seed(1)
+    shape = (1, 1, 13, 4, 4)
+    target, variance = torch.rand(shape), torch.rand(shape) * 0.01 + 1e-3
+    belief, fused = (nig_from_moments(torch.rand(shape), variance, 0.4, 2.5) for _ in "ab")
+    one = fusion_loss(fused, [belief], [1.0], [1.0], target, 1.0)
+    ten = fusion_loss(scale(fused, 10), [scale(belief, 4)], [4.0], [1.0], 10 * target, 10.0)
+    torch.testing.assert_close(ten - one, torch.tensor(10.0).log() + torch.tensor(4.0).log(), rtol=1e-4, atol=1e-4)
+
+
+def test_while_all_train_gradients_reach_the_experts():
+    net = fusion("gated")
+    net.fitted.fill_(True)
+    seen = pictures(n=1, size=8)
+    scaled = [torch.nn.Parameter(torch.ones(())) for _ in net.experts]
+
+    for expert, factor in zip(net.experts, scaled, strict=True):
+        read = expert.forward
+        expert.forward = lambda x, dates=None, read=read, factor=factor: read(x * factor, dates)
+    net.joint = True
+    net.train()
+    assert all(expert.training for expert in net.experts)
+    net(seen.x).nll(seen.target).mean().backward()
+    assert all(factor.grad is not None and factor.grad.abs() > 0 for factor in scaled)
+    assert len(net.answers) == 2
+    for factor in scaled:
+        factor.grad = None
+    net.joint = False
+    net.train()
+    assert not any(expert.training for expert in net.experts)
+    assert not net(seen.x).delta.requires_grad

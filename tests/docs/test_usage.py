@@ -1,0 +1,48 @@
+"""The Python of docs/usage.md runs as it stands there, and its commands name flags that exist."""
+
+import re
+import shlex
+
+import numpy as np
+import pytest
+
+from reconstruct_scene import build_parser
+from tests.support.commands import ROOT
+from tests.support.scene_cases import write_run, write_scene
+
+TEXT = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    return [content for kind, content in found if kind == language]
+
+
+def test_python_runs_as_it_stands(tmp_path, monkeypatch):
+    pytest.importorskip("xarray")
+    files = write_scene(tmp_path, 40, 48)
+    write_run(tmp_path / "results" / "my_run")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    arrays, coordinates = blocks("python")
+    exec(compile(arrays, "docs/usage.md", "exec"), names)
+    assert names["clear"].shape == names["deviation"].shape == files.clear.shape
+    assert (names["low"] < names["high"]).all()
+    exec(compile(coordinates, "docs/usage.md", "exec"), names)
+    np.testing.assert_array_equal(names["maps"].reflectance.values, names["clear"])
+    np.testing.assert_array_equal(names["maps"].deviation.values, names["deviation"])
+    assert names["greenness"].dims == ("y", "x")
+    assert float(names["greenness"].y[0]) == 5_400_000
+
+
+def test_commands_name_flags_that_exist():
+    lines = [line for block in blocks("") for line in block.splitlines() if "reconstruct_scene.py" in line]
+    assert len(lines) >= 4
+    for line in lines:
+        words = shlex.split(line)
+        build_parser().parse_args(words[words.index("reconstruct_scene.py") + 1 :])
+    known = build_parser().format_help()
+    # of other programs: the training's flags, and Dask's
+    others = {"--use_sar", "--loss", "--host", "--nworkers", "--nthreads"}
+    for flag in set(re.findall(r"(?<![\w-])--[a-z_]+", TEXT)) - others:
+        assert flag in known, f"docs/usage.md names {flag}, which reconstruct_scene.py does not know"

@@ -1,0 +1,250 @@
+"""The selective scan: reference values, gradients, the choice of a backend, and how much it keeps."""
+
+import argparse
+import importlib.util
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import selective_scan as benchmark
+from benchmarks.selective_scan import make_inputs, naive_scan
+from common.errors import UsageError
+from model.ops import choose_backend, selective_scan
+from model.ops import selective_scan_torch as blocks
+
+LENGTHS = [1, 2, 3, 7, 30, 64]
+SHAPES = [(5, 7, 3), (1, 1, 1), (3, 13, 5)]  # sequences, channels, states
+
+
+def gradients(y, last, arguments):
+    wanted = [value for value in arguments.values() if isinstance(value, torch.Tensor)]
+    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device).view(y.shape)
+    return torch.autograd.grad((y * weights).sum() + last.square().sum(), wanted)
+
+
+def assert_same_scan(arguments, backend, tolerance):
+    """Outputs, last state and all gradients are those of the plain loop."""
+    y, last = selective_scan(**arguments, return_last_state=True, backend=backend)
+    expected = naive_scan(**arguments)
+    torch.testing.assert_close(y, expected[0], rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(last, expected[1], rtol=tolerance, atol=tolerance)
+    for ours, theirs in zip(gradients(y, last, arguments), gradients(*expected, arguments), strict=True):
+        scale = theirs.abs().max().clamp(min=1).item()
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance * scale)
+
+
+def test_reference_values(golden):
+    stored = np.load(golden / "selective_scan.npz")
+    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+    arguments = {name: torch.from_numpy(stored[name]) for name in names}
+    y, last = selective_scan(**arguments, delta_softplus=True, return_last_state=True)
+    np.testing.assert_allclose(y, stored["y"], rtol=1e-5, atol=1e-5)  # float32 on both sides; asked for: 1e-4
+    np.testing.assert_allclose(last, stored["last_state"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize(("sequences", "channels", "states"), SHAPES)
+def test_torch_equals_the_plain_loop(length, sequences, channels, states):
+    arguments = make_inputs(sequences, channels, length, states, dtype=torch.float64)
+    assert_same_scan(arguments, "torch", 1e-10)  # float64: differs by the order of sums alone
+
+
+def test_blocks_change_nothing(monkeypatch):
+    """Sequences in blocks of 2, the last one smaller, in float32."""
+    arguments = make_inputs(7, 9, 5, 4)
+    monkeypatch.setattr(blocks, "CPU_BLOCK_BYTES", 2 * 3 * 5 * 9 * 4 * 4 // torch.get_num_threads() + 1)
+    assert_same_scan(arguments, "torch", 1e-5)  # float32 sums of some tens of terms
+
+
+def test_parts_can_be_left_out():
+    arguments = make_inputs(3, 4, 6, 2, dtype=torch.float64)
+    plain = {name: arguments[name] for name in ("u", "delta", "A", "B", "C")}
+    plain["delta"] = plain["delta"].detach().abs().requires_grad_()
+    assert_same_scan(plain, "torch", 1e-10)
+    for name in ("D", "z", "delta_bias"):
+        assert_same_scan({**arguments, name: None}, "torch", 1e-10)
+    y = selective_scan(**plain)
+    assert isinstance(y, torch.Tensor)
+    assert y.shape == plain["u"].shape
+
+
+@pytest.mark.parametrize("softplus", [False, True])
+def test_gradcheck_in_float64(softplus):
+    arguments = make_inputs(2, 3, 4, 2, dtype=torch.float64)
+    order = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+    assert torch.autograd.gradcheck(
+        lambda *values: selective_scan(*values, softplus, True), [arguments[name] for name in order]
+    )
+
+
+def test_only_what_needs_a_gradient_gets_one():
+    arguments = make_inputs(2, 3, 4, 2)
+    arguments = {name: value.detach() if name != "A" else value for name, value in arguments.items() if name[-1] != "s"}
+    selective_scan(**arguments).sum().backward()
+    assert arguments["A"].grad.abs().sum() > 0
+    with torch.no_grad():
+        assert not selective_scan(**arguments).requires_grad
+
+
+def test_no_state_is_kept_for_backward():
+    """The graph holds the inputs alone: no (batch, channel, length, state) array."""
+    arguments = make_inputs(4, 8, 3, 16)
+    y = selective_scan(**arguments)
+    kept = [tensor for tensor in y.grad_fn.saved_tensors if tensor is not None]
+    inputs = {value.data_ptr() for value in arguments.values() if isinstance(value, torch.Tensor)}
+    assert {tensor.data_ptr() for tensor in kept} <= inputs
+
+
+def test_half_precision_is_calculated_in_float32():
+    """bfloat16 goes in and comes out; inside it is float32, under autocast too."""
+    arguments = make_inputs(3, 8, 30, 4)
+    rounded = {
+        name: value.detach().bfloat16() if name in ("u", "delta", "B", "C", "z") else value
+        for name, value in arguments.items()
+    }
+    exact, _ = naive_scan(**{k: v.float() if isinstance(v, torch.Tensor) else v for k, v in rounded.items()})
+    with torch.autocast("cpu", torch.bfloat16):
+        y, last = selective_scan(**rounded, return_last_state=True)
+    assert y.dtype == torch.bfloat16
+    assert last.dtype == torch.float32
+    torch.testing.assert_close(y, exact.bfloat16(), rtol=2**-7, atol=1e-6)  # one rounding to 8 bits
+    y.float().sum().backward()
+    assert torch.isfinite(arguments["A"].grad).all()
+
+
+def test_output_may_be_changed_in_place():
+    arguments = make_inputs(2, 3, 4, 2)
+    y = selective_scan(**arguments)
+    y += 1
+    y.sum().backward()
+    assert arguments["u"].grad.shape == (2, 3, 4)
+
+
+def test_a_batch_of_none_is_a_batch():
+    y, last = selective_scan(**make_inputs(0, 3, 4, 2), return_last_state=True)
+    assert y.shape == (0, 3, 4)
+    assert last.shape == (0, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("delta", (2, 3, 5)), ("B", (2, 3, 4)), ("D", (4,)), ("z", (1, 3, 4)), ("A", (4, 2))]
+)
+def test_shapes_that_do_not_fit(name, shape):
+    arguments = {**make_inputs(2, 3, 4, 2), name: torch.zeros(shape)}
+    with pytest.raises(ValueError, match=f"expected {name}"):
+        selective_scan(**arguments)
+
+
+def test_choice_on_a_cpu():
+    assert choose_backend("torch", "cpu") == ("torch", "as asked for")
+    name, reason = choose_backend("auto", torch.device("cpu"))
+    assert name == "torch"
+    assert "CUDA" in reason
+    for other in ("triton", "mamba_ssm"):
+        with pytest.raises(UsageError, match=f"--ssm_backend {other} needs a CUDA device, and this is cpu"):
+            choose_backend(other, "cpu")
+    with pytest.raises(UsageError, match="unknown --ssm_backend 'cuda'; choose from auto, torch, triton, mamba_ssm"):
+        choose_backend("cuda", "cpu")
+
+
+def test_choice_on_a_gpu(monkeypatch):
+    """Without a GPU at hand: what auto takes, and says, for each set of packages and a trial that fails."""
+    door = sys.modules["model.ops.selective_scan"]
+    packages: set[str] = set()
+    monkeypatch.setattr(door, "find_spec", lambda name: name if name in packages else None)
+    trial = {"cuda:0": None}
+    monkeypatch.setattr(door, "_failed_trial", trial.get)
+
+    def choose(name, *installed):
+        packages.clear()
+        packages.update(installed)
+        door._choose.cache_clear()
+        return choose_backend(name, "cuda:0")
+
+    name, reason = choose("auto")
+    assert name == "torch"
+    assert "package triton, which is not installed" in reason
+    assert "package mamba-ssm, which is not installed" in reason
+    name, reason = choose("auto", "mamba_ssm")
+    assert name == "torch"
+    assert "without its CUDA kernels" in reason
+    assert choose("auto", "mamba_ssm", "selective_scan_cuda")[0] == "mamba_ssm"
+    assert choose("auto", "triton", "mamba_ssm", "selective_scan_cuda")[0] == "triton"
+    assert choose("triton", "triton") == ("triton", "as asked for")
+    with pytest.raises(UsageError, match="package mamba-ssm, which is not installed; take --ssm_backend auto"):
+        choose("mamba_ssm", "triton")
+    trial["cuda:0"] = "disagrees"
+    name, reason = choose("auto", "triton")
+    assert name == "torch"
+    assert "triton disagrees" in reason
+    door._choose.cache_clear()
+
+
+def test_mamba_ssm_gets_its_own_argument_layout(monkeypatch):
+    """A stand-in for the package takes what its kernels take: one dtype, parameters in float32."""
+
+    def selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state):
+        assert {x.dtype for x in (u, delta, B, C, z)} == {torch.bfloat16}
+        assert {x.dtype for x in (A, D, delta_bias)} == {torch.float32}
+        assert return_last_state
+        y, last = naive_scan(
+            u.float(), delta.float(), A, B.float(), C.float(), D, z.float(), delta_bias, delta_softplus
+        )
+        return y.to(u.dtype), last
+
+    package = types.ModuleType("mamba_ssm.ops.selective_scan_interface")
+    package.selective_scan_fn = selective_scan_fn
+    for name in ("mamba_ssm", "mamba_ssm.ops"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "mamba_ssm.ops.selective_scan_interface", package)
+    arguments = make_inputs(2, 3, 4, 2)
+    arguments["u"] = arguments["u"].bfloat16()
+    door = sys.modules["model.ops.selective_scan"]
+    y, last = door._scan_mamba_ssm(*arguments.values())
+    expected = selective_scan(**arguments, return_last_state=True)
+    torch.testing.assert_close(y, expected[0], rtol=0.05, atol=0.05)  # delta, B and C rounded to bfloat16
+    torch.testing.assert_close(last, expected[1], rtol=0.05, atol=0.05)
+
+
+def test_importing_the_models_imports_no_kernel_package():
+    # TRAPS 16: no model imported without CUDA mamba-ssm
+    code = (
+        "import sys\n"
+        "sys.modules['mamba_ssm'] = sys.modules['triton'] = None  # importing either fails\n"
+        "import torch, model, model.layers.mamba\n"
+        "print(tuple(model.layers.mamba.Mamba(16)(torch.zeros(2, 3, 16)).shape))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "(2, 3, 16)", done.stderr
+
+
+def test_triton_on_a_cpu_is_a_clear_error():
+    with pytest.raises(UsageError, match="needs a CUDA device"):
+        selective_scan(**make_inputs(2, 3, 4, 2), backend="triton")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mamba_ssm") is None, reason="mamba-ssm is not installed")
+@pytest.mark.gpu
+@pytest.mark.parametrize("length", LENGTHS)
+def test_mamba_ssm_equals_the_plain_loop(length):
+    arguments = make_inputs(5, 7, length, 4, device="cuda")
+    try:
+        choose_backend("mamba_ssm", "cuda")
+    except UsageError as error:
+        pytest.skip(str(error))
+    y = selective_scan(**arguments, backend="mamba_ssm")
+    torch.testing.assert_close(y, naive_scan(**arguments)[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["inputs", "loop", "torch"])
+def test_benchmark_measures_each(name):
+    sizes = {"sequences": 4, "dates": 3, "channels": 5, "states": 2}
+    found = benchmark.measure(argparse.Namespace(only=name, device="cpu", repeats=2, **sizes))
+    assert len(found["step_s"]) == (0 if name == "inputs" else 2)
+    assert found["peak_mb"] > 1
+    # 11 arrays of 4 x 3 x 5 and 6 of 4 x 3 x 2 floats
+    assert benchmark.least_bytes(argparse.Namespace(**sizes)) == 4 * (11 * 60 + 6 * 24)

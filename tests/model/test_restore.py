@@ -1,0 +1,212 @@
+"""`from model import load_model`: a folder becomes a function; what is wrong with the folder is said in a line."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from common.errors import DataError
+from config.schema import ModelConfig
+from model import load_model
+from model.build import build_model
+from model.compat import from_conf
+from model.restore import restore_model
+from training.checkpoint import save_checkpoint
+
+FLAGS = {
+    "encoder_widths": [8],
+    "decoder_widths": [8, 8],
+    "n_head": 4,
+    "d_model": 16,
+    "low_res_size": 8,
+    "scale_by": 10.0,
+}
+
+
+def write_run(folder: Path, *, seed: int = 0, name: str = "model.pth.tar", **changes):
+    """A run of ours with random weights; returns its network."""
+    conf = {"model": "uncrtaints", "head": "nig", "loss": "NIG", **FLAGS, **changes}
+    torch.manual_seed(seed)
+    model = build_model(ModelConfig.from_conf(conf))
+    folder.mkdir(exist_ok=True)
+    (folder / "conf.json").write_text(json.dumps(conf), encoding="utf-8")
+    save_checkpoint(folder / name, {"state_dict_G": model.netG.state_dict(), "epoch": 7, "version": 1})
+    return model.eval()
+
+
+def series(channels: int = 13, t: int = 3):
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(2, t, channels, 12, 12, generator=generator), torch.tensor([[1300.0, 1310.0, 1330.0]] * 2)
+
+
+def test_a_run_becomes_a_function_in_reflectance(tmp_path):
+    model = write_run(tmp_path / "run")
+    reconstruct = load_model(tmp_path / "run", device="cpu")
+    x, dates = series()
+    prediction = reconstruct(x, dates)
+    expected = model(x, dates)
+    torch.testing.assert_close(prediction.mean, expected.mean / 10)
+    torch.testing.assert_close(prediction.total, expected.total / 100)
+    torch.testing.assert_close(prediction.aleatoric + prediction.epistemic, prediction.total)
+    assert prediction.mean.shape == (2, 1, 13, 12, 12)
+    assert prediction.nll(x[:, :1]).shape == prediction.mean.shape
+    low, high = prediction.interval(0.9)
+    assert (low < prediction.mean).all()
+    assert (prediction.mean < high).all()
+    assert reconstruct.epoch == 7
+
+
+def test_it_stays_in_eval_mode_without_gradients(tmp_path):
+    write_run(tmp_path / "run")
+    reconstruct = load_model(tmp_path / "run")
+    x, dates = series()
+    before = reconstruct(x, dates).mean
+    state = {key: value.clone() for key, value in reconstruct.state_dict().items()}
+    after = reconstruct.train()(x.requires_grad_(), dates).mean
+    assert torch.equal(before, after)
+    assert not after.requires_grad
+    assert not reconstruct.training
+    assert not any(module.training for module in reconstruct.modules())
+    assert all(torch.equal(value, state[key]) for key, value in reconstruct.state_dict().items())
+
+
+def test_a_file_beside_its_configuration(tmp_path):
+    write_run(tmp_path / "run", seed=1, name="model_epoch_3.pth.tar")
+    model = write_run(tmp_path / "run", seed=2)
+    x, dates = series()
+    best, third = load_model(tmp_path / "run"), load_model(str(tmp_path / "run" / "model_epoch_3.pth.tar"))
+    torch.testing.assert_close(best(x, dates).mean * 10, model(x, dates).mean)
+    assert not torch.equal(best(x, dates).mean, third(x, dates).mean)
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "fields"),
+    [
+        ("diag", "gaussian", {"mean", "variance"}),
+        ("iso", "gaussian", {"mean", "variance"}),
+        ("mono_l2", "mean", {"mean"}),
+    ],
+)
+def test_published_runs_need_nothing_added(golden, name, head, fields):
+    # a published conf.json has no `head`: MGNLL and GNLL mean Gaussian, l1 and l2 the mean alone
+    reconstruct = load_model(golden / "checkpoints" / name)
+    assert reconstruct.model.config.head == head
+    assert reconstruct.epoch == 3
+    x, dates = series(15, 1 if name == "mono_l2" else 3)
+    prediction = reconstruct(x, None if name == "mono_l2" else dates)
+    assert set(prediction.fields()) == fields
+    assert prediction.epistemic is None
+    assert (prediction.total is None) == (head == "mean")
+
+
+def test_flags_that_the_published_network_never_read_do_not_bear_on_its_weights(golden, tmp_path):
+    # TRAPS 17: low_res_size and padding_mode; a published run made with them was made without them
+    folder = tmp_path / "diag"
+    shutil.copytree(golden / "checkpoints" / "diag", folder)
+    conf = json.loads((folder / "conf.json").read_text(encoding="utf-8"))
+    (folder / "conf.json").write_text(
+        json.dumps({**conf, "low_res_size": 8, "padding_mode": "zeros"}), encoding="utf-8"
+    )
+    x, dates = series(15)
+    expected = load_model(golden / "checkpoints" / "diag")(x, dates).mean
+    assert torch.equal(load_model(folder)(x, dates).mean, expected)
+    # the test script hands over resolved flags, which say `head`; the checkpoint tells that it is a published one
+    flags = SimpleNamespace(**vars(from_conf(conf)) | {"low_res_size": 8, "padding_mode": "zeros"})
+    model, epoch = restore_model(flags, folder / "model.pth.tar")
+    assert epoch == 3
+    torch.testing.assert_close(model.eval()(x, dates).mean / 10, expected)
+
+
+@pytest.mark.parametrize(
+    ("conf", "expected"),
+    [
+        ({"loss": "GNLL", "covmode": "diag", "out_conv": [26]}, {"head": "gaussian", "covmode": "uni"}),
+        ({"loss": "MGNLL", "covmode": "iso", "out_conv": [14]}, {"head": "gaussian", "covmode": "iso"}),
+        ({"loss": "l1", "covmode": "diag", "out_conv": [13]}, {"head": "mean"}),
+        ({}, {"head": "gaussian", "covmode": "diag"}),
+        ({"out_conv": [64, 26]}, {"out_conv": (64, 13)}),
+        ({"pad_value": 0, "scale_by": 1}, {"pad_value": 0, "scale_by": 1}),
+        ({"head": "nig", "loss": "MGNLL", "low_res_size": 16}, {"head": "nig", "low_res_size": 16}),
+    ],
+)
+def test_what_a_configuration_means(conf, expected):
+    found = vars(from_conf({"model": "uncrtaints", **conf}))
+    assert {key: found[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"encoder_widths": "128"}, "expected tuple for 'encoder_widths', got '128'"),
+        ({"encoder_widths": [0]}, r"expected positive whole numbers for 'encoder_widths', got \[0\]"),
+        ({"n_head": True}, "expected int for 'n_head', got True"),
+        ({"scale_by": "10"}, "expected float for 'scale_by'"),
+        ({"use_sar": 1}, "expected bool for 'use_sar', got 1"),
+    ],
+)
+def test_values_of_another_kind_are_named(value, message):
+    with pytest.raises(DataError, match=message):
+        from_conf({"model": "uncrtaints", "head": "nig", **value})
+
+
+def test_what_is_missing_is_said(tmp_path):
+    with pytest.raises(DataError, match="there is no .*absent; give a run's folder or a .pth.tar file"):
+        load_model(tmp_path / "absent")
+    run = tmp_path / "run"
+    write_run(run)
+    (run / "model.pth.tar").unlink()
+    with pytest.raises(DataError, match=r"there is no checkpoint .*model.pth.tar"):
+        load_model(run)
+    write_run(run)
+    (run / "conf.json").unlink()
+    with pytest.raises(DataError, match="there is no conf.json in .*run"):
+        load_model(run)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"conf.json is not valid JSON"),
+        ("[1]", "conf.json holds no configuration"),
+        ('{"lr": 1}', "conf.json holds no configuration.*'model' among them"),
+        ('{"model": "uncrtaints", "head": "nig", "d_k": "four"}', "conf.json: expected a whole number for 'd_k'"),
+    ],
+)
+def test_an_unreadable_configuration(tmp_path, text, message):
+    write_run(tmp_path / "run")
+    (tmp_path / "run" / "conf.json").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=message):
+        load_model(tmp_path / "run")
+
+
+def test_weights_of_another_architecture(tmp_path):
+    write_run(tmp_path / "run", decoder_widths=[16, 8])
+    (tmp_path / "run" / "conf.json").write_text(
+        json.dumps({"model": "uncrtaints", "head": "nig", "loss": "NIG", **FLAGS}), encoding="utf-8"
+    )
+    with pytest.raises(DataError, match=r"out_block\.0.* instead of .*look at .*--decoder_widths"):
+        load_model(tmp_path / "run")
+
+
+def test_inputs_that_do_not_fit(tmp_path):
+    write_run(tmp_path / "run", use_sar=True)
+    reconstruct = load_model(tmp_path / "run")
+    x, dates = series(15)
+    with pytest.raises(
+        ValueError, match=r"expected x of shape \(B, T, 15, H, W\) \(VV, VH, then 13 bands\), got \(2, 3, 13"
+    ):
+        reconstruct(x[:, :, 2:], dates)
+    with pytest.raises(ValueError, match="expected x of shape"):
+        reconstruct(x[0], dates)
+    with pytest.raises(ValueError, match=r"expected dates of shape \(2, 3\)"):
+        reconstruct(x, dates[0])
+
+
+def test_the_package_itself_is_light():
+    code = "import sys, model; from model import load_model; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])

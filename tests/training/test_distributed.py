@@ -1,0 +1,179 @@
+"""What several processes share, piece by piece, in one process: samples, statistics of batch norms, sums of metrics."""
+
+import pytest
+import torch
+from torch import nn
+
+from common import process_group as distributed
+from common.errors import UsageError
+from config.schema import ModelConfig
+from data.loaders import EpochOrder, count_workers
+from data.sharding import Shares
+from evaluation.baselines import ComparisonTable
+from evaluation.metrics import EvaluationMeter
+from model.build import build_model
+from parse_args import parse, resolve
+from train_reconstruct import settle
+from training.distributed import SharedBatchNorm, share_norms
+from training.run import choose_device
+
+
+@pytest.mark.parametrize(("n", "batch_size", "world"), [(10, 4, 2), (11, 4, 3), (1, 4, 2), (7, 5, 4), (6, 6, 1)])
+def test_shares_are_the_batches_of_one_process(n, batch_size, world):
+    order = EpochOrder(n, seed=1, shuffle=True)
+    order.epoch = 5
+    whole = list(Shares(order, batch_size))
+    assert [position for batch in whole for position in batch] == list(order)
+    parts = [list(Shares(order, batch_size, rank, world)) for rank in range(world)]
+    assert {len(part) for part in parts} == {len(whole), len(Shares(order, batch_size))}
+    for number, batch in enumerate(whole):
+        pieces = [part[number] for part in parts]
+        assert [position for piece in pieces for position in piece] == batch
+        sizes = [len(piece) for piece in pieces]
+        assert sizes == sorted(sizes, reverse=True)  # the first process has a sample wherever any has
+        assert sizes[0] - sizes[-1] <= 1
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 5, 3), (20, 6)])
+def test_shared_norm_of_one_process_is_a_batch_norm(shape):
+    torch.manual_seed(0)
+    own = (nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d)(6, dtype=torch.float64)
+    nn.init.normal_(own.weight)
+    nn.init.normal_(own.bias)
+    own.running_mean.normal_()
+    state = {key: value.clone() for key, value in own.state_dict().items()}
+    shared = SharedBatchNorm(own)
+    assert list(shared.state_dict()) == list(state)
+    assert shared.weight is own.weight
+    x, seen = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
+    grads, outputs, buffers = [], [], []
+    for norm in (shared, own):
+        norm.load_state_dict(state)
+        inner = x.clone().requires_grad_()
+        out = norm.train()(inner)
+        wanted = torch.autograd.grad((out * seen).sum(), [inner, norm.weight, norm.bias])
+        outputs.append([out, norm.eval()(inner)])
+        grads.append(wanted)
+        buffers.append({key: value.clone() for key, value in norm.state_dict().items()})
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(buffers[0], buffers[1], rtol=1e-12, atol=1e-12)
+
+
+def test_shared_norm_gradcheck():
+    torch.manual_seed(0)
+    norm = SharedBatchNorm(nn.BatchNorm2d(3, dtype=torch.float64))
+    x = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, *_: norm(x).sin(), (x, norm.weight, norm.bias))
+
+
+def test_shared_norm_joins_processes(monkeypatch):
+    """Statistics of another process, of three times the pixels, told by hand."""
+    torch.manual_seed(0)
+    norm = SharedBatchNorm(nn.BatchNorm2d(2, dtype=torch.float64))
+    here, there = torch.randn(1, 2, 3, 3).double(), 5 + 2 * torch.randn(3, 2, 3, 3).double()
+    row = torch.cat([torch.tensor([27.0]), there.mean((0, 2, 3)), there.var((0, 2, 3), correction=0)]).double()
+    monkeypatch.setattr(distributed, "stacked", lambda own: torch.stack([own, row]))
+    whole = nn.BatchNorm2d(2, dtype=torch.float64)(torch.cat([here, there]))
+    torch.testing.assert_close(norm(here), whole[:1], rtol=1e-12, atol=1e-12)
+    norm.counts = False  # noise in the place of a sample: the statistics are those of the other process
+    alone = nn.BatchNorm2d(2, dtype=torch.float64)
+    alone(there)
+    norm.running_mean.zero_()
+    norm(here)
+    torch.testing.assert_close(norm.running_mean, alone.running_mean, rtol=1e-12, atol=1e-12)
+
+
+def test_norms_are_replaced_in_several_processes_only(monkeypatch):
+    model = build_model(ModelConfig(encoder_widths=(16,), decoder_widths=(16,)))
+    keys, parameters = list(model.state_dict()), list(model.parameters())
+    share_norms(model)
+    assert not any(isinstance(layer, SharedBatchNorm) for layer in model.modules())
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    share_norms(model)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules())
+    assert any(isinstance(layer, SharedBatchNorm) for layer in model.modules())
+    assert list(model.state_dict()) == keys
+    assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True))
+
+
+def test_meters_join_to_the_meter_of_all():
+    torch.manual_seed(0)
+    target, mean = torch.rand(5, 1, 13, 16, 16), torch.rand(5, 1, 13, 16, 16)
+    masks, coverage = (torch.rand(5, 3, 16, 16) > 0.5).float(), torch.rand(5, 3)
+    whole, table = EvaluationMeter(), ComparisonTable()
+    table.add("net", whole.add(target, mean, masks), coverage)
+    parts, tables = [EvaluationMeter(), EvaluationMeter(), EvaluationMeter()], [ComparisonTable() for _ in range(3)]
+    for rank, (first, last) in ((1, (0, 2)), (0, (2, 3)), (1, (3, 5))):  # the third has seen nothing
+        rows = parts[rank].add(target[first:last], mean[first:last], masks[first:last], first)
+        tables[rank].add("net", rows, coverage[first:last])
+    parts[0].join([part.parts() for part in parts])
+    tables[0].join(tables)
+    assert parts[0].per_image == whole.per_image  # in the order of the data set
+    found, expected = parts[0].summary(), whole.summary()
+    assert list(found) == list(expected)
+    for name in ("RMSE", "SSIM", "SAM"):
+        assert found[name] == expected[name]
+    assert found["strata"].keys() == expected["strata"].keys()
+    for name, figures in expected["strata"].items():
+        assert found["strata"][name] == pytest.approx(figures, rel=1e-12)  # sums in another order
+    for group, methods in table.to_json().items():
+        assert tables[0].to_json()[group]["net"] == pytest.approx(methods["net"], rel=1e-12)
+
+
+def two_processes(monkeypatch, rank=0):
+    values = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "localhost"}
+    for name, value in {**values, "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def test_one_process_alone_is_not_launched(monkeypatch):
+    assert (distributed.launched(), distributed.rank(), distributed.world()) == (False, 0, 1)
+    assert distributed.gather({"a": 1}) == [{"a": 1}]
+    assert distributed.counts(3) == [3]
+    two_processes(monkeypatch, rank=1)
+    assert (distributed.launched(), distributed.rank(), distributed.world()) == (True, 1, 2)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert not distributed.launched()
+
+
+def test_processors_are_shared_out(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)), raising=False)
+    assert count_workers("auto") == 8
+    two_processes(monkeypatch)
+    assert count_workers("auto") == 5
+    assert count_workers(7) == 7
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        ("--batch_size 1", "batch of all 2 processes together"),
+        ("--model fusion_net --loss NIG", "fusion_net is fitted by one process"),
+        ("--profile", "--profile measures one process"),
+        ("--legacy", "depends on the batch of a process"),
+    ],
+)
+def test_what_several_processes_cannot_share_is_refused(monkeypatch, words, match):
+    two_processes(monkeypatch)
+    line = ["--root1", "x", "--root2", "x", "--device", "cpu", *words.split()]
+    with pytest.raises(UsageError, match=match):
+        settle(*parse("train", line))
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    settle(*parse("train", line))
+    resolve(*parse("train", line))
+
+
+def test_a_gpu_for_each_process(monkeypatch):
+    two_processes(monkeypatch, rank=1)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(UsageError, match="several processes take one each"):
+        choose_device("cuda:0")
+    with pytest.raises(UsageError, match="1 CUDA devices for 2 processes; lower --nproc_per_node"):
+        choose_device("cuda")
+    chosen = []
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", chosen.append)
+    assert choose_device("cuda") == torch.device("cuda", 1)
+    assert chosen == [torch.device("cuda", 1)]

@@ -1,0 +1,160 @@
+"""The command that packs: resumes, refuses, leaves nothing half-made, and what it makes trains."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from common.errors import run_command
+from data.raster.packed_store import roi_path
+from tests.support.commands import TINY
+from tests.support.fake_trees import ROI, at
+from util import pack_dataset
+
+
+def run(capsys, *words) -> tuple[int, str, str]:
+    code = run_command(pack_dataset.main, [str(word) for word in words])
+    said = capsys.readouterr()
+    return code, said.out, " ".join(line for line in said.err.splitlines() if line.startswith("error:"))
+
+
+def test_packs_resumes_and_verifies(tree, tmp_path, capsys):
+    out = tmp_path / "pack"
+    code, said, _ = run(capsys, "--root", tree, "--out", out, "--workers", 2)
+    assert code == 0
+    assert "180 images" in said
+    assert "3 records of cloud masks brought along" in said
+    first, other = roi_path(out, ROI), roi_path(out, "ROIs1970/21")
+    before = first.stat().st_mtime_ns
+    other.unlink()  # as after a kill: one region is there, the other not
+    (out / "pack.json").unlink()
+    code, said, _ = run(capsys, "--root", tree, "--out", out)
+    assert code == 0
+    assert other.is_file()
+    assert (out / "pack.json").is_file()
+    assert first.stat().st_mtime_ns == before  # left as it was
+    assert "180 images" in said
+    assert run(capsys, "--out", out, "--verify")[:2] == (0, f"180 images in {out} are equal to their checksums\n")
+    code, said, _ = run(capsys, "--root", tree, "--out", out, "--verify")
+    assert (code, said) == (0, f"180 images in {out} are equal to the GeoTIFFs in {tree}\n")
+
+
+def test_a_region_whose_files_have_changed_is_packed_again(copy, tmp_path, capsys):
+    run(capsys, "--root", copy, "--out", tmp_path / "pack", "--split", "test")
+    before = roi_path(tmp_path / "pack", ROI).stat().st_ino
+    at(copy, "S2", 3, 10).unlink()
+    code, said, _ = run(capsys, "--root", copy, "--out", tmp_path / "pack", "--split", "test")
+    assert code == 0
+    assert "119 images" in said
+    assert roi_path(tmp_path / "pack", ROI).stat().st_ino != before
+
+
+def test_a_damaged_image_stops_its_region_alone_and_leaves_no_pack(copy, tmp_path, capsys):
+    bad = at(copy, "S2", 3)
+    bad.write_bytes(bad.read_bytes()[:500])
+    out = tmp_path / "pack"
+    code, _, error = run(capsys, "--root", copy, "--out", out)
+    assert code == 1
+    assert "1 regions could not be packed" in error
+    assert str(bad) in error
+    assert roi_path(out, "ROIs1970/21").is_file()
+    assert not roi_path(out, ROI).exists()
+    assert not (out / "pack.json").exists()  # a root without the mark is no pack: nothing trains on half of it
+    assert not [name for _, _, names in os.walk(out) for name in names if ".tmp" in name]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path: shutil.copy(path, path.with_name(path.name.replace("2018", "2017"))), "two files for one date"),
+        (lambda path: path.rename(path.parent.parent / "4" / path.name), "is misplaced"),
+    ],
+)
+def test_files_that_belong_nowhere_are_refused(copy, tmp_path, capsys, damage, said):
+    damage(at(copy, "S2", 3))
+    code, _, error = run(capsys, "--root", copy, "--out", tmp_path / "pack")
+    assert code == 1
+    assert said in error
+
+
+def test_verify_finds_damage(tree, tmp_path, capsys):
+    out = tmp_path / "pack"
+    run(capsys, "--root", tree, "--out", out)
+    path = roi_path(out, ROI)
+    content = bytearray(path.read_bytes())
+    start = int(pack_offset(path))
+    content[start + 40] ^= 0xFF
+    path.write_bytes(content)
+    for words in (["--out", out], ["--root", tree, "--out", out]):
+        code, _, error = run(capsys, *words, "--verify")
+        assert code == 1
+        assert "1 images are not as they were" in error
+    path.unlink()
+    code, _, error = run(capsys, "--root", tree, "--out", out, "--verify")
+    assert code == 1
+    assert f"{ROI} is not packed" in error
+
+
+def pack_offset(path: Path) -> int:
+    from data.raster.packed_store import RoiFile
+
+    return int(RoiFile(path).stacks["S2"].offsets[0, 3])
+
+
+@pytest.mark.filterwarnings("ignore:images have changed")
+def test_masks_of_a_pack_are_computed_ahead_as_of_the_folder(tree, tmp_path):
+    from util.pre_compute_data_samples import image_series
+    from util.pre_compute_data_samples import main as compute
+
+    out = tmp_path / "pack"
+    pack_dataset.main(["--root", str(tree), "--out", str(out)])
+    assert list(image_series(out, "SEN12MS-CR-TS", "all", "all")) == list(
+        image_series(tree, "SEN12MS-CR-TS", "all", "all")
+    )
+    for root in (tree, out):
+        store = tmp_path / root.name / "masks"
+        words = ["--root", str(root), "--out", str(store), "--split", "test", "--detector", "cloud_cloudshadow_mask"]
+        assert compute(words) == 0
+    ours, theirs = (
+        sorted(path.relative_to(tmp_path / name) for path in (tmp_path / name / "masks").rglob("*.npz"))
+        for name in (tree.name, out.name)
+    )
+    assert ours == theirs
+    for record in ours:
+        assert (tmp_path / tree.name / record).read_bytes() == (tmp_path / out.name / record).read_bytes()
+
+
+def test_usage(tree, tmp_path, capsys):
+    out = tmp_path / "pack"
+    assert run(capsys, "--out", out)[0] == 2
+    assert run(capsys, "--root", tmp_path / "none", "--out", out)[0] == 1
+    assert run(capsys, "--out", tree, "--verify")[0] == 1  # a folder of GeoTIFFs is no pack
+    run(capsys, "--root", tree, "--out", out)
+    code, _, error = run(capsys, "--root", out, "--out", tmp_path / "again")
+    assert code == 2
+    assert "is a pack already" in error
+    code, _, error = run(capsys, "--root", tree, "--out", tmp_path / "none", "--split", "val")
+    assert code == 1
+    assert "no images of SEN12MS-CR-TS, split val" in error
+
+
+def test_training_on_a_pack_is_training_on_the_folder(commands, sample_data, tmp_path):
+    series, mono = tmp_path / "series", tmp_path / "mono"
+    for root, out in ((sample_data.series, series), (sample_data.mono, mono)):
+        assert pack_dataset.main(["--root", str(root), "--out", str(out)]) == 0
+    roots = {"folder": sample_data.roots, "pack": ["--root1", series, "--root2", series, "--root3", mono]}
+    # series with radar, trained, then tested; and triplets with worker processes
+    ways = {"series": "--input_t 2 --use_sar", "triplets": "--pretrain --num_workers 2"}
+    for way, flags in ways.items():
+        for name, at_roots in roots.items():
+            run = ["--res_dir", tmp_path / "results" / name, "--experiment_name", way]
+            commands.run("train_reconstruct.py", TINY, "--epochs 1", flags, at_roots, run).ok()
+        losses = [(tmp_path / "results" / name / way / "test_metrics.json").read_text() for name in roots]
+        assert losses[0] == losses[1]
+    run = ["--experiment_name series --device cpu --weight_folder", tmp_path / "results" / "pack"]
+    tested = ["--res_dir", tmp_path / "inference", "--root2", series, "--export_every 1"]
+    commands.run("test_reconstruct.py", *run, *tested).ok()
+    manifests = list((tmp_path / "inference").rglob("manifest.json"))
+    assert manifests
+    assert "ROIs1868/" in manifests[0].read_text()

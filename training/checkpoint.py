@@ -1,0 +1,141 @@
+"""Checkpoints of a training: all it needs to go on as if nothing had happened.
+
+A checkpoint is a dict with the published keys `epoch`, `state_dict` (prefix `netG.`), `state_dict_G`, `optimizer_G`,
+`scheduler_G`, and ours: `scaler`, `best_loss`, `frozen`, `trainlog`, `rng`, `config`, `version`. The order of the data
+is not in it: it follows from the seed and the epoch.
+"""
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.random import mtrand
+from torch import nn
+
+from common.errors import DataError
+from model.weights import PREFIX, first_line, is_published, load_checkpoint, load_strictly, network, save_checkpoint
+from training.pretrained import PretrainedReport, freeze, load_pretrained, unfreeze
+
+if TYPE_CHECKING:
+    from training.engine import TrainState
+
+__all__ = [
+    "PretrainedReport",
+    "freeze",
+    "is_published",
+    "load_checkpoint",
+    "load_pretrained",
+    "load_strictly",
+    "load_weights",
+    "random_states",
+    "restore_random_states",
+    "resume",
+    "save_checkpoint",
+    "save_state",
+    "unfreeze",
+]
+
+VERSION = 1  # of the layout above; published checkpoints have none
+
+
+def load_weights(path: str | Path, model: nn.Module) -> int:
+    """Give a network the weights of a checkpoint, strictly.
+
+    Returns:
+        The epoch after which it was written; 0 if it does not say.
+
+    Raises:
+        DataError: see `load_checkpoint` and `load_strictly`.
+    """
+    content = load_checkpoint(path)
+    load_strictly(model, content["state_dict_G"], path)
+    return int(content.get("epoch") or 0)
+
+
+def save_state(path: str | Path, state: "TrainState", config: Any, extra: Mapping[str, Any] | None = None) -> None:
+    """Write all that a training needs to go on as if nothing had happened.
+
+    Args:
+        path: the file.
+        state: the training.
+        config: its flags, with a method `to_json`.
+        extra: what else belongs to it, plain values by name.
+
+    Raises:
+        DataError: if the disk is full.
+    """
+    weights = network(state.model).state_dict()
+    content = {
+        "epoch": state.epoch,
+        "state_dict": {PREFIX + key: value for key, value in weights.items()},
+        "state_dict_G": dict(weights),
+        "optimizer_G": state.optimizer.state_dict(),
+        "scheduler_G": state.scheduler.state_dict(),
+        "scaler": state.scaler.state_dict(),
+        "best_loss": state.best_loss,
+        "frozen": list(state.frozen),
+        "trainlog": state.trainlog,
+        "rng": random_states(),
+        "config": config.to_json(),
+        "version": VERSION,
+        **(extra or {}),
+    }
+    save_checkpoint(path, content)
+
+
+def resume(path: str | Path, state: "TrainState") -> None:
+    """Put a training where a checkpoint stopped: weights, optimiser, rate, best loss, random states (TRAPS 10).
+
+    Args:
+        path: the checkpoint; a published one has no best loss and no random states, which then stay as they are.
+        state: changed in place.
+
+    Raises:
+        DataError: if the checkpoint does not fit, or holds weights alone.
+    """
+    content = load_checkpoint(path)
+    load_strictly(state.model, content["state_dict_G"], path)
+    absent = [key for key in ("epoch", "optimizer_G", "scheduler_G") if key not in content]
+    if absent:
+        raise DataError(
+            f"{path} has no {', '.join(absent)}: its weights can be started from (--trained_checkp), not resumed"
+        )
+    try:
+        state.optimizer.load_state_dict(content["optimizer_G"])
+        state.scheduler.load_state_dict(content["scheduler_G"])
+        state.scaler.load_state_dict(content.get("scaler") or {})
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise DataError(f"{path}: its optimiser does not fit this training ({first_line(error)})") from error
+    state.epoch = int(content["epoch"])
+    state.best_loss = float(content.get("best_loss", state.best_loss))
+    state.trainlog = dict(content.get("trainlog", {}))
+    state.frozen = tuple(content.get("frozen", ()))
+    for name, parameter in state.model.named_parameters():
+        parameter.requires_grad_(name not in state.frozen)
+    if "rng" in content:
+        restore_random_states(content["rng"])
+
+
+def random_states() -> dict[str, Any]:
+    """The states of Python's, numpy's and torch's global generators, as plain values and tensors."""
+    name, keys, *rest = mtrand.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_states(states: Mapping[str, Any]) -> None:
+    """Undo what was drawn since `random_states`; states of CUDA devices count only where as many are here."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = states["numpy"]
+    mtrand.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"].cpu())
+    if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([one.cpu() for one in states["cuda"]])

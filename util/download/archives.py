@@ -1,0 +1,111 @@
+"""The archives of the two data sets: which there are, which a wish needs, and how large they are."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import DataError, UsageError
+
+TABLE = Path(__file__).with_name("downloads.json")
+FOLDERS = {"multi": "SEN12MSCRTS", "mono": "SEN12MSCR"}
+REGIONS = ("africa", "america", "asiaEast", "asiaWest", "europa")
+SEASONS = ("spring", "summer", "fall", "winter")
+SENSORS = ("S1", "S2")
+SPLITS = ("train", "val", "test", "all")
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One archive of the public releases.
+
+    Attributes:
+        key: its name in the table, such as "multi_s2_africa_test".
+        url: where it lies.
+        file_name: what it is called on disk.
+        extracted_bytes: space its files take on a disk with blocks of 4 KiB. The size of the packed archive is in no
+            table: the server tells it.
+    """
+
+    key: str
+    url: str
+    file_name: str
+    extracted_bytes: int
+
+    @property
+    def folder(self) -> str:
+        """The folder of the data set that it belongs to, as the loaders expect it."""
+        return FOLDERS[self.key.split("_")[0]]
+
+
+def read_table(path: str | Path = TABLE) -> dict[str, Archive]:
+    """Read the table of archives.
+
+    Args:
+        path: a JSON file in the form of `util/downloads.json`.
+
+    Returns:
+        Archives by key.
+
+    Raises:
+        DataError: if the file is not such a table.
+    """
+    try:
+        entries: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))["archives"]
+        table = {
+            key: Archive(key, str(entry["url"]), _file_name(str(entry["url"])), 1024 * int(entry["extracted_kib"]))
+            for key, entry in entries.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a table of archives ({error}); expected the form of {TABLE}") from error
+    for archive in table.values():
+        if archive.key.split("_")[0] not in FOLDERS or not archive.file_name.endswith((".tar.gz", ".tgz")):
+            raise DataError(f"{path}: {archive.key}: expected a key of multi_… or mono_… and a url of a .tar.gz")
+    return table
+
+
+def choose_archives(
+    table: dict[str, Archive], dataset: str, region: str, split: str, season: str, sensor: str
+) -> list[Archive]:
+    """The archives that a wish needs.
+
+    Args:
+        table: what `read_table` gave.
+        dataset: "SEN12MSCRTS", "SEN12MSCR" or "both".
+        region: of SEN12MSCRTS, or "all".
+        split: of SEN12MSCRTS, or "all"; train and val share archives.
+        season: of SEN12MSCR, or "all"; its archives are divided by season, not by region or split.
+        sensor: "S1", "S2" or "all"; with S2, SEN12MSCR brings clear and cloudy images.
+
+    Returns:
+        Archives in the order of the table.
+
+    Raises:
+        UsageError: if nothing fits, or a choice concerns only the data set that was not chosen.
+    """
+    if dataset == "SEN12MSCR" and (region != "all" or split != "all"):
+        raise UsageError("SEN12MSCR is divided by --season only, not by --region or --split: leave those away")
+    if dataset == "SEN12MSCRTS" and season != "all":
+        raise UsageError("--season divides SEN12MSCR only: leave it away, or take --dataset both")
+    chosen = []
+    for key, archive in table.items():
+        kind, band, *rest = key.split("_")
+        if dataset not in (archive.folder, "both") or sensor not in (band.upper(), "all"):
+            continue
+        if kind == "multi":
+            holds = ("test", "all") if rest[-1] == "test" else ("train", "val", "all")
+            if region in (rest[0], "all") and split in holds:
+                chosen.append(archive)
+        elif season in (rest[-1], "all"):
+            chosen.append(archive)
+    if not chosen:
+        raise UsageError("no archive fits this choice; --list shows what there is")
+    return chosen
+
+
+def _file_name(url: str) -> str:
+    """The last name in an address: `…/download?path=/&files=s2_africa.tar.gz` and `…/s2_africa.tar.gz` alike."""
+    name = url.rsplit("files=", 1)[-1] if "files=" in url else url.rsplit("/", 1)[-1]
+    if not name or Path(name).name != name or name.startswith("."):
+        raise ValueError(f"no plain file name at the end of {url!r}")
+    return name

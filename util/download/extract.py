@@ -1,0 +1,128 @@
+"""Unpacks an archive of the data sets where the loaders look for it, and trusts nothing that stands in it.
+
+The archives hold `africa/ROIs1970/21/S2/...` or `s2_africa_test/ROIs.../...` or `ROIs1970_fall_s2/s2_139/...`: what
+stands before the folder of ROIs is dropped, so that archives of all regions, splits and sensors merge into one root,
+without the `mv */* .` that the release asks for.
+"""
+
+import errno
+import gzip
+import os
+import re
+import shutil
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from common.errors import DataError
+
+BLOCK = 4096  # bytes of a disk block, as the table of sizes counts
+_ROIS = re.compile(r"ROIs\d{4}(_[a-z0-9_]+)?")
+
+
+def place_of(name: str) -> PurePosixPath | None:
+    """Where below the data root a member of an archive belongs; None if it stands outside every folder of ROIs.
+
+    Raises:
+        ValueError: if the name is absolute or climbs out.
+    """
+    path = PurePosixPath(name)
+    parts = [part for part in path.parts if part != "."]
+    if path.is_absolute() or ".." in parts or "\\" in name or ":" in name or "\0" in name:
+        raise ValueError(f"it holds the path {name!r}, which leads outside")
+    for i, part in enumerate(parts):
+        if _ROIS.fullmatch(part):
+            return PurePosixPath(*parts[i:])
+    return None
+
+
+def extract(
+    archive: Path, root: Path, largest: int, progress: Callable[[int], None] = lambda compressed: None
+) -> tuple[int, int]:
+    """Unpack regular files below `root`; they appear there together, after the whole archive was read and checked.
+
+    Args:
+        archive: a .tar.gz file.
+        root: data root; files that already stand there under the same name are replaced.
+        largest: more bytes than this are refused.
+        progress: called with the number of compressed bytes read so far.
+
+    Returns:
+        Number of files, and the bytes they take on a disk with blocks of 4 KiB.
+
+    Raises:
+        DataError: if the archive is damaged (it is removed then), holds links, devices or paths that lead outside,
+            unpacks to more than `largest`, or holds no ROI; and if the disk is full. Nothing of it is left in `root`.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    staging = root / f".unpacking-{archive.name}"
+    shutil.rmtree(staging, ignore_errors=True)  # left by a run that was killed
+    try:
+        with _readable(archive):
+            files, on_disk = _unpack(archive, staging, largest, progress)
+        if not files:
+            raise DataError(f"{archive}: no folder of ROIs in it; expected ROIs1868/... or ROIs1970_fall_s2/...")
+        for place in files:
+            target = root / place
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(staging / place, target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataError(
+                f"disk full while unpacking {archive}; the archive is kept: make room and run again"
+            ) from error
+        raise DataError(f"cannot unpack {archive} to {root}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return len(files), on_disk
+
+
+def _unpack(
+    archive: Path, staging: Path, largest: int, progress: Callable[[int], None]
+) -> tuple[list[PurePosixPath], int]:
+    files: list[PurePosixPath] = []
+    on_disk = 0
+    with archive.open("rb") as packed, gzip.GzipFile(fileobj=packed) as stream:
+        with tarfile.open(fileobj=stream, mode="r|") as members:
+            for member in members:
+                place = _checked(archive, member)
+                progress(packed.tell())
+                if place is None or member.isdir():
+                    continue
+                on_disk += -(-member.size // BLOCK) * BLOCK
+                if on_disk > largest:
+                    raise DataError(f"{archive}: unpacks to more than {largest} bytes, more than this archive can hold")
+                target = staging / place
+                target.parent.mkdir(parents=True, exist_ok=True)
+                source: Any = members.extractfile(member)
+                # written by us, not by tarfile: no owner, mode or link of the archive's choosing
+                with target.open("xb") as file:
+                    shutil.copyfileobj(source, file, 1 << 20)
+                if target.stat().st_size != member.size:
+                    raise EOFError(f"{member.name} is cut off")
+                files.append(place)
+        while stream.read(1 << 20):  # to the end: the check sum stands there
+            pass
+    return files, on_disk
+
+
+def _checked(archive: Path, member: tarfile.TarInfo) -> PurePosixPath | None:
+    try:
+        place = place_of(member.name)
+    except ValueError as error:
+        raise DataError(f"{archive}: refused, {error}; nothing was unpacked") from error
+    if not (member.isreg() or member.isdir()):
+        raise DataError(f"{archive}: refused, {member.name!r} is a link or a device; nothing was unpacked")
+    return place
+
+
+@contextmanager
+def _readable(archive: Path) -> Iterator[None]:
+    try:
+        yield
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, FileExistsError) as error:
+        archive.unlink()
+        raise DataError(f"{archive}: damaged ({error}); it was removed: run again to fetch it anew") from error
