@@ -31,7 +31,7 @@ Array = npt.NDArray[np.float64]
 def uce_auce(variances: Values, errors: Values, *, percent: int = 5, l2: bool = True) -> tuple[float, float]:
     """The published calibration errors of images: `UCE SE` and `AUCE SE` (with l2=False from absolute values).
 
-    Known to be misleading (TRAPS 5): the mean signed error of an image is set against the root of its mean
+    Known to be misleading (known issue 5): the mean signed error of an image is set against the root of its mean
     variance, so that a perfectly calibrated model scores about its own sigma. Kept for comparison.
 
     Args:

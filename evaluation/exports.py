@@ -87,7 +87,7 @@ class ExportWriter:
         """Write one sample.
 
         Args:
-            sample_id: its number in the split, counted over samples (TRAPS 7).
+            sample_id: its number in the split, counted over samples (known issue 7).
             prediction: in reflectance, of one sample: (1,1,13,H,W), or with fewer leading ones.
             target: reflectance, alike.
             info: what the manifest tells about it, ready for JSON: region, patch, dates, paths.

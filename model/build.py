@@ -79,7 +79,7 @@ def build_model(config: Any) -> Reconstructor:
 
 
 def initialise_as_published(layer: nn.Module) -> None:
-    """Draw the weights of one layer as UnCRtainTS does, for `--legacy` (TRAPS 18).
+    """Draw the weights of one layer as UnCRtainTS does, for `--legacy` (known issue 18).
 
     Convolutions (transposed ones too) and linear layers: Xavier normal weights (1-D convolutions: standard normal),
     standard normal biases. Batch norms: standard normal weights, zero biases. Group norms and the attention's queries

@@ -41,7 +41,7 @@ def from_conf(conf: Mapping[str, Any], source: str = "conf.json") -> ModelConfig
 
 
 def as_published(config: ModelConfig) -> ModelConfig:
-    """What the published network did, whatever its flags said: `uncrtaints` never read two of them (TRAPS 17)."""
+    """What the published network did, whatever its flags said: `uncrtaints` never read two of them (known issue 17)."""
     padding = "reflect" if config.model == "uncrtaints" else config.padding_mode
     return replace(config, low_res_size=32, padding_mode=padding, out_conv=(*config.out_conv[:-1], N_S2))
 

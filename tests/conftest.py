@@ -15,7 +15,7 @@ from tests.support.fake_trees import write_small_tree
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory) -> Path:
     """The series of `write_small_tree`; modules that need others make their own."""
-    root = tmp_path_factory.mktemp("series_2020-01-01_x")  # TRAPS 14: a root with underscores and a date
+    root = tmp_path_factory.mktemp("series_2020-01-01_x")  # known issue 14: a root with underscores and a date
     write_small_tree(root)
     return root
 

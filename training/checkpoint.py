@@ -87,7 +87,7 @@ def save_state(path: str | Path, state: "TrainState", config: Any, extra: Mappin
 
 
 def resume(path: str | Path, state: "TrainState") -> None:
-    """Put a training where a checkpoint stopped: weights, optimiser, rate, best loss, random states (TRAPS 10).
+    """Put a training where a checkpoint stopped: weights, optimiser, rate, best loss, random states (known issue 10).
 
     Args:
         path: the checkpoint; a published one has no best loss and no random states, which then stay as they are.

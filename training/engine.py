@@ -221,7 +221,7 @@ def evaluate(
         compute: device and precision.
         title: what the progress bar says.
         steps: number of batches, for the progress bar.
-        observers: called with the id of the batch's first sample (samples are counted, TRAPS 7), the batch on the
+        observers: called with the id of the batch's first sample (samples are counted, known issue 7), the batch on the
             device and the prediction in reflectance.
 
     Returns:

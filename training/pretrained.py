@@ -56,7 +56,7 @@ def load_pretrained(model: nn.Module, path: str | Path) -> PretrainedReport:
         What was loaded and what was not. Of a last layer of another size, the rows of the 13 means are loaded.
 
     Raises:
-        DataError: if less than half of the weights fit (TRAPS 10), or the file cannot be read.
+        DataError: if less than half of the weights fit (known issue 10), or the file cannot be read.
     """
     given: dict[str, Tensor] = load_checkpoint(path)["state_dict_G"]
     net = network(model)

@@ -160,7 +160,7 @@ def test_a_missing_sample_is_named_unless_allowed(tmp_path, members, capsys):
 
 @pytest.mark.parametrize("change", [{"patch": "99"}, {"roi": "ROIs1158/106"}, {"target_path": "other.tif"}])
 def test_manifests_that_disagree_are_an_error(tmp_path, members, capsys, change):
-    # TRAPS 4, 7: a number stands for a patch only as long as all members saw the same list
+    # known issues 4, 7: a number stands for a patch only as long as all members saw the same list
     other = export(tmp_path / "c", Gaussian(constant(0.8), constant(0.02)), **change)
     message = error_of(capsys, *members, other, "--res_dir", tmp_path / "out")
     assert f"sample 0 is {next(iter(change))}" in message
@@ -200,7 +200,7 @@ def test_members_without_variance_spread_only(tmp_path, capsys):
 
 
 def test_twins_have_no_spread_and_it_is_said(tmp_path):
-    # TRAPS 15: a variance of 0 has no likelihood; its pixels are counted instead of dropped in silence
+    # known issue 15: a variance of 0 has no likelihood; its pixels are counted instead of dropped in silence
     folders = [export(tmp_path / name, Gaussian(constant(0.4), constant(0.01))) for name in "ab"]
     assert run(*folders, "--uncertainty", "epistemic", "--res_dir", tmp_path / "out") == 0
     assert report(tmp_path / "out")["left out"]["elements"] == N_SAMPLES * 13 * 64

@@ -1,4 +1,4 @@
-"""The flags: published spellings and defaults, what follows from what, and what is refused (TRAPS 17)."""
+"""The flags: published spellings and defaults, what follows from what, and what is refused (known issue 17)."""
 
 import json
 import shlex
@@ -106,7 +106,7 @@ def test_the_published_test_command_takes_root1_with_one_dash():
 
 @pytest.mark.parametrize("name", ["mean_nonLinearity", "positional_encoding", "vary_samples"])
 def test_naming_a_published_switch_turns_it_off_and_so_does_its_honest_twin(name):
-    # TRAPS 17: the presence of these flags switches a thing off; the spelling stays, the help says so
+    # known issue 17: the presence of these flags switches a thing off; the spelling stays, the help says so
     assert getattr(settled(f"--{name}"), name) is False
     assert getattr(settled(f"--no-{name}"), name) is False
     assert getattr(settled(""), name) is True
@@ -193,7 +193,7 @@ def test_conf_json_round_trip(tmp_path):
 
 
 def test_a_test_restores_the_run_and_hand_given_flags_win(tmp_path):
-    # TRAPS 12: the published test takes input_t from the command line's default
+    # known issue 12: the published test takes input_t from the command line's default
     path = tmp_path / "conf.json"
     path.write_text(json.dumps(settled("--input_t 5 --use_sar --root2 there --head gaussian --batch_size 7").to_json()))
     values, typed = parse("test", ["--min_cov", "0.2"])

@@ -86,7 +86,7 @@ def test_without_radar_the_days_are_the_optical_ones(tree):
 
 
 def test_traps_11_a_batch_of_one_is_nothing_special(tree):
-    # TRAPS 11: the published dates become (T,) at batch size 1, and follow the configured size in a smaller last batch
+    # known issue 11: the published dates become (T,) at batch size 1, and follow the configured size in a smaller last batch
     (both,) = build_test_loader(config_for(tree))
     single = list(build_test_loader(config_for(tree, batch_size=1)))
     for name in ("x", "target", "dates", "masks", "coverage"):
@@ -96,7 +96,7 @@ def test_traps_11_a_batch_of_one_is_nothing_special(tree):
 
 
 def test_traps_12_coverage_and_number_of_dates_reach_the_test(tree):
-    # TRAPS 12
+    # known issue 12
     (batch,) = build_test_loader(config_for(tree, min_cov=0.3, max_cov=0.5, input_t=2))
     assert batch.x.shape[1] == 2
     assert ((batch.coverage >= 0.3) & (batch.coverage <= 0.5)).all()
@@ -145,7 +145,7 @@ def test_validation_does_not_change_with_the_epoch(tree):
 
 
 def test_traps_6_the_fraction_is_of_each_split_and_spread_over_regions(tree):
-    # TRAPS 6: the published fraction of val and test is that of the training's length, and takes one region
+    # known issue 6: the published fraction of val and test is that of the training's length, and takes one region
     rois = ["a"] * 100 + ["b"] * 50 + ["c"] * 10
     taken = choose_subset(rois, 1e9, 0.1, seed=1)
     assert taken == sorted(set(taken))
@@ -176,7 +176,7 @@ def test_count_takes_the_first_and_whole_is_whole():
 
 
 def test_traps_14_every_loader_has_workers(tree):
-    # TRAPS 14: the published test loader has none
+    # known issue 14: the published test loader has none
     loaders = build_loaders(config_for(tree, num_workers=2))
     assert [part.num_workers for part in (loaders.train, loaders.val, loaders.test)] == [2, 1, 2]
     assert seen(loaders.test) == seen(build_test_loader(config_for(tree)))

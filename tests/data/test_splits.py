@@ -48,7 +48,7 @@ def test_order_is_natural_as_published_listings_are():
 
 
 def test_membership_is_exact_but_for_legacy():
-    """TRAPS 2: the published substring test puts 6 of 10 test and 3 of 10 val regions into training."""
+    """known issue 2: the published substring test puts 6 of 10 test and 3 of 10 val regions into training."""
     train, leaked = set(rois(MONO, "train")), set(rois(MONO, "train", legacy=True))
     assert train < leaked
     assert len(leaked & set(rois(MONO, "test"))) == 6

@@ -76,7 +76,7 @@ def walk(tmp_path_factory):
 
 
 def test_every_module_can_be_imported(walk):
-    # TRAPS 13 and 16: no arguments, no extra package, no GPU
+    # known issues 13 and 16: no arguments, no extra package, no GPU
     found, said, _ = walk
     files = [
         path

@@ -26,7 +26,7 @@ def exported(folder, number):
 
 
 def test_the_test_script_restores_the_input(members, sample_data):
-    # TRAPS 12: the published test takes three dates, whatever the network was trained on
+    # known issue 12: the published test takes three dates, whatever the network was trained on
     _, info = exported(members / "inference" / "nig" / "export" / "epoch_1" / "test", 0)
     assert (len(info["input_paths"]), len(info["sar_paths"])) == (2, 2)
     conf = json.loads((members / "inference" / "nig" / "conf.json").read_text())

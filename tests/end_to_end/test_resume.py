@@ -70,7 +70,7 @@ def uninterrupted(commands, sample_data, tmp_path_factory):
     ],
 )
 def test_killed_training_ends_with_the_same_bits(commands, sample_data, uninterrupted, tmp_path, moment):
-    # TRAPS 10: epoch, best loss, random states, optimiser and rate go on, nothing is initialised again
+    # known issue 10: epoch, best loss, random states, optimiser and rate go on, nothing is initialised again
     words = flags(sample_data, tmp_path / "results")
     assert commands.run("train_reconstruct.py", *words, kill_at=moment).code == -signal.SIGKILL
     assert not (tmp_path / "results" / "run" / "test_metrics.json").exists()

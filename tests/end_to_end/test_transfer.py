@@ -49,7 +49,7 @@ def test_what_was_loaded_is_told(mono, series):
     loaded = len(load_checkpoint(mono)["state_dict_G"]) - 2  # the last layer has other rows
     assert f"{mono}: {loaded} tensors loaded" in said
     assert "in part: out_conv.conv.conv.0.weight (the 13 rows of the means" in said
-    assert "start fresh: temporal_encoder." in said  # TRAPS 10: nothing stays random without a word
+    assert "start fresh: temporal_encoder." in said  # known issue 10: nothing stays random without a word
     assert "left in the checkpoint" not in said
     assert "epoch 2:" in said
     assert "frozen weights train from here on" in said

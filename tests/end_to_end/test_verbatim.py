@@ -157,7 +157,7 @@ def test_published_test_command(place, sample_data, trained, tested):
     info = samples["1"]["info"]
     assert (sample_data.series / info["target_path"]).is_file()
     assert len(info["input_paths"]) == len(info["sar_paths"]) == 3
-    assert info["target_path"] not in info["input_paths"]  # TRAPS 3
+    assert info["target_path"] not in info["input_paths"]  # known issue 3
     trained_figures = json.loads((place / "results" / "my_first_experiment" / "test_metrics.json").read_text())
     # the same weights on the same samples: the test script restores what the training tested
     assert json.loads((out / "test_metrics.json").read_text()) == trained_figures

@@ -61,7 +61,7 @@ def test_comparison_table():
     assert report[OVERALL]["good"]["images"] == 2
     assert report[OVERALL]["good"]["PSNR"] == pytest.approx(30, abs=1e-3)  # 20 and 40 dB
     assert report[EVERY_CLOUDED]["good"]["PSNR"] == pytest.approx(40, abs=1e-3)
-    # TRAPS 15: the perfect image has infinite PSNR, which is said beside the mean of the others
+    # known issue 15: the perfect image has infinite PSNR, which is said beside the mean of the others
     assert report[OVERALL]["perfect on one"]["PSNR"] == pytest.approx(20, abs=1e-3)
     assert report[OVERALL]["perfect on one"]["left out"]["PSNR"] == {"nan": 0, "inf": 1}
     assert report["inputs 0-10 % clouded"]["perfect on one"]["PSNR"] == math.inf

@@ -63,7 +63,7 @@ def test_published_figures_at_the_edges():
 
 
 def test_a_calibrated_model_scores_zero():
-    # TRAPS 5: published UCE sets the mean signed error of an image, about 0, against the root of its mean variance
+    # known issue 5: published UCE sets the mean signed error of an image, about 0, against the root of its mean variance
     rng = np.random.default_rng(1)
     meter, variances, errors = CalibrationMeter(), [], []
     for _ in range(40):
@@ -81,7 +81,7 @@ def test_a_calibrated_model_scores_zero():
 
 
 def test_an_overconfident_model_is_found_out():
-    # TRAPS 1: at batch 4 the published loss has its optimum at a quarter of the true variance
+    # known issue 1: at batch 4 the published loss has its optimum at a quarter of the true variance
     error, variance = draw()
     figures = calibration_figures(fill(error, variance / 4).sums())
     assert figures["ENCE"] == pytest.approx(1.0, abs=0.01)  # errors are twice the stated deviation
@@ -147,7 +147,7 @@ def test_strata_add_up_and_state_does_not_grow():
 
 
 def test_what_is_not_finite_is_left_out_and_counted():
-    # TRAPS 15
+    # known issue 15
     error, variance = draw(n=1000)
     clean = fill(error[4:], variance[4:]).sums()
     error[0], variance[1], variance[2], variance[3] = math.nan, math.inf, 0.0, -1.0

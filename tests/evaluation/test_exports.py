@@ -94,7 +94,7 @@ def test_a_file_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
 
 
 def test_a_smaller_last_batch_overwrites_nothing(tmp_path):
-    # TRAPS 7: batches of 4 and 2; published ids were i * (size of this batch) + b: 0 1 2 3, then 2 3
+    # known issue 7: batches of 4 and 2; published ids were i * (size of this batch) + b: 0 1 2 3, then 2 3
     with ExportWriter(tmp_path) as writer:
         first = 0
         for size in (4, 2):

@@ -83,7 +83,7 @@ def test_closed_forms():
 
 
 def test_batch_equals_single_images():
-    # TRAPS 11: a batch of one is nothing special
+    # known issue 11: a batch of one is nothing special
     target, prediction = random_images()
     for index, metrics in enumerate(batch_metrics(target, prediction, prediction)):
         series = (target[index], prediction[index], prediction[index])
@@ -97,7 +97,7 @@ def test_other_shapes_are_refused():
 
 
 def test_nan_and_infinity_are_counted_not_hidden():
-    # TRAPS 15: published averages drop NaN in silence, and one perfect image makes the mean PSNR infinite
+    # known issue 15: published averages drop NaN in silence, and one perfect image makes the mean PSNR infinite
     target, prediction = random_images(n=4)
     prediction[0] = target[0]
     prediction[1, ..., 3, 3] = 0
@@ -161,7 +161,7 @@ def test_meter_agrees_with_the_predictions_own_scores(kind):
 
 
 def test_batches_do_not_change_the_summary():
-    # TRAPS 16: the reported variance of an image is its own, not that of the batch
+    # known issue 16: the reported variance of an image is its own, not that of the batch
     target, mean = random_images(n=4)
     prediction, whole, single = random_nig(mean), EvaluationMeter(), EvaluationMeter()
     rows = whole.add(target, prediction)

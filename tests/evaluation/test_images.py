@@ -152,7 +152,7 @@ def test_the_end_of_a_scale_is_a_round_number(value, end):
 
 
 def test_neither_import_nor_drawing_needs_pyplot_or_a_display():
-    # TRAPS 13: published figures go through pyplot and a global writer
+    # known issue 13: published figures go through pyplot and a global writer
     code = """
 import sys, tempfile
 import evaluation.charts, evaluation.images

@@ -98,7 +98,7 @@ def test_radar_goes_in_first(name):
 @pytest.mark.parametrize("size", [(16, 16), (19, 30)])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_batch_is_its_samples_at_any_size(name, size):
-    # TRAPS 11: nothing depends on the size of the batch
+    # known issue 11: nothing depends on the size of the batch
     model = build(name).eval()
     x, dates, _ = batch(name, 3, size)
     together = model(x, dates)

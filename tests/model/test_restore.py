@@ -105,7 +105,7 @@ def test_published_runs_need_nothing_added(golden, name, head, fields):
 
 
 def test_flags_that_the_published_network_never_read_do_not_bear_on_its_weights(golden, tmp_path):
-    # TRAPS 17: low_res_size and padding_mode; a published run made with them was made without them
+    # known issue 17: low_res_size and padding_mode; a published run made with them was made without them
     folder = tmp_path / "diag"
     shutil.copytree(golden / "checkpoints" / "diag", folder)
     conf = json.loads((folder / "conf.json").read_text(encoding="utf-8"))

@@ -64,7 +64,7 @@ def same(one, other) -> bool:
 
 
 def test_a_resumed_training_ends_with_the_same_bits(tmp_path):
-    # TRAPS 10: published resuming starts at epoch 1, forgets the best loss and the random states
+    # known issue 10: published resuming starts at epoch 1, forgets the best loss and the random states
     path = tmp_path / "model_epoch_1.pth.tar"
     whole = training()
     train_epoch(whole)
@@ -239,7 +239,7 @@ def test_text_is_no_checkpoint(tmp_path):
 
 
 def test_every_weight_that_does_not_fit_is_named_with_its_shape(tmp_path):
-    # TRAPS 10: published loading leaves what does not fit random, without a word
+    # known issue 10: published loading leaves what does not fit random, without a word
     path = tmp_path / "model.pth.tar"
     save_checkpoint(path, {"state_dict_G": build(use_sar=True).netG.state_dict(), "epoch": 1})
     other = build(seed=1, decoder_widths=(8, 8, 8), use_v=True, covmode="iso")

@@ -81,7 +81,7 @@ def test_a_checkpoint_of_the_same_network_is_loaded_whole(tmp_path):
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path):
-    # TRAPS 10: random weights are never passed off as loaded ones
+    # known issue 10: random weights are never passed off as loaded ones
     path = tmp_path / "model.pth.tar"
     torch.save({"state_dict_G": build(encoder_widths=(16,), decoder_widths=(16, 16)).netG.state_dict()}, path)
     pupil = build()

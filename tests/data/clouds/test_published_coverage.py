@@ -53,7 +53,7 @@ def raw_pickle(path, payload):
 @pytest.mark.parametrize("folder", ["SEN12MSCRTS/", "", "C:\\data\\"])
 @pytest.mark.parametrize("as_tensor", [True, False])
 def test_coverage_is_matched_by_path_whatever_the_position(tmp_path, folder, as_tensor):
-    """TRAPS 4: the published loader takes the coverage at the sample's position."""
+    """known issue 4: the published loader takes the coverage at the sample's position."""
     imported = read_published(saved(tmp_path / NAME, published([7, 3], folder, as_tensor=as_tensor)))
     assert len(imported) == 60
     found = imported.lookup([path_of(3, 0), path_of(7, 0), path_of(7, 29), path_of(5, 0), path_of(3, 0, "S1")])

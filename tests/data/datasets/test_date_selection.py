@@ -44,7 +44,7 @@ def test_fixed_is_the_published_choice_but_for_a_target_among_the_inputs(cases):
 
 
 def test_traps_3_the_published_choice_puts_the_target_among_the_inputs_and_ours_never_does(cases):
-    # TRAPS 3
+    # known issue 3
     published = [case["fixed"]["target"] in case["fixed"]["inputs"] for case in cases]
     assert sum(published) == 21
     for case in cases:
@@ -62,7 +62,7 @@ def test_traps_3_the_published_choice_puts_the_target_among_the_inputs_and_ours_
 
 
 def test_traps_3_ties_fall_to_the_earliest_date():
-    # TRAPS 3: an unstable sort of these thirty zeros may give any of them
+    # known issue 3: an unstable sort of these thirty zeros may give any of them
     assert choose_dates(np.zeros(30), 3).target == 0
     assert choose_dates([0.5, 0.2, 0.9, 0.2, 0.2], 2).target == 1
 
@@ -121,7 +121,7 @@ def test_neighbours_surround_the_target_and_stay_inside(target, n, expected):
 
 
 def test_fixedsubset_chooses_within_its_range():
-    # TRAPS 9: the published sampler raises TypeError here
+    # known issue 9: the published sampler raises TypeError here
     coverage = [0.0, 0.2, 0.2, 0.2, 0.6, 0.0, 0.2, 0.2, 0.2, 0.2]
     chosen = choose_dates(coverage, 2, "fixedsubset", 0.1, 0.5, earliest=4)
     assert (chosen.inputs, chosen.target, chosen.matched) == ((6, 7), 5, True)

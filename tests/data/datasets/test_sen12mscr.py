@@ -72,7 +72,7 @@ def test_default_collation_of_torch_works(tree):
 
 
 def test_traps_2_no_test_region_is_trained_on(tree):
-    # TRAPS 2: by substring, training on s1_1 takes s1_106 and s1_139 of the test split as well
+    # known issue 2: by substring, training on s1_1 takes s1_106 and s1_139 of the test split as well
     assert not regions(tree, "train") & regions(tree, "test")
     published = regions(tree, "train", legacy=True) & regions(tree, "test", legacy=True)
     assert published == {"ROIs1158_spring/106", "ROIs1970_fall/139"}
@@ -92,7 +92,7 @@ def test_an_incomplete_triplet_is_left_out_and_counted(copy, member):
 
 
 def test_without_cloud_masks_coverage_is_unknown(tree):
-    # TRAPS 9: the published loader crashes here
+    # known issue 9: the published loader crashes here
     item = SEN12MSCR(tree, "test", cloud_masks=None)[0]
     assert np.isnan(item["input"]["coverage"])
     assert not item["input"]["masks"].any()

@@ -81,7 +81,7 @@ def test_generic_gives_all_dates(tree):
 
 
 def test_without_cloud_masks_every_date_comes_with_unknown_coverage(tree):
-    # TRAPS 9: the published loader crashes here
+    # known issue 9: the published loader crashes here
     with pytest.warns(UserWarning, match="without cloud masks no date can be chosen"):
         series = SEN12MSCRTS(tree, "test", cloud_masks=None)
     item = series[0]
@@ -92,7 +92,7 @@ def test_without_cloud_masks_every_date_comes_with_unknown_coverage(tree):
 
 
 def test_fixedsubset_chooses_among_its_dates(tree):
-    # TRAPS 9: the published sampler crashes
+    # known issue 9: the published sampler crashes
     item = SEN12MSCRTS(tree, "test", sampler="fixedsubset", earliest=6, latest=12)[0]
     assert (item["input"]["idx"], item["target"]["idx"]) == ([6, 7, 8], [9])
 
@@ -115,7 +115,7 @@ def test_min_and_max_coverage_choose_the_inputs(tree):
 
 
 def test_traps_3_target_is_not_its_own_input(tmp_path):
-    # TRAPS 3: the earliest dates are clear, so the published choice has date 0 on both sides
+    # known issue 3: the earliest dates are clear, so the published choice has date 0 on both sides
     write_series(tmp_path, ROI, 1, clear_at(0, 1, 2))
     ours, published = (SEN12MSCRTS(tmp_path, "test", legacy=legacy)[0] for legacy in (False, True))
     assert (ours["input"]["idx"], ours["target"]["idx"]) == ([1, 2, 3], [0])
@@ -137,7 +137,7 @@ def test_random_dates_are_a_function_of_seed_epoch_and_index(tree):
 
 
 def test_only_chosen_dates_are_read_and_every_file_is_closed(tree, monkeypatch):
-    # TRAPS 14
+    # known issue 14
     opened = []
     original = data.images.read_with_bounds
     monkeypatch.setattr(
@@ -159,7 +159,7 @@ def test_days_count_from_the_day_asked_for(tree):
 
 
 def test_traps_4_pairing_goes_by_patch_number(copy):
-    # TRAPS 4: patch 10 of date 1 was taken a day before patch 9, so a listing sorted by name has it first
+    # known issue 4: patch 10 of date 1 was taken a day before patch 9, so a listing sorted by name has it first
     old = at(copy, "S2", 1, 10)
     old.rename(old.with_name(old.name.replace("2018-01-15", "2018-01-14")))
     ours = SEN12MSCRTS(copy, "test")
@@ -204,7 +204,7 @@ def write_published(path: Path, tree: Path, order, clear) -> None:
 
 
 def test_traps_4_published_coverage_is_matched_by_path(tree, tmp_path):
-    # TRAPS 4: the file lists patch 10 first; by position each patch would get the other one's coverage
+    # known issue 4: the file lists patch 10 first; by position each patch would get the other one's coverage
     file = tmp_path / f"generic_3_test_all_{DETECTOR}.npy"
     write_published(file, tree, order=(10, 9), clear={9: 20, 10: 25})
     for source in (file, tmp_path):

@@ -64,7 +64,7 @@ def test_band_names_are_written(tmp_path):
 
 
 def test_files_are_closed(tmp_path):
-    """TRAPS 14: the published loader leaves every raster open."""
+    """known issue 14: the published loader leaves every raster open."""
     path = written(tmp_path / "a.tif", optical())
     for _ in range(3):
         read_bands(path)
@@ -128,7 +128,7 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path):
 
 @pytest.mark.parametrize("folder", ["ROIs1868/73/S2/14", "/my_data_2020_x_y_z_2001-01-01/a_b", "."])
 def test_date_comes_from_the_name_whatever_the_root(folder):
-    """TRAPS 14: the published loader takes the sixth word between underscores."""
+    """known issue 14: the published loader takes the sixth word between underscores."""
     name = "s2_ROIs1868_73_ImgNo_14_2018-06-21_patch_171.tif"
     assert acquisition_date(Path(folder) / name) == date(2018, 6, 21)
     assert acquisition_date(f"my_own_{name}") == date(2018, 6, 21)

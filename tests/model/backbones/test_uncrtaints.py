@@ -72,7 +72,7 @@ def test_published_checkpoints_give_their_stored_outputs(golden, name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_losses_and_gradients(golden, name):
-    # TRAPS 1: diag has batch 2, so its stored loss carries the published batch bug, which legacy brings back
+    # known issue 1: diag has batch 2, so its stored loss carries the published batch bug, which legacy brings back
     io = published(golden, name)
     reconstruct = load_model(golden / "checkpoints" / name)
     model = reconstruct.model.requires_grad_(True)
@@ -168,7 +168,7 @@ def _with(moments, target):
     ids=lambda changes: "-".join(str(value) for value in changes.values()),
 )
 def test_every_option_trains_at_any_size(changes):
-    # TRAPS 9: relu crashed when the published network was built
+    # known issue 9: relu crashed when the published network was built
     model = small(**changes).train()
     t = 1 if model.netG.is_mono else 3
     x, dates = series(2, t, 19, 34)
@@ -251,7 +251,7 @@ def test_autocast_reaches_the_backbone_alone():
 
 
 def test_initialisation_is_torchs_own_or_with_legacy_the_published_one():
-    # TRAPS 18
+    # known issue 18
     def weights(kind, legacy):
         model = small(encoder_widths=(64,), decoder_widths=(64,) * 3, legacy=legacy)
         return [layer for layer in model.modules() if isinstance(layer, kind)]

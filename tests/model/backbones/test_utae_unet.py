@@ -100,7 +100,7 @@ def test_parameters_stand_in_the_published_order(golden, name):
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_by_name_and_shape(golden):
-    # TRAPS 10: the published code leaves what does not fit random without a word
+    # known issue 10: the published code leaves what does not fit random without a word
     path = golden / "checkpoints" / "utae_l2" / "model.pth.tar"
     conf = read_conf(path.with_name("conf.json"))
     wider = build_model(from_conf({**conf, "encoder_widths": [16, 16, 16, 64], "decoder_widths": [16, 16, 16, 64]}))
@@ -113,7 +113,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name_and_shape(golden):
 
 
 def test_utae_starts_from_a_pretrained_unet_and_says_what_is_left(tmp_path):
-    # TRAPS 10
+    # known issue 10
     teacher, pupil = small(1, pretrain=True), small(2, head="nig", loss="NIG")
     path = tmp_path / "model.pth.tar"
     torch.save({"state_dict_G": teacher.netG.state_dict(), "version": 1}, path)
@@ -143,7 +143,7 @@ def test_wrong_shapes_are_told():
     with pytest.raises(ValueError, match="expected dates"):
         small()(x, None)
     with pytest.raises(ValueError, match="expected dates"):
-        small()(x[:1], dates[0])  # TRAPS 11: dates of a single sample have a batch axis too
+        small()(x[:1], dates[0])  # known issue 11: dates of a single sample have a batch axis too
 
 
 @pytest.mark.parametrize("model", ["utae", "unet"])
@@ -219,7 +219,7 @@ def test_attention_is_dropped_out_once_in_training():
 
 
 def test_a_batch_is_its_samples_whatever_its_size():
-    # TRAPS 11: the published code goes another way at batch size 1, and shapes dates by the configured size
+    # known issue 11: the published code goes another way at batch size 1, and shapes dates by the configured size
     model = small()
     x, dates = series(3, 2)
     together = model(x, dates).mean
@@ -233,7 +233,7 @@ def test_the_published_initialiser_reaches_transposed_convolutions(model):
     torch.manual_seed(0)
     net = build_model(ModelConfig(**{**SMALL.__dict__, "model": model, "legacy": True})).netG
     biases = torch.cat([block.up[0].bias for block in net.up_blocks])
-    assert biases.abs().max() > 0.5  # TRAPS 18: N(0, 1); torch's own start stays below 1 / 8 here
+    assert biases.abs().max() > 0.5  # known issue 18: N(0, 1); torch's own start stays below 1 / 8 here
 
 
 def test_widths_of_the_published_networks_are_the_default():
@@ -314,7 +314,7 @@ def test_published_baselines_read_the_padding_mode_and_uncrtaints_does_not(golde
     conf = read_conf(golden / "checkpoints" / "utae_l2" / "conf.json")
     del conf["head"]
     assert from_conf({**conf, "padding_mode": "zeros"}).padding_mode == "zeros"
-    assert from_conf({**conf, "model": "uncrtaints", "padding_mode": "zeros"}).padding_mode == "reflect"  # TRAPS 17
+    assert from_conf({**conf, "model": "uncrtaints", "padding_mode": "zeros"}).padding_mode == "reflect"  # known issue 17
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,7 @@ def test_means(head, scale_by):
 
 
 @pytest.mark.parametrize(("scale_by", "eps"), [(1.0, 1e-9), (10.0, 1e-3)])
-@pytest.mark.parametrize("var", ["softplus", "relu", "elu"])  # TRAPS 9: relu crashed
+@pytest.mark.parametrize("var", ["softplus", "relu", "elu"])  # known issue 9: relu crashed
 def test_gaussian_variances(var, scale_by, eps):
     raw = logits(26)
     z = raw[:, :, 13:].numpy()
@@ -191,7 +191,7 @@ def test_other_regularisers_stay_finite(evidence_reg):
     assert torch.isfinite(raw.grad).all()
 
 
-def test_no_clamp_and_a_margin_above_one():  # TRAPS 16: clamped parameters had no gradient, alpha came down to 1
+def test_no_clamp_and_a_margin_above_one():  # known issue 16: clamped parameters had no gradient, alpha came down to 1
     z = torch.linspace(-12, 12, 97).repeat(52, 1).reshape(1, 1, 52, 1, 97).requires_grad_()
     p = head_of("nig")(z)
     for group, field in ((1, p.total), (2, p.gamma), (3, p.alpha)):

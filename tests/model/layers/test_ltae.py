@@ -32,7 +32,7 @@ def test_attention_of_small_images_is_averaged_as_published():
 
 
 def test_low_res_size_is_read():
-    # published: never read, 32 hard-coded (TRAPS 17)
+    # published: never read, 32 hard-coded (known issue 17)
     sizes = []
     for size in (4, 8):
         model = small(low_res_size=size).eval()

@@ -51,7 +51,7 @@ def test_start_is_that_of_mamba_ssm():
 
 
 def test_nothing_reinitialises_it():
-    # TRAPS 16: the first version's initialiser overwrote the dt bias and drew Conv1d from N(0, 1)
+    # known issue 16: the first version's initialiser overwrote the dt bias and drew Conv1d from N(0, 1)
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ModuleDict({"time": Mamba(16)}))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     network.apply(initialise_as_published)

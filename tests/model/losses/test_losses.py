@@ -60,7 +60,7 @@ def test_gnll_is_the_published_one(stored):
 
 
 @pytest.mark.parametrize("mode", ["diag", "iso"])
-def test_mgnll_is_the_mean_of_single_items(stored, mode):  # TRAPS 1
+def test_mgnll_is_the_mean_of_single_items(stored, mode):  # known issue 1
     arguments = stored["mean"], stored["target"], stored[f"var_{mode}"]
     singles = [multivariate_gaussian_nll(*(t[i : i + 1] for t in arguments)).item() for i in range(2)]
     assert multivariate_gaussian_nll(*arguments).item() == pytest.approx(np.mean(singles), rel=1e-6)
@@ -71,7 +71,7 @@ def test_mgnll_is_the_mean_of_single_items(stored, mode):  # TRAPS 1
     assert multivariate_gaussian_nll(*one).item() == multivariate_gaussian_nll(*one, legacy=True).item()
 
 
-def test_mgnll_is_best_at_the_true_variance_whatever_the_batch():  # TRAPS 1
+def test_mgnll_is_best_at_the_true_variance_whatever_the_batch():  # known issue 1
     rng = np.random.default_rng(0)
     target = torch.from_numpy(rng.normal(0, 0.3, (4, 1, 13, 24, 24)))
     mean, truth = torch.zeros_like(target), torch.full_like(target, 0.09)
@@ -102,13 +102,13 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_no_dense_covariance_is_built(stored):  # TRAPS 8
+def test_no_dense_covariance_is_built(stored):  # known issue 8
     with LargestTensor() as largest:
         with_gradients(multivariate_gaussian_nll, stored["mean"], stored["target"], stored["var_diag"])
     assert largest.elements == stored["mean"].numel()  # a dense one would have 13 times as many
 
 
-def test_tiny_variances_keep_their_gradient(stored):  # TRAPS 16
+def test_tiny_variances_keep_their_gradient(stored):  # known issue 16
     mean, target = stored["mean"], stored["target"]
     small = torch.full_like(mean, 1e-12)
     value, _, gradient = with_gradients(gaussian_nll, mean, target, small)
@@ -203,7 +203,7 @@ def test_losses_by_name_on_their_heads(name):
     torch.testing.assert_close(loss(p, y), expected)  # on a belief: delta and the total variance
 
 
-def test_mgnll_with_one_variance_for_each_band_alone_works():  # TRAPS 9: covmode uni with MGNLL crashed
+def test_mgnll_with_one_variance_for_each_band_alone_works():  # known issue 9: covmode uni with MGNLL crashed
     p, y = beliefs()
     assert torch.isfinite(get_loss("MGNLL")(Gaussian(p.delta, p.total), y))
     one = Gaussian(p.delta, p.total[:, :, :1])
@@ -263,4 +263,4 @@ def test_losses_of_published_checkpoints(shared, name):
     value = get_loss(config["loss"], legacy=True)(prediction, y * config["scale_by"]).item()
     assert value == pytest.approx(expected, rel=1e-5)
     ours = get_loss(config["loss"])(prediction, y * config["scale_by"]).item()
-    assert (ours == pytest.approx(expected, rel=1e-5)) == (name != "diag")  # TRAPS 1: only diag has batch 2
+    assert (ours == pytest.approx(expected, rel=1e-5)) == (name != "diag")  # known issue 1: only diag has batch 2

@@ -211,7 +211,7 @@ def test_mamba_ssm_gets_its_own_argument_layout(monkeypatch):
 
 
 def test_importing_the_models_imports_no_kernel_package():
-    # TRAPS 16: no model imported without CUDA mamba-ssm
+    # known issue 16: no model imported without CUDA mamba-ssm
     code = (
         "import sys\n"
         "sys.modules['mamba_ssm'] = sys.modules['triton'] = None  # importing either fails\n"
