@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from common.files import whole_file
-from data.constants import N_S1, N_S2, RGB
+from common.files import atomic_file
+from data.raster.rgb import save_pixels, to_rgb
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
     from evaluation.exports import Exportable
 
 DEVIATION_MAX = 0.1  # end of the scale of errors and standard deviations, reflectance
-# Reflectance shown as black and as white in B04, B03, B02: the air alone gives the first, bright soil and thin cloud
-# stay below the second. The exponent lifts forest and water out of the dark.
-_BLACK, _WHITE = np.array((0.025, 0.045, 0.07)), np.array((0.29, 0.28, 0.29))
-_EXPONENT = 1 / 1.6
 UNIT = "reflectance"
 
 Array = npt.NDArray[np.float32]
@@ -47,14 +43,6 @@ class SampleRow:
     dates: Sequence[str] = ()  # T
     coverage: Sequence[float] = ()  # T, share of cloud
     title: str = ""
-
-
-def to_rgb(image: Image) -> Array:
-    """True colour (H,W,3) in [0, 1] of a 13-band image, or of a 15-band one with radar first, by a fixed stretch."""
-    bands = _array(image)  # (C,H,W)
-    optical = bands[N_S1:] if bands.shape[0] == N_S1 + N_S2 else bands
-    colours = (np.moveaxis(np.nan_to_num(optical[list(RGB)]), 0, -1) - _BLACK) / (_WHITE - _BLACK)  # (H,W,3)
-    return (colours.clip(0, 1) ** _EXPONENT).astype(np.float32)
 
 
 def root_mean_square(image: Image) -> Array:
@@ -142,13 +130,13 @@ def plot_samples(
     shown: AxesImage | None = None
     for index, row in enumerate(rows):
         for date, image in enumerate(row.inputs):
-            axes = _bare(figure.add_subplot(grid[index, date]), to_rgb(image))
+            axes = _bare(figure.add_subplot(grid[index, date]), to_rgb(_array(image)))
             axes.set_title(_input_caption(row, date), fontsize=7.5, pad=2.5, color="#333333")
         error = root_mean_square(_array(row.prediction) - _array(row.target))
         rmse = float(np.sqrt(np.square(error).mean()))
         images = (
-            (to_rgb(row.prediction), f"PSNR {-20 * np.log10(max(rmse, 1e-9)):.1f} dB"),
-            (to_rgb(row.target), row.title),
+            (to_rgb(_array(row.prediction)), f"PSNR {-20 * np.log10(max(rmse, 1e-9)):.1f} dB"),
+            (to_rgb(_array(row.target)), row.title),
         )
         for column, (picture, caption) in enumerate(images, start=first_image):
             _bare(figure.add_subplot(grid[index, column]), picture).set_title(caption, fontsize=7.5, pad=2.5)
@@ -260,7 +248,7 @@ def save_figure(figure: "Figure", path: str | Path, dpi: int = 150) -> Path:
     """Write a figure, whole or not at all; the same figure is the same file."""
     path = Path(path)
     metadata = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}.get(path.suffix)
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=dpi, bbox_inches="tight", pad_inches=0.06, metadata=metadata)
     return path
 
@@ -315,14 +303,6 @@ def _bare(axes: "Axes", image: Array, **style: Any) -> "Axes":
     for spine in axes.spines.values():  # a thin frame: clouds are as white as the page
         spine.set(color="#bbbbbb", linewidth=0.4)
     return axes
-
-
-def save_pixels(path: Path, image: Array) -> None:
-    """Write an image (H,W,3), or (H,W,4) with opacity, in [0, 1], pixel by pixel as PNG, whole or not at all."""
-    from matplotlib.image import imsave
-
-    with whole_file(path) as temporary:
-        imsave(temporary, image)
 
 
 def _save_map(path: Path, values: Array, label: str) -> None:

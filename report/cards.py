@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.constants import SAR_RANGE_DB
-from evaluation.images import root_mean_square, standard_deviation, to_rgb
+from data.raster.rgb import to_rgb
+from evaluation.images import root_mean_square, standard_deviation
 from report.pictures import ColourBar, Picture, colour_bar, is_small, mapped, photograph
 from report.samples import Case, Image, Output
 from report.tables import number

@@ -7,6 +7,7 @@ import rasterio
 from rasterio.enums import Resampling
 
 from data.constants import N_S2, REFLECTANCE_SCALE, RGB
+from data.raster.rgb import save_pixels, to_rgb
 from scenes.inputs.dataset_pool import reading
 
 LONGEST = 1024  # pixels
@@ -20,8 +21,6 @@ def write_quicklook(reflectance: Path, path: Path, longest: int = LONGEST) -> No
         path: the file to make.
         longest: pixels along the longer side, at most.
     """
-    from evaluation.images import save_pixels, to_rgb
-
     with rasterio.open(reflectance) as source, reading(str(reflectance)):
         shrink = max(1.0, max(source.height, source.width) / longest)
         size = max(1, round(source.height / shrink)), max(1, round(source.width / shrink))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.constants import band_index
+from data.raster.rgb import to_rgb
 from evaluation import images as plotting
 from evaluation.images import (
     DEVIATION_MAX,
@@ -18,7 +18,6 @@ from evaluation.images import (
     plot_samples,
     root_mean_square,
     standard_deviation,
-    to_rgb,
 )
 from model.predictions import Gaussian, Mean
 
@@ -58,16 +57,6 @@ def test_a_single_date_and_a_mean_alone(tmp_path):
     assert names(tmp_path / "mono") == [f"img-0_{kind}.png" for kind in ("err", "in", "pred", "target")]
     plot_sample(tmp_path / "bare", 0, None, image, Mean(image[None]))
     assert names(tmp_path / "bare") == [f"img-0_{kind}.png" for kind in ("err", "pred", "target")]
-
-
-def test_true_colour_takes_red_green_blue_in_this_order():
-    image = np.zeros((13, 2, 2), np.float32)
-    image[band_index("B04")] = 0.5
-    assert to_rgb(image)[0, 0].tolist() == [1, 0, 0]
-    radar = np.concatenate([np.ones((2, 2, 2), np.float32), image])
-    assert to_rgb(radar)[0, 0].tolist() == [1, 0, 0]
-    image[band_index("B02")] = np.nan  # a hole is black, not an error
-    assert to_rgb(image)[0, 0].tolist() == [1, 0, 0]
 
 
 def test_error_and_deviation_share_a_unit_and_a_scale(tmp_path):

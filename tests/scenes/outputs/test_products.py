@@ -15,7 +15,7 @@ from rasterio.crs import CRS
 
 from common.errors import DataError
 from data.constants import S2_BANDS
-from evaluation.images import to_rgb
+from data.raster.rgb import to_rgb
 from scenes.inputs.grid import Grid, Window
 from scenes.outputs.products import FIELDS, SOFTWARE, STD_SCALE, VERSION, SceneProducts
 
@@ -222,7 +222,7 @@ def test_finishing_is_repeated_after_a_kill(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(scenes.products, "write_quicklook", killed)
+        patch.setattr(scenes.outputs.products, "write_quicklook", killed)
         with pytest.raises(KeyboardInterrupt):
             make(folder, grid=grid)
     again = products(folder, grid)
