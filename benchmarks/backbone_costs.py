@@ -18,8 +18,10 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from common.errors import DataError, run_command
-from parse_args import Config, parse, resolve
+from common.cli import run_command
+from common.errors import DataError
+from config.resolve import resolve_config
+from parse_args import Config, parse
 
 if TYPE_CHECKING:
     import torch
@@ -62,11 +64,11 @@ def measure(words: Sequence[str], size: int, batch_size: int, steps: int) -> dic
 
     from common.memory import keep_freed_memory
     from model.build import build_loss, build_model, build_optimizer
-    from training.engine import Compute, profile_step
-    from training.run import choose_device, choose_precision, seed_everything
+    from model.runtime import Compute, choose_device, choose_precision, seed_everything
+    from training.engine import profile_step
 
     values, typed = parse("train", words)
-    config, _ = resolve(values, typed)
+    config, _ = resolve_config(values, typed)
     device = choose_device(config.device)
     dtype, precision = choose_precision(config.precision, device)
     if device.type == "cpu":
@@ -75,7 +77,7 @@ def measure(words: Sequence[str], size: int, batch_size: int, steps: int) -> dic
     batch = made_up_batch(config, size, batch_size).to(device)
     before = _resident_mb()
     model = build_model(config).to(device).train()
-    criterion, optimizer, compute = build_loss(config), build_optimizer(model, config), Compute(device, dtype)
+    criterion, optimizer, compute = build_loss(config), build_optimizer(model, config.lr), Compute(device, dtype)
     walls, cpus = [], []
     for _ in range(steps + 1):
         _wait_for(device)

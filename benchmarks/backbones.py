@@ -32,9 +32,12 @@ from benchmarks.backbone_tables import (
 from benchmarks.provenance import commit, cpu_name, provenance
 from benchmarks.runner import Run, check, commits, run_all
 from benchmarks.tables import write_section
-from common.errors import UsageError, run_command
+from common.cli import run_command
+from common.errors import UsageError
 from common.files import write_json
-from parse_args import MODELS, parse, resolve
+from config.resolve import resolve_config
+from model.registry import MODELS
+from parse_args import parse
 from util import demo
 
 SECTION = "benchmarks.backbones"
@@ -161,7 +164,7 @@ def measured_costs(lines: dict[str, str], options: argparse.Namespace, store: Pa
 
 def settings(runs: Sequence[Run], flags: dict[str, str], options: argparse.Namespace, out: Path) -> dict[str, Any]:
     """What was the same for all, and what was not."""
-    config, _ = resolve(*parse("train", runs[0].train))
+    config, _ = resolve_config(*parse("train", runs[0].train))
     log = json.loads((out / "results" / runs[0].name / "trainlog.json").read_text(encoding="utf-8"))
     return {
         "shared": f"{SHARED} {options.training}".strip(),

@@ -24,7 +24,8 @@ import numpy as np
 
 from benchmarks.provenance import provenance
 from benchmarks.tables import median_range
-from common.errors import DataError, run_command
+from common.cli import run_command
+from common.errors import DataError
 from common.files import write_json
 from data.clouds.detectors import detect_clouds, detector_settings
 from data.clouds.mask_store import MaskStore

@@ -36,7 +36,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.provenance import provenance
 from benchmarks.tables import median_range
-from common.errors import DataError, run_command
+from common.cli import run_command
+from common.errors import DataError
 from common.files import write_json
 from data.batch import Batch, Collate
 from data.datasets.date_selection import choose_dates

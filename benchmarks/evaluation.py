@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.data_loading import write_as_published
 from benchmarks.provenance import provenance
 from benchmarks.tables import median_range
-from common.errors import run_command
+from common.cli import run_command
 from common.files import write_json
 
 if TYPE_CHECKING:
@@ -61,19 +61,20 @@ def measure(args: argparse.Namespace, root: Path) -> dict[str, Any]:
     """
     import torch
 
+    from common.run_folder import RunFolder
+    from config.resolve import resolve_config
     from evaluation.evaluate import Evaluation
     from evaluation.showing import SplitLog
     from model.build import build_loss, build_model
-    from parse_args import parse, resolve
-    from training.engine import Compute
-    from training.run import RunFolder, choose_device, choose_precision
+    from model.runtime import Compute, choose_device, choose_precision
+    from parse_args import parse
 
     torch.set_num_threads(args.threads)
     words = ["--experiment_name", "speed", "--root1", str(root), "--root2", str(root), "--use_sar"]
     words += ["--precomputed", str(root / ".mask_store"), "--input_t", "3", "--batch_size", str(args.batch_size)]
     words += ["--loss", "MGNLL", "--covmode", "diag", "--scale_by", "10", "--precision", args.precision]
     words += ["--device", args.device]
-    config, _ = resolve(*parse("train", [*words, "--export_every", "1"]))
+    config, _ = resolve_config(*parse("train", [*words, "--export_every", "1"]))
     device = choose_device(config.device)
     compute = Compute(device, choose_precision(config.precision, device)[0])
     model, loader = build_model(config).to(device).eval(), again_and_again(config, args.samples, args.workers)

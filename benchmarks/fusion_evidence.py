@@ -24,10 +24,12 @@ from benchmarks.backbones import SHARED, flags_by_model, how_to_reproduce, netwo
 from benchmarks.provenance import cpu_name, provenance
 from benchmarks.runner import Run, check, commits, run_all
 from benchmarks.tables import write_section
-from common.errors import DataError, run_command
+from common.cli import run_command
+from common.errors import DataError
 from common.files import write_json
-from config.defaults import EXPERTS
-from parse_args import parse, resolve
+from config.resolve import resolve_config
+from model.registry import EXPERTS
+from parse_args import parse
 
 WEAK, STRONG = EXPERTS  # of the controls; conv3d_mamba is of use from its first step, so the other hardly trains
 FUSION = "fusion_net"
@@ -79,7 +81,7 @@ def plan_all(flags: Mapping[str, str], options: argparse.Namespace) -> tuple[lis
         experts = {model: plan(model, seed, lines[model], options) for model in EXPERTS}
         fusions.append(fuse(seed, experts))
     weak_whole, strong = fusions[0].after
-    config, _ = resolve(*parse("train", weak_whole.train))
+    config, _ = resolve_config(*parse("train", weak_whole.train))
     short = f"{lines[WEAK]} --epochs 1 --max_samples_count {USELESS_STEPS * config.batch_size}"
     weak = plan(WEAK, first, short, options, f"{WEAK}_useless")
     useless = fuse(first, {WEAK: weak, STRONG: strong}, f"{FUSION}_useless")
@@ -141,7 +143,7 @@ def summarise(
         return compare(run.seed, found[run.name], guard, options.resamples)
 
     weak = useless.after[1]
-    config, _ = resolve(*parse("train", weak.train))
+    config, _ = resolve_config(*parse("train", weak.train))
     controls = {
         "weak": WEAK,
         "steps": -(-_samples(weak, out) // config.batch_size),
@@ -156,7 +158,7 @@ def summarise(
 def settings(fusions: Sequence[Run], flags: Mapping[str, str], options: argparse.Namespace) -> dict[str, Any]:
     """What was the same for all, and what was not."""
     expert = fusions[0].after[0]
-    config, _ = resolve(*parse("train", expert.train))
+    config, _ = resolve_config(*parse("train", expert.train))
     held = max(config.fit_rois, 0)  # by --fit_rois, or within --training
     regions = f"{held} held-out training region{'s' if held != 1 else ''}"
     return {

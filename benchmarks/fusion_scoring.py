@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from common.run_folder import RunFolder
+from config.resolve import restore_config
+from config.stored import read_conf
 from data.constants import N_S2
 from data.loaders import build_test_loader
 from evaluation.metrics import EvaluationMeter
@@ -17,8 +20,8 @@ from model.fusion.rules import usable_rules
 from model.fusion.statistics import ErrorGram, WeightSkill
 from model.predictions import NIG
 from model.restore import restore_model
-from parse_args import parse, read_conf, restore
-from training.run import RunFolder, autocast, choose_device, choose_precision, seed_everything
+from model.runtime import autocast, choose_device, choose_precision, seed_everything
+from parse_args import parse
 
 GUARDED = "guarded"  # the row of what the fusion answers
 PER_IMAGE = ("RMSE", "SSIM")  # kept image by image, beside NLL
@@ -115,7 +118,7 @@ def score_run(words: Sequence[str]) -> dict[str, Any]:
     """
     values, typed = parse("test", words)
     folder = RunFolder(Path(values["weight_folder"]), values["experiment_name"])
-    config, _ = restore(read_conf(folder.conf), values, typed, "test")
+    config, _ = restore_config(read_conf(folder.conf), values, typed, "test")
     device = choose_device(config.device)
     dtype, _ = choose_precision(config.precision, device)
     seed_everything(config.rdm_seed)

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.provenance import provenance
-from common.errors import run_command
+from common.cli import run_command
 from common.files import write_json
-from parse_args import parse, resolve
+from config.resolve import resolve_config
+from parse_args import parse
 
 NETWORK = "--encoder_widths 64 --decoder_widths 64 64 64 --n_head 8 --d_model 128 --input_t 3 --use_sar --scale_by 10"
 STARTS = ("torch", "published")
@@ -56,11 +57,12 @@ def run(options: argparse.Namespace, seed: int, start: str) -> dict[str, Any]:
     """Train once; the figures of the last epoch on the validation split."""
     from torch.nn import Conv2d
 
+    from common.run_folder import RunFolder
     from data.loaders import build_loaders
     from evaluation.evaluate import Evaluation
     from model.build import build_loss, build_model, build_optimizer, build_scheduler, initialise_as_published
-    from training.engine import Compute, TrainState, train_one_epoch
-    from training.run import RunFolder, choose_device, seed_everything
+    from model.runtime import Compute, choose_device, seed_everything
+    from training.engine import TrainState, train_one_epoch
 
     with tempfile.TemporaryDirectory() as folder:
         line = f"{NETWORK} --root1 {options.root} --root2 {options.root} --precomputed {options.masks} --device cpu "
@@ -68,7 +70,7 @@ def run(options: argparse.Namespace, seed: int, start: str) -> dict[str, Any]:
             f"--loss {options.loss} --lr {options.lr} --epochs {options.epochs} --rdm_seed {seed} --res_dir {folder}"
         )
         values, typed = parse("train", line.split())
-        config, _ = resolve(values, typed)
+        config, _ = resolve_config(values, typed)
         seed_everything(seed)
         loaders = build_loaders(config)
         model = build_model(config)
@@ -77,8 +79,8 @@ def run(options: argparse.Namespace, seed: int, start: str) -> dict[str, Any]:
             last = model.netG.last_conv
             assert isinstance(last, Conv2d)
             model.head.initialise(last)
-        optimizer = build_optimizer(model, config)
-        state = TrainState(model, optimizer, build_scheduler(optimizer, config))
+        optimizer = build_optimizer(model, config.lr)
+        state = TrainState(model, optimizer, build_scheduler(optimizer, config.gamma))
         evaluation = Evaluation(
             config, RunFolder(Path(folder), "run"), build_loss(config), Compute(choose_device("cpu")), None
         )

@@ -17,7 +17,8 @@ from statistics import median
 import numpy as np
 
 from benchmarks.provenance import provenance
-from common.errors import DataError, run_command
+from common.cli import run_command
+from common.errors import DataError
 from data.clouds.detectors import detect_clouds
 from data.clouds.mask_store import MaskStore
 from data.constants import DETECTORS, N_S2

@@ -18,7 +18,8 @@ from benchmarks.backbones import plan, sample_data, told
 from benchmarks.provenance import provenance
 from benchmarks.runner import check, commits, run_all
 from benchmarks.tables import header, line, plus_minus, spread
-from common.errors import UsageError, run_command
+from common.cli import run_command
+from common.errors import UsageError
 from common.files import write_json
 from util import demo
 

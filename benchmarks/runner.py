@@ -19,7 +19,8 @@ from typing import IO, Any
 from benchmarks.provenance import commit
 from common.errors import DataError
 from common.files import write_json
-from parse_args import parse, resolve
+from config.resolve import resolve_config
+from parse_args import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = {"train": "train_reconstruct.py", "test": "test_reconstruct.py"}
@@ -62,8 +63,8 @@ def check(runs: Sequence[Run]) -> None:
     from model import registry
 
     for run in runs:
-        registry.get(run.model)
-        resolve(*parse("train", run.train))
+        registry.get_builder(run.model)
+        resolve_config(*parse("train", run.train))
 
 
 def progress(run: Run, out: Path) -> str:

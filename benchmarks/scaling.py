@@ -23,10 +23,12 @@ from typing import Any, NamedTuple
 
 from benchmarks.provenance import provenance
 from benchmarks.tables import header, line, median_range, write_section
-from common import process_group as distributed
-from common.errors import DataError, run_command
+from common import process_group
+from common.cli import run_command
+from common.errors import DataError
 from common.files import write_json
-from parse_args import parse, resolve
+from config.resolve import resolve_config
+from parse_args import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTION = "benchmarks.scaling"
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure every point, then write results and page."""
     options = _parser().parse_args(argv)
     if options.worker:
-        with distributed.session():
+        with process_group.session():
             model, size, dates, batch = options.worker
             work(model, size, dates, batch, options.steps)
         return 0
@@ -99,37 +101,36 @@ def work(model: str, size: str, dates: str, batch: str, steps: int) -> None:
     from common.memory import keep_freed_memory
     from data.batch import SampleInfo
     from model.build import build_loss, build_model, build_optimizer
-    from training.distributed import Trainee, share_norms
-    from training.engine import Compute, count_parameters
-    from training.run import seed_everything
+    from model.runtime import Compute, count_parameters, seed_everything
+    from training.distributed import LossModule, convert_sync_batchnorm, wrap_ddp
 
     device = torch.device("cpu")
-    distributed.connect(device)
+    process_group.init_process_group(device)
     keep_freed_memory()
     values, typed = parse("train", [*FLAGS.split(), "--model", model, "--input_t", dates, "--batch_size", batch])
-    with distributed.muted():
-        config, _ = resolve(values, typed)
+    with process_group.rank_zero_only():
+        config, _ = resolve_config(values, typed)
     seed_everything(config.rdm_seed)
-    n = config.batch_size // distributed.world()
+    n = config.batch_size // process_group.world_size()
     unknown = SampleInfo(0, "", "", (), None, (), (), "")
     own = replace(made_up_batch(config, int(size), n), info=(unknown,) * n)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     network = build_model(config).train()
-    share_norms(network)
-    optimizer = build_optimizer(network, config)
-    loss_of = distributed.averaging(Trainee(network, build_loss(config), Compute(device).predict), device)
+    convert_sync_batchnorm(network)
+    optimizer = build_optimizer(network, config.lr)
+    loss_of = wrap_ddp(LossModule(network, build_loss(config), Compute(device).predict), device)
     walls, cpus = [], []
     for _ in range(steps + 1):
-        distributed.barrier()
+        process_group.barrier()
         wall, cpu = time.perf_counter(), time.process_time()
         loss_of(own).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        cpus.append(sum(distributed.gather(time.process_time() - cpu)))
+        cpus.append(sum(process_group.all_gather_object(time.process_time() - cpu)))
         walls.append(time.perf_counter() - wall)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6
-    peak = max(distributed.gather(grown))
-    if distributed.is_first():
+    peak = max(process_group.all_gather_object(grown))
+    if process_group.is_rank_zero():
         found = {"wall_s": statistics.median(walls[1:]), "cpu_s": statistics.median(cpus[1:]), "peak_mb": peak}
         print(json.dumps({**found, "weights": count_parameters(network)}))
 
@@ -137,7 +138,7 @@ def work(model: str, size: str, dates: str, batch: str, steps: int) -> None:
 def in_own_process(model: str, point: Point, steps: int) -> dict[str, float]:
     """What `work` finds at a point, in a fresh process or as many as the point has."""
     words = [model, str(point.size), str(point.dates), str(point.batch)]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(point.processes)]
+    launcher = ["-m", "torch.process_group.run", "--standalone", "--nproc_per_node", str(point.processes)]
     command = [sys.executable, *(launcher if point.processes > 1 else []), "-m", "benchmarks.scaling"]
     done = subprocess.run(
         [*command, "--worker", *words, "--steps", str(steps)],

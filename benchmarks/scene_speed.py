@@ -22,14 +22,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks.provenance import provenance
-from common.errors import DataError, run_command
+from common.cli import run_command
+from common.errors import DataError
 from common.files import write_json
 
 DATES = ("2018-06-01", "2018-06-11", "2018-06-21")
 GROWTH_GOAL = 1.1  # of peak memory, at four times the area
 _RUN = """
 import resource, sys
-from common.errors import run_command
+from common.cli import run_command
 from reconstruct_scene import main
 code = run_command(main, sys.argv[1:])
 print("peak", *(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
@@ -115,12 +116,13 @@ def write_run(folder: Path, model: str) -> Path:
     """A run of the default widths with random weights; the folder."""
     import torch
 
+    from config.resolve import resolve_config
     from model.build import build_model
-    from parse_args import parse, resolve
+    from parse_args import parse
     from training.checkpoint import save_checkpoint
 
     words = ["--model", model, "--use_sar", "--input_t", "3", "--loss", "NIG", "--scale_by", "10", "--root1", "-"]
-    config, _ = resolve(*parse("train", [*words, "--device", "cpu"]))
+    config, _ = resolve_config(*parse("train", [*words, "--device", "cpu"]))
     torch.manual_seed(config.rdm_seed)
     network = build_model(config)
     folder.mkdir(parents=True)

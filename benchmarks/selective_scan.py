@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.provenance import provenance
-from common.errors import run_command
+from common.cli import run_command
 from common.files import write_json
 from model.ops import choose_backend, selective_scan
 

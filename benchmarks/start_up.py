@@ -20,7 +20,8 @@ from typing import Any
 
 from benchmarks.provenance import provenance
 from benchmarks.tables import median_range
-from common.errors import DataError, run_command
+from common.cli import run_command
+from common.errors import DataError
 from common.files import write_json
 from data.constants import N_DATES
 from data.datasets.index_cache import SWITCH

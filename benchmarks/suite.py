@@ -20,8 +20,9 @@ from typing import Any
 
 from benchmarks.tables import header, line
 from benchmarks.training_step import AUTO
-from common.errors import DataError, UsageError, run_command
-from common.files import whole_file
+from common.cli import run_command
+from common.errors import DataError, UsageError
+from common.files import atomic_file
 from evaluation.charts import plot_speed_ups
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -222,7 +223,7 @@ def write_page() -> list[Row]:
     for benchmark, result in found.items():
         where = f"[{benchmark.module}](results/{benchmark.module}.json)"
         lines.append(line([where, result["commit"], result.get("gpu") or result["device"], f"`{result['command']}`"]))
-    with whole_file(PAGE) as temporary:
+    with atomic_file(PAGE) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     bars = {
         row.what: {key: getattr(row, key) for key in ("median", "least", "most", "goal")} for row in rows if _bar(row)

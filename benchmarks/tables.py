@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from common.errors import DataError
-from common.files import whole_file
+from common.files import atomic_file
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:
@@ -63,5 +63,5 @@ def put_section(page: str, name: str, section: str, title: str = "# Results") ->
 def write_section(path: Path, name: str, section: str) -> None:
     """`put_section` on a file, which need not be there yet."""
     text = put_section(path.read_text(encoding="utf-8") if path.is_file() else "", name, section)
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

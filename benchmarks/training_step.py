@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.provenance import provenance
 from benchmarks.tables import median_range
-from common.errors import DataError, UsageError, run_command
+from common.cli import run_command
+from common.errors import DataError, UsageError
 from common.files import write_json
 
 if TYPE_CHECKING:

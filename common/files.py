@@ -1,8 +1,9 @@
-"""Files that appear whole or not at all."""
+"""Atomic writes, disk space, and the identity of files."""
 
 import errno
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,17 +14,17 @@ from common.errors import DataError
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place when the block ends well.
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """A temporary path that replaces `path` when the block succeeds, so that the file is whole or absent.
 
     Args:
-        path: the file to make; its folder is made if it is missing.
+        path: the file to write; a missing folder is created.
 
     Yields:
-        The temporary path to write to, on the same file system and with the same ending.
+        The temporary path to write to, in the same folder and with the same suffix.
 
     Raises:
-        DataError: if the disk is full or the folder cannot be written; what stood at `path` stays.
+        DataError: if the disk is full or the folder cannot be written; an existing file at `path` stays.
     """
     path = Path(path)
     try:
@@ -44,7 +45,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
             raise DataError(
                 f"disk full while saving {path}: make room; what stood there before is untouched"
             ) from error
-        if error.filename in (None, str(temporary), str(path)):  # else it is about a file that the block reads
+        if error.filename in (None, str(temporary), str(path)):  # else the block failed to read another file
             text = f"cannot write {path}: {error.strerror or error}; what stood there before is untouched"
             raise DataError(text) from error
         raise
@@ -53,9 +54,37 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all; NaN and infinity are spelled as Python does."""
-    with whole_file(path) as temporary:
+    """Write `value` atomically as indented JSON; NaN and infinity are spelled as Python does."""
+    with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=4) + "\n", encoding="utf-8")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def check_disk_space(path: str | Path, needed: int, advice: str) -> None:
+    """Raise a `DataError` unless the disk of `path` has `needed` bytes free.
+
+    Args:
+        path: a file or folder to be written; it need not exist.
+        needed: bytes.
+        advice: how to need less, or where else to write.
+    """
+    folder = Path(path).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DataError(f"{path} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; {advice}")
+
+
+def file_stamp(path: str | Path) -> tuple[int, int]:
+    """Modification time (ns) and size (bytes) of a file: they change when its content does."""
+    status = os.stat(path)
+    return status.st_mtime_ns, status.st_size
 
 
 def _umask() -> int:

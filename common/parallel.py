@@ -1,5 +1,7 @@
-"""Work divided among processes, for the command lines that go through a whole data set."""
+"""Processor cores and worker processes."""
 
+import argparse
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -9,29 +11,50 @@ from typing import TypeVar
 from common.errors import DataError
 
 Item = TypeVar("Item")
-Outcome = TypeVar("Outcome")
+Result = TypeVar("Result")
+AUTO = "auto"
 
 
-def in_processes(act: Callable[[Item], Outcome], items: Sequence[Item], workers: int) -> Iterator[Outcome]:
-    """What `act` makes of each item, as it comes.
+def available_cores() -> int:
+    """Processor cores that this process may use; its CPU affinity counts, where the system reports it."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def worker_count(minimum: int) -> Callable[[str], int | str]:
+    """An argparse type: a number of processes of at least `minimum`, or `auto`."""
+
+    def parse(text: str) -> int | str:
+        if text == AUTO:
+            return text
+        if not text.isdecimal() or int(text) < minimum:
+            start = f" from {minimum}" if minimum else ""
+            raise argparse.ArgumentTypeError(f"expected a number of workers{start} or auto, got {text!r}")
+        return int(text)
+
+    return parse
+
+
+def map_in_processes(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
+    """Apply `function` to each item in worker processes; results come in order of completion.
 
     Args:
-        act: what processes can be handed: a function of a module, or a partial of one.
-        items: what to do.
-        workers: processes.
+        function: a module-level function, or a partial of one.
+        items: its arguments.
+        workers: number of processes.
 
     Raises:
-        DataError: if a process was ended from outside.
+        DataError: if a process was killed from outside.
     """
     # spawn: a forked child would inherit locks of libraries that have started threads
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(act, item) for item in items]
+        futures = [pool.submit(function, item) for item in items]
         try:
             for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool as error:
             raise DataError(
-                "a worker was ended from outside (memory?); run again to go on, with fewer --workers"
+                "a worker was killed from outside (out of memory?); run again to resume, with fewer --workers"
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

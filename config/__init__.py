@@ -1,1 +1,1 @@
-"""Flags: one schema, resolved and validated."""
+"""Configuration: every flag once, resolved and validated; imports no torch."""

@@ -1,83 +1,177 @@
-"""What a network and its loss are built from: the flags that bear on them, with the defaults of the command line."""
+"""Every flag of training and test, with its default, choices and help text."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any
 
-from common.errors import DataError
-from data.constants import N_S2
+from common.parallel import worker_count
+from data.constants import N_S2, REGIONS
+from model.registry import (
+    AGGREGATIONS,
+    BLOCKS,
+    COVARIANCES,
+    EVIDENCE_REGULARISERS,
+    FUSION_RULES,
+    HEADS,
+    LOSSES,
+    MODELS,
+    NORMS,
+    PADDING_MODES,
+    SCAN_BACKENDS,
+    VARIANCE_ACTIVATIONS,
+)
+
+TEST_DEFAULTS = {"res_dir": "./inference", "export_every": 1, "resume_at": -1}
+# Besides those of the group "run", the flags that a test takes from its own command line, not from the conf.json.
+TEST_FLAGS = {"batch_size", "num_workers", "max_samples_count", "max_samples_frac", "min_cov", "max_cov", "region"}
+TEST_FLAGS |= {"skip_bad_samples", "resume_at", "resume_from", "trained_checkp"}
+
+
+def flag(
+    group: str,
+    default: Any,
+    text: str,
+    *,
+    choices: Sequence[str] = (),
+    off: bool = False,
+    inferred: bool = False,
+    kind: Callable[[str], Any] | None = None,
+) -> Any:
+    """A dataclass field that is a command line flag.
+
+    Args:
+        group: group in the help; "" for values that have no flag.
+        default: value of an absent flag.
+        text: help text.
+        choices: accepted values.
+        off: whether the presence of the flag switches off.
+        inferred: whether an absent flag is resolved from others rather than by its default.
+        kind: parser of the value, where the annotated type is not one.
+    """
+    metadata = {"group": group, "text": text, "choices": choices, "off": off, "inferred": inferred, "kind": kind}
+    return field(default=default, metadata=metadata)
+
+
+def unset_value(entry: Field[Any]) -> Any:
+    """The value of a flag that is absent from the command line: its default, or "" where it is to be inferred."""
+    return "" if entry.metadata["inferred"] else entry.default
+
+
+def parse_widths(text: str) -> tuple[int, ...]:
+    """Layer widths from `[64,64,128]`, `64 64 128` or JSON.
+
+    Raises:
+        argparse.ArgumentTypeError: if they are not positive integers.
+    """
+    try:
+        widths = tuple(int(word) for word in text.replace("[", " ").replace("]", " ").replace(",", " ").split())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected whole numbers such as [64,64,128], got {text!r}") from error
+    if any(width < 1 for width in widths):
+        raise argparse.ArgumentTypeError(f"widths must be positive, got {text!r}")
+    return widths
+
+
+# fmt: off
+@dataclass(frozen=True)
+class ModelConfig:
+    """The flags that define a network and its loss; what each means is in `train_reconstruct.py --help`."""
+
+    model: str = flag("model", "uncrtaints", "backbone", choices=MODELS)
+    head: str = flag("model", "nig", "what the network predicts: Normal-Inverse-Gamma, Gaussian, or the mean alone (default: nig; mean for l1 and l2; gaussian with --covmode iso or uni)", choices=HEADS, inferred=True)
+    encoder_widths: tuple[int, ...] = flag("model", (128,), "channels of the encoder blocks, as [64,64,128] or 64 64 128", kind=parse_widths)
+    decoder_widths: tuple[int, ...] = flag("model", (128, 128, 128, 128, 128), "channels of the decoder blocks", kind=parse_widths)
+    out_conv: tuple[int, ...] = flag("model", (N_S2,), "channels of the last layers; the last number is extended to what the head needs", kind=parse_widths)
+    mean_nonLinearity: bool = flag("model", True, "NAMING THIS FLAG SWITCHES OFF the sigmoid of the mean, as published; --no-mean_nonLinearity does the same", off=True)
+    var_nonLinearity: str = flag("model", "softplus", "activation that keeps the variance of a Gaussian head positive", choices=VARIANCE_ACTIVATIONS)
+    agg_mode: str = flag("model", "att_group", "aggregation over dates", choices=AGGREGATIONS)
+    encoder_norm: str = flag("model", "group", "normalisation in the encoder", choices=NORMS)
+    decoder_norm: str = flag("model", "batch", "normalisation in the decoder", choices=NORMS)
+    block_type: str = flag("model", "mbconv", "convolution block", choices=BLOCKS)
+    padding_mode: str = flag("model", "reflect", "padding of convolutions", choices=PADDING_MODES)
+    pad_value: float = flag("model", 0.0, "value that fills padded dates")
+    n_head: int = flag("model", 16, "heads of the attention over dates")
+    d_model: int = flag("model", 256, "channels of the attention over dates")
+    d_k: int = flag("model", 4, "channels of keys and queries")
+    positional_encoding: bool = flag("model", True, "NAMING THIS FLAG SWITCHES OFF the encoding of dates, as published; also --no-positional_encoding", off=True)
+    low_res_size: int = flag("model", 32, "size in pixels of the maps on which dates attend to each other")
+    use_v: bool = flag("model", False, "attention with values, not with weights alone")
+    separate_out: bool = flag("model", False, "separate last layers for mean and variance")
+    covmode: str = flag("model", "diag", "variance of a Gaussian head: diag and uni one for each band, iso one for all", choices=COVARIANCES)
+    scale_by: float = flag("model", 1.0, "factor on reflectance before the network; 10 stabilises the likelihood losses")
+    use_sar: bool = flag("data", False, "radar (Sentinel-1) as an additional input")
+    pretrain: bool = flag("data", False, "single-date training on SEN12MS-CR (--root3)")
+    loss: str = flag("training", "MGNLL", "training loss", choices=LOSSES)
+    weight_reg: float = flag("training", 0.05, "weight of the evidence regulariser of --loss NIG")
+    evidence_reg: str = flag("training", "prior", "evidence regulariser of --loss NIG", choices=EVIDENCE_REGULARISERS)
+    legacy: bool = flag("training", False, "published behaviour, bugs included, for comparison (docs/deviations.md)")
+    compile: bool = flag("run", False, "compile the backbone with torch.compile")
+    ssm_backend: str = flag("run", "auto", "backend of the selective scan of conv3d_mamba; auto: the fastest that works on the device", choices=("auto", *SCAN_BACKENDS))
+    fusion: str = flag("fusion", "gated", "rule that weights the experts (docs/fusion.md)", choices=FUSION_RULES)
+    unguarded: bool = flag("fusion", False, "use the rule even where validation shows no gain")
+    expert_configs: tuple[Any, ...] = flag("", (), "name, run and flags of each expert of fusion_net")
+
+    @classmethod
+    def of(cls, config: "ModelConfig") -> "ModelConfig":
+        """The part of a `Config` that defines the network."""
+        return cls(**{entry.name: getattr(config, entry.name) for entry in fields(cls)})
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """Flags by name; what each means is said by `train_reconstruct.py --help`."""
+class Config(ModelConfig):
+    """All flags, resolved; field names are the names of the flags."""
 
-    model: str = "uncrtaints"
-    head: str = "nig"
-    encoder_widths: tuple[int, ...] = (128,)
-    decoder_widths: tuple[int, ...] = (128, 128, 128, 128, 128)
-    out_conv: tuple[int, ...] = (N_S2,)  # the last number becomes what the head needs
-    mean_nonLinearity: bool = True
-    var_nonLinearity: str = "softplus"
-    agg_mode: str = "att_group"
-    encoder_norm: str = "group"
-    decoder_norm: str = "batch"
-    block_type: str = "mbconv"
-    padding_mode: str = "reflect"
-    pad_value: float = 0.0
-    n_head: int = 16
-    d_model: int = 256
-    d_k: int = 4
-    positional_encoding: bool = True
-    low_res_size: int = 32
-    use_v: bool = False
-    separate_out: bool = False
-    covmode: str = "diag"
-    scale_by: float = 1.0
-    use_sar: bool = False
-    pretrain: bool = False
-    loss: str = "MGNLL"
-    weight_reg: float = 0.05
-    evidence_reg: str = "prior"
-    legacy: bool = False
-    compile: bool = False
-    ssm_backend: str = "auto"
-    fusion: str = "gated"
-    unguarded: bool = False
-    expert_configs: tuple[Any, ...] = ()  # of fusion_net: name, run and flags of each expert
+    lambda1: float = flag("fusion", 1.0, "--loss fusion: weight of the conv3d_mamba term")
+    lambda2: float = flag("fusion", 1.0, "--loss fusion: weight of the uncrtaints term")
+    epochs: int = flag("training", 20, "training epochs")
+    batch_size: int = flag("training", 4, "samples per step, of all processes together (docs/scaling.md)")
+    lr: float = flag("training", 0.01, "learning rate of Adam")
+    gamma: float = flag("training", 1.0, "factor on the learning rate after each epoch")
+    accumulate: int = flag("training", 1, "gradient accumulation: batches averaged into one optimiser step")
+    clip_grad: float = flag("training", 0.0, "gradient clipping: largest norm; 0 for none")
+    rdm_seed: int = flag("training", 1, "random seed of weights, sample order, dates and dropout")
+    val_every: int = flag("training", 1, "epochs between validations")
+    val_after: int = flag("training", 0, "first epochs without validation")
+    trained_checkp: str = flag("training", "", "checkpoint to initialise the weights from; with --resume_from, the checkpoint to resume from")
+    unfreeze_after: int = flag("training", 0, "freeze loaded weights up to this epoch")
+    resume_from: bool = flag("training", False, "resume this experiment: its conf.json, and its latest epoch or --trained_checkp")
+    resume_at: int = flag("training", 0, "training: epoch to resume from (0: the latest); test: epoch to load (-1: the best on validation)")
+    chunk_size: int | None = flag("training", None, "no effect, accepted for old command lines: no covariance matrix is built", kind=int)
+    experts: tuple[str, ...] = flag("fusion", (), "trained runs for --model fusion_net, as uncrtaints=RUN conv3d_mamba=RUN; default: train both first", kind=str)
+    fusion_epochs: int = flag("fusion", 30, "training epochs of the gate")
+    fusion_lr: float = flag("fusion", 0.003, "initial learning rate of the gate")
+    joint_epochs: int = flag("fusion", 5, "--loss fusion: epochs of joint training of experts and gate, at a tenth of --lr")
+    fit_rois: int = flag("fusion", -1, "training regions to hold out (drawn by --rdm_seed) for fitting a fusion; -1: a tenth of them if fusion_net trains its experts, else none")
+    held_out: tuple[str, ...] = flag("", (), "regions held out by --fit_rois")
+    root1: str = flag("data", "", "root of SEN12MS-CR-TS with the training regions")
+    root2: str = flag("data", "", "root of SEN12MS-CR-TS with the validation and test regions")
+    root3: str = flag("data", "", "root of SEN12MS-CR, for --pretrain")
+    precomputed: str = flag("data", "", "folder of stored cloud masks, or of published coverage files (default: a store beside the data)")
+    region: str = flag("data", "all", "part of the world", choices=REGIONS)
+    input_t: int = flag("data", 3, "number of input dates")
+    sample_type: str = flag("data", "cloudy_cloudfree", "cloudy dates with one clear target, or all dates", choices=("cloudy_cloudfree", "generic", "pretrain"))
+    vary_samples: bool = flag("data", True, "NAMING THIS FLAG SWITCHES OFF new dates in each epoch, as published; also --no-vary_samples", off=True)
+    min_cov: float = flag("data", 0.0, "minimum cloud cover of an input (ignored in training while dates vary)")
+    max_cov: float = flag("data", 1.0, "maximum cloud cover of an input (ignored in training while dates vary)")
+    ref_date: str = flag("data", "2014-04-03", "reference day from which dates are counted")
+    max_samples_count: int = flag("data", int(1e9), "maximum number of samples of each split")
+    max_samples_frac: float = flag("data", 1.0, "fraction of each split, spread over its regions")
+    num_workers: int | str = flag("data", 0, "data loading processes, or auto", kind=worker_count(0))
+    skip_bad_samples: bool = flag("data", False, "skip unreadable patches and list them at the end")
+    experiment_name: str = flag("run", "my_first_experiment", "name of the run")
+    res_dir: str = flag("run", "./results", "folder of the runs")
+    weight_folder: str = flag("run", "./results", "test: folder of the trained runs")
+    load_config: str = flag("run", "", "test: a conf.json to restore (default: the run's own)")
+    use_custom: str = flag("run", "", "test: a JSON list of custom samples; bare: the published list")
+    device: str = flag("run", "cuda", "cuda, cuda:1, or cpu")
+    precision: str = flag("run", "fp32", "precision of the backbone; auto: bf16 where the device supports it", choices=("auto", "fp32", "bf16", "fp16"))
+    display_step: int = flag("run", 10, "steps between log entries")
+    plot_every: int = flag("run", -1, "plot every N-th sample of validation and test; -1 none")
+    export_every: int = flag("run", -1, "export every N-th sample of validation and test; -1 none")
+    profile: bool = flag("run", False, "report FLOPs, parameters, time and memory of one step, then stop")
+    debug: bool = flag("run", False, "show the traceback of an error")
 
-    @classmethod
-    def of(cls, config: Any) -> "ModelConfig":
-        """Those of another object, such as the scripts' `Config`; it must have all of them."""
-        return (
-            config if isinstance(config, cls) else cls(**{f.name: _tuple(getattr(config, f.name)) for f in fields(cls)})
-        )
-
-    @classmethod
-    def from_conf(cls, conf: Mapping[str, Any], source: str = "conf.json") -> "ModelConfig":
-        """Those that a conf.json holds, ours or a published one; flags that it lacks take their default.
-
-        Args:
-            conf: flags by name.
-            source: where they come from, for the error.
-
-        Raises:
-            DataError: if a flag that bears on the network has a value of another kind.
-        """
-        found = {f.name: _tuple(conf[f.name]) for f in fields(cls) if f.name in conf}
-        defaults = cls()
-        for name, value in found.items():
-            expected = type(getattr(defaults, name))
-            fits = isinstance(value, expected) or (expected is float and isinstance(value, int))
-            if not fits or (expected is int and isinstance(value, bool)):
-                raise DataError(f"{source}: expected {expected.__name__} for {name!r}, got {value!r}")
-            if name == "expert_configs":
-                if not all(isinstance(v, dict) and {"name", "flags"} <= v.keys() for v in value):
-                    raise DataError(f"{source}: expected name and flags of each expert for {name!r}, got {value!r}")
-            elif expected is tuple and not (value and all(isinstance(v, int) and v > 0 for v in value)):
-                raise DataError(f"{source}: expected positive whole numbers for {name!r}, got {list(value)!r}")
-        return cls(**found)
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    def to_json(self) -> dict[str, Any]:
+        """All flags by name, as in conf.json."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}

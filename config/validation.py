@@ -1,24 +1,29 @@
-"""Flags that cannot all be followed; imports nothing heavy."""
+"""Flags that are out of range or contradict each other."""
 
 import math
 import re
 from datetime import date
-from typing import TYPE_CHECKING
 
+from common import process_group
 from common.errors import UsageError
-from config.defaults import check_network
+from config.defaults import PYRAMIDS, UNETS
+from config.schema import Config, ModelConfig
+from model.registry import FUSION, LOSS_HEADS
 
-if TYPE_CHECKING:
-    from parse_args import Config
+DATE_GROUPS = 4  # channel groups that conv3d_mamba weights over dates
+_POSITIVE = (
+    *("epochs", "batch_size", "lr", "scale_by", "input_t", "n_head", "d_model", "d_k", "low_res_size", "accumulate"),
+    *("val_every", "display_step", "fusion_epochs", "fusion_lr", "joint_epochs"),
+)
+_NOT_NEGATIVE = ("gamma", "clip_grad", "weight_reg", "lambda1", "lambda2", "rdm_seed")
 
 
-def refuse_contradictions(config: "Config") -> None:
-    """Raise a `UsageError` for the first pair of flags that cannot both be followed."""
-    positive = "epochs batch_size lr scale_by input_t n_head d_model d_k low_res_size accumulate val_every display_step"
-    for name in (*positive.split(), "fusion_epochs", "fusion_lr", "joint_epochs"):
+def validate_config(config: Config) -> None:
+    """Raise a `UsageError` for the first flag that is out of range or contradicts another."""
+    for name in _POSITIVE:
         if not 0 < getattr(config, name) < math.inf:  # NaN fails too
             raise UsageError(f"--{name} must be above 0, got {getattr(config, name)}")
-    for name in ("gamma", "clip_grad", "weight_reg", "lambda1", "lambda2", "rdm_seed"):
+    for name in _NOT_NEGATIVE:
         if not 0 <= getattr(config, name) < math.inf:
             raise UsageError(f"--{name} must not be below 0, got {getattr(config, name)}")
     if not 0.0 <= config.min_cov <= config.max_cov <= 1.0:
@@ -27,20 +32,14 @@ def refuse_contradictions(config: "Config") -> None:
         raise UsageError(f"--max_samples_frac must lie in (0, 1], got {config.max_samples_frac}")
     if config.max_samples_count < 1:
         raise UsageError(f"--max_samples_count must be at least 1, got {config.max_samples_count}")
-    if config.model == "fusion_net":
-        _refuse_for_fusion(config)
-    if config.loss in ("l1", "l2") and config.head != "mean":
-        raise UsageError(f"--loss {config.loss} trains no variance; use --head mean, got --head {config.head}")
-    if config.loss in ("GNLL", "MGNLL") and config.head == "mean":
-        raise UsageError(f"--loss {config.loss} needs a variance, --head mean has none; use --head nig or gaussian")
-    if config.loss == "NIG" and config.head != "nig":
-        raise UsageError(f"--loss NIG needs --head nig, got --head {config.head}")
-    if config.model != "fusion_net":
-        if config.loss == "fusion":
-            raise UsageError(f"--loss fusion belongs to --model fusion_net, got --model {config.model}")
-        if config.experts:
-            raise UsageError(f"--experts belongs to --model fusion_net, got --model {config.model}")
-    check_network(config)
+    if config.model == FUSION:
+        _validate_fusion(config)
+    elif config.loss == "fusion":
+        raise UsageError(f"--loss fusion belongs to --model fusion_net, got --model {config.model}")
+    elif config.experts:
+        raise UsageError(f"--experts belongs to --model fusion_net, got --model {config.model}")
+    check_loss(config.loss, config.head)
+    check_widths(config)
     if config.experiment_name in ("", ".", ".."):
         raise UsageError(f"--experiment_name must name a folder below --res_dir, got {config.experiment_name!r}")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", config.device):
@@ -51,17 +50,78 @@ def refuse_contradictions(config: "Config") -> None:
         raise UsageError(f"--ref_date must be YYYY-MM-DD, got {config.ref_date!r}") from error
 
 
-def _refuse_for_fusion(config: "Config") -> None:
+def check_distributed(config: Config) -> None:
+    """Raise a `UsageError` for a training that several processes cannot share."""
+    if not process_group.is_distributed():
+        return
+    alone = "; start it with python instead of torchrun"
+    if config.model == "fusion_net":
+        raise UsageError(
+            "--model fusion_net is fitted by one process; train its experts with torchrun, each in a run of its own, "
+            "then fuse them with --experts" + alone
+        )
+    if config.profile:
+        raise UsageError("--profile measures one process" + alone)
+    if config.legacy and config.loss == "MGNLL":
+        raise UsageError("--legacy --loss MGNLL depends on the batch of a process, as published" + alone)
+    process_group.check_batch_size(config.batch_size)
+
+
+def check_loss(loss: str, head: str) -> None:
+    """Raise a `UsageError` unless the loss trains every output of the head."""
+    if loss not in LOSS_HEADS:
+        raise UsageError(f"unknown loss {loss!r}; choose --loss {', '.join(LOSS_HEADS)}")
+    if head not in LOSS_HEADS[loss]:
+        why = "trains no variance" if loss in ("l1", "l2") else "needs an output that the head does not have"
+        raise UsageError(
+            f"--loss {loss} with --head {head}: the loss {why}; use --head {' or '.join(LOSS_HEADS[loss])}"
+        )
+
+
+def check_widths(config: ModelConfig) -> None:
+    """Raise a `UsageError` if layer widths and heads do not fit together."""
+    if config.model == FUSION:  # its experts are checked one by one
+        return
+    encoder, decoder = list(config.encoder_widths), list(config.decoder_widths)
+    if config.model in PYRAMIDS and (len(encoder) != len(decoder) or encoder[-1] != decoder[-1]):
+        raise UsageError(
+            f"--encoder_widths {encoder} and --decoder_widths {decoder} of --model {config.model} go from the full "
+            "resolution to the lowest: expected as many of both and the same last one, as "
+            f"{list(PYRAMIDS[config.model][0])} and {list(PYRAMIDS[config.model][1])}"
+        )
+    if config.model == "conv3d_mamba":
+        for width in encoder:
+            if width % DATE_GROUPS:
+                raise UsageError(f"--encoder_widths of conv3d_mamba must be multiples of {DATE_GROUPS}, got {width}")
+        return
+    if config.model in UNETS:
+        without_time = config.pretrain or config.model == "unet"
+        split_by_heads = [] if without_time else encoder if config.agg_mode == "att_group" else encoder[-1:]
+    else:
+        if encoder[-1] != decoder[-1] and config.model == "uncrtaints":
+            raise UsageError(
+                f"--encoder_widths ends in {encoder[-1]}, --decoder_widths in {decoder[-1]}; "
+                "uncrtaints needs them equal"
+            )
+        split_by_heads = [] if config.pretrain else encoder[:1]
+    for width in split_by_heads:
+        if width % config.n_head:
+            raise UsageError(f"--n_head {config.n_head} must divide --encoder_widths {width}")
+    if config.d_model % config.n_head:
+        raise UsageError(f"--n_head {config.n_head} must divide --d_model {config.d_model}")
+
+
+def _validate_fusion(config: Config) -> None:
     if config.loss in ("l1", "l2"):
         raise UsageError(f"--model fusion_net needs experts with a variance, --loss {config.loss} trains none; use NIG")
     if config.head != "nig":
         raise UsageError(
-            f"--model fusion_net answers with --head nig, got {config.head}; to fuse Gaussian experts, train them "
+            f"--model fusion_net predicts with --head nig, got {config.head}; to fuse Gaussian experts, train them "
             "alone and name their runs with --experts"
         )
     if config.trained_checkp and not config.resume_from:
         raise UsageError(
-            "--trained_checkp does not start a fusion; start its experts with it, each in its own training"
+            "--trained_checkp does not initialise a fusion; use it for its experts, each in its own training"
         )
     if config.profile:
         raise UsageError("--profile measures one network; use it with --model uncrtaints or conv3d_mamba")

@@ -177,8 +177,8 @@ def read_inputs(info: Mapping[str, object], root: str) -> Image | None:
 
 
 def _read_optical(root: str, path: str) -> Image:
-    from data.raster.geotiff import optical_to_unit
     from data.raster.image_store import open_images
+    from data.raster.rescaling import optical_to_unit
 
     return optical_to_unit(open_images(root).read(path, N_S2)[0])
 

@@ -1,6 +1,8 @@
 """One split, looked at from every side: loss, metrics, calibration, baselines, plots, exports, log."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from operator import itemgetter
@@ -8,11 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
+from tqdm import tqdm
 
-from common import process_group as distributed
-from common.files import whole_file, write_json
+from common import process_group
+from common.errors import DataError
+from common.files import atomic_file, write_json
+from common.run_folder import RunFolder
+from config.schema import Config
 from data.batch import Batch, Skipped
 from data.constants import DATE_ORIGIN, N_S2, RGB
+from data.loaders import PatchLoader
 from evaluation.baselines import ComparisonTable, trivial_predictions
 from evaluation.charts import plot_coverage, plot_discard, plot_reliability, plot_strata
 from evaluation.exports import ExportWriter
@@ -23,18 +31,72 @@ from evaluation.sample_records import FILE as SAMPLES_FILE
 from evaluation.sample_records import write_records
 from evaluation.showing import SplitLog, report_test
 from model.predictions import Prediction
+from model.reconstructor import Reconstructor
+from model.runtime import Compute
 from report.test_page import report_or_say_why
-from training.engine import Compute, Criterion, Observer, evaluate
-from training.run import RunFolder
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # importing tensorboard takes a second
     from torch.utils.tensorboard import SummaryWriter
 
-    from data.loaders import PatchLoader
-    from model.build import Reconstructor
-    from parse_args import Config
-
+Criterion = Callable[[Prediction, Tensor], Tensor]
+Observer = Callable[[int, Batch, Prediction], None]  # first sample's id, the batch, its prediction in reflectance
 HEADLINE = ("RMSE", "MAE", "PSNR", "SAM", "SSIM", "NLL", "ENCE", "UCE SE", "AUCE SE")
+
+
+@torch.inference_mode()
+def evaluate(
+    model: Reconstructor,
+    loader: Iterable[Batch],
+    criterion: Criterion | None,
+    compute: Compute,
+    *,
+    title: str,
+    steps: int | None = None,
+    observers: Sequence[Observer] = (),
+) -> dict[str, float]:
+    """Predict every sample of `loader`, show each batch to the observers, and average the loss.
+
+    Of several processes each predicts its share of every batch and shows that to its own observers; sample ids are
+    those that one process would count, and loss and number are of all.
+
+    Args:
+        model: the network, put into eval mode.
+        loader: batches on the CPU.
+        criterion: (prediction, target) in scaled units; None if no loss is wanted.
+        compute: device and precision.
+        title: what the progress bar says.
+        steps: number of batches, for the progress bar.
+        observers: called with the id of the batch's first sample (samples are counted, known issue 7), the batch on the
+            device and the prediction in reflectance.
+
+    Returns:
+        `loss` (mean over samples, NaN without a criterion), `samples`, `epoch_time` (s).
+
+    Raises:
+        DataError: if no sample could be read.
+    """
+    model.eval()
+    total, seen, own, started = torch.zeros((), device=compute.device), 0, 0, time.perf_counter()
+    with tqdm(
+        loader, total=steps, desc=title, unit="batch", dynamic_ncols=True, disable=not process_group.is_rank_zero()
+    ) as bar:
+        for cpu_batch in bar:
+            shares = process_group.all_gather_int(cpu_batch.n)
+            first = seen + sum(shares[: process_group.rank()])
+            seen, own = seen + sum(shares), own + cpu_batch.n
+            if not cpu_batch.n:
+                continue
+            batch = cpu_batch.to(compute.device, non_blocking=True)
+            prediction = compute.predict(model, batch)
+            if criterion is not None:
+                total = total + criterion(prediction, batch.target * model.scale_by) * batch.n
+            prediction = prediction.unscaled(model.scale_by)
+            for observe in observers:
+                observe(first, batch, prediction)
+    if not seen:
+        raise DataError(f"no sample of the {title} split could be read; the list of unreadable patches tells why")
+    loss = process_group.all_reduce_mean(total.item(), own) if criterion is not None else math.nan
+    return {"loss": loss, "samples": seen, "epoch_time": time.perf_counter() - started}
 
 
 class Evaluation:
@@ -54,7 +116,7 @@ class Evaluation:
 
     def __init__(
         self,
-        config: "Config",
+        config: Config,
         folder: RunFolder,
         criterion: Criterion,
         compute: Compute,
@@ -66,8 +128,8 @@ class Evaluation:
 
     def run(
         self,
-        model: "Reconstructor",
-        loader: "PatchLoader",
+        model: Reconstructor,
+        loader: PatchLoader,
         split: str,
         epoch: int,
         *,
@@ -115,7 +177,7 @@ class Evaluation:
                 steps=len(loader),
                 observers=observers,
             )
-            if distributed.world() > 1:
+            if process_group.world_size() > 1:
                 _join(meter, table, writer, plots)
                 if samples is not None:
                     samples.join()
@@ -128,7 +190,7 @@ class Evaluation:
                 self.log.add_scalar(name, value, epoch)
         return metrics, table
 
-    def test(self, model: "Reconstructor", loader: "PatchLoader", epoch: int) -> dict[str, Any]:
+    def test(self, model: Reconstructor, loader: PatchLoader, epoch: int) -> dict[str, Any]:
         """Evaluate on the test split beside the trivial baselines; write and print what came out, the report last.
 
         Args:
@@ -142,12 +204,12 @@ class Evaluation:
         samples = SplitLog()
         metrics, table = self.run(model, loader, "test", epoch, baselines=True, samples=samples)
         assert table is not None
-        if not distributed.is_first():
+        if not process_group.is_rank_zero():
             return metrics
         path = self.folder.write_metrics("test", metrics)
         write_records(self.folder.path / SAMPLES_FILE, samples.records)
         write_json(self.folder.path / "comparison.json", table.to_json())
-        with whole_file(self.folder.path / "comparison.md") as temporary:
+        with atomic_file(self.folder.path / "comparison.md") as temporary:
             temporary.write_text(table.markdown(), encoding="utf-8")
         if "discard curve SE" in metrics:
             named = {self.config.experiment_name: metrics}
@@ -197,7 +259,7 @@ def reporting(skipped: Callable[[], list[Skipped]]) -> Iterator[None]:
     except BaseException:
         report_skipped(skipped())
         raise
-    report_skipped([entry for found in distributed.gather(skipped()) for entry in found])
+    report_skipped([entry for found in process_group.all_gather_object(skipped()) for entry in found])
 
 
 def report_skipped(skipped: list[Skipped]) -> None:
@@ -230,11 +292,11 @@ def _measure(meter: EvaluationMeter, table: ComparisonTable | None, name: str) -
 
 def _exporter(folder: Path) -> ExportWriter:
     """A writer of this process's samples into a folder that is cleared of those of an earlier evaluation."""
-    writer = ExportWriter(folder, alone=distributed.world() == 1)
-    if distributed.world() > 1:
-        if distributed.is_first():
+    writer = ExportWriter(folder, alone=process_group.world_size() == 1)
+    if process_group.world_size() > 1:
+        if process_group.is_rank_zero():
             writer.clear()
-        distributed.barrier()
+        process_group.barrier()
     return writer
 
 
@@ -242,12 +304,12 @@ def _join(
     meter: EvaluationMeter, table: ComparisonTable | None, writer: ExportWriter | None, plots: "_Plots | None"
 ) -> None:
     """Let meter and table know what those of all processes took in; the first writes one manifest and one sheet."""
-    meter.join(distributed.gather(meter.parts()))
+    meter.join(process_group.all_gather_object(meter.parts()))
     if table is not None:
-        table.join(distributed.gather(table))
+        table.join(process_group.all_gather_object(table))
     if writer is not None:
-        entries = distributed.gather(writer.finished())
-        if distributed.is_first():
+        entries = process_group.all_gather_object(writer.finished())
+        if process_group.is_rank_zero():
             writer.adopt({number: entry for own in entries for number, entry in own.items()})
     if plots is not None:
         plots.join()
@@ -290,9 +352,13 @@ class _Plots:
 
     def join(self) -> None:
         """Bring the first few samples of all processes to the first process, which draws the sheet."""
-        numbers = sorted(number for own in distributed.gather(list(self.rows)) for number in own)[: self.MOST_ROWS]
-        found = distributed.gather({number: row for number, row in self.rows.items() if number in numbers})
-        self.rows = {number: row for own in found for number, row in own.items()} if distributed.is_first() else {}
+        numbers = sorted(number for own in process_group.all_gather_object(list(self.rows)) for number in own)[
+            : self.MOST_ROWS
+        ]
+        found = process_group.all_gather_object({number: row for number, row in self.rows.items() if number in numbers})
+        self.rows = (
+            {number: row for own in found for number, row in own.items()} if process_group.is_rank_zero() else {}
+        )
 
     def close(self) -> None:
         """Draw the sheet."""

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import DataError
-from common.files import whole_file, write_json
+from common.files import atomic_file, write_json
 from data.constants import N_S2
 
 if TYPE_CHECKING:
@@ -269,7 +269,7 @@ def _remove_samples(folder: Path) -> None:
 
 def _write_fields(folder: Path, sample_id: int, images: Mapping[str, Image]) -> None:
     for field, image in images.items():
-        with whole_file(_field_path(folder, sample_id, field)) as temporary:
+        with atomic_file(_field_path(folder, sample_id, field)) as temporary:
             np.save(temporary, image.reshape(image.shape[-3:]))
 
 

@@ -3,32 +3,30 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from common import process_group as distributed
+from common import process_group
 from common.errors import DataError
+from config.schema import Config
 from data.batch import Batch, Collate, Indexed
 from data.constants import N_S1, N_S2
-from data.loaders import Subset
+from data.loaders import PatchLoader, Subset
 from evaluation.bands import BandMeter
 from evaluation.baselines import trivial_predictions
 from evaluation.metrics import EvaluationMeter, batch_metrics
 from evaluation.sample_records import SampleRecord, choose, record_of
 from model.predictions import Prediction
+from model.reconstructor import Reconstructor
+from model.runtime import Compute
 from report.cards import Missing
 from report.samples import Case, Output, decibels
 from report.test_page import Tested, write_report
-from training.engine import Compute, Observer
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from data.loaders import PatchLoader
-    from model.build import Reconstructor
-    from parse_args import Config
+Observer = Any
 
 
 class SplitLog:
@@ -53,16 +51,17 @@ class SplitLog:
     def join(self) -> None:
         """Take in what other processes have seen; all of them call this."""
         self.records = sorted(
-            (record for own in distributed.gather(self.records) for record in own), key=lambda record: record.id
+            (record for own in process_group.all_gather_object(self.records) for record in own),
+            key=lambda record: record.id,
         )
-        self.bands.join(distributed.gather(self.bands.parts()))
+        self.bands.join(process_group.all_gather_object(self.bands.parts()))
 
 
 def report_test(
     folder: Path,
-    config: "Config",
-    model: "Reconstructor",
-    loader: "PatchLoader",
+    config: Config,
+    model: Reconstructor,
+    loader: PatchLoader,
     compute: Compute,
     log: SplitLog,
     metrics: Mapping[str, Any],
@@ -121,7 +120,7 @@ def report_test(
 _BASELINE_WORDS = "the input with the least cloud, the mean of the inputs, and the mean of their clear pixels."
 
 
-def _own_command(config: "Config") -> str:
+def _own_command(config: Config) -> str:
     names = {
         "--experiment_name": config.experiment_name,
         "--root1": config.root1,
@@ -137,9 +136,9 @@ def _own_command(config: "Config") -> str:
 def _case(
     label: str,
     record: SampleRecord,
-    config: "Config",
-    model: "Reconstructor",
-    loader: "PatchLoader",
+    config: Config,
+    model: Reconstructor,
+    loader: PatchLoader,
     compute: Compute,
 ) -> Case:
     """A sample, read and predicted again: keeping all until the best and the worst are known takes too much memory."""
@@ -171,5 +170,5 @@ def _output(prediction: Prediction) -> Output:
     return Output(_array(prediction.mean[0, 0]), *(None if part is None else _array(part[0, 0]) for part in parts))
 
 
-def _array(image: Tensor) -> "np.ndarray":
+def _array(image: Tensor) -> np.ndarray:
     return image.float().cpu().numpy()

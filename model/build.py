@@ -1,65 +1,26 @@
-"""From flags to a network, its loss and its optimiser; `Reconstructor` is the one place that applies scale_by."""
+"""From flags to a network, its loss and its optimiser."""
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from config.defaults import WITH_SCAN
+from common.errors import UsageError
 from config.schema import ModelConfig
-from model import registry
-from model.layers.heads import Head, build_head
-from model.losses import check_loss, get_loss
-from model.nig import scale
+from config.stored import model_config
+from config.validation import check_loss
+from model.fusion.network import FusionNet, FusionReconstructor
+from model.layers.heads import build_head
+from model.losses import get_loss
 from model.ops import choose_backend
-from model.predictions import NIG, Prediction
+from model.predictions import Prediction
+from model.reconstructor import Reconstructor
+from model.registry import FUSION, WITH_SCAN, get_builder
 
 
-class Reconstructor(nn.Module):
-    """A backbone and a head: clouded series in, prediction out.
-
-    The head has no parameters, so the keys of the state are those of published checkpoints, `netG.` before each.
-
-    Args:
-        net: the backbone, (x, dates) to raw channels (B, 1, K, H, W).
-        head: reads the channels.
-        config: the flags both were built from.
-    """
-
-    def __init__(self, net: nn.Module, head: Head, config: ModelConfig) -> None:
-        super().__init__()
-        self.netG = net
-        self.head = head
-        self.config = config
-        self.scale_by = float(config.scale_by)
-
-    def forward(self, x: Tensor, dates: Tensor | None = None) -> Prediction:
-        """Predict the clear image.
-
-        Args:
-            x: (B, T, C, H, W) in [0, 1]; radar (VV, VH) first if the network takes it, then the 13 bands.
-            dates: (B, T), days; None for a network of single images.
-
-        Returns:
-            Fields (B, 1, 13, H, W) in scaled units, that is multiplied by `scale_by`; float32 under any autocast.
-
-        Raises:
-            ValueError: if a shape is not what the network was built for.
-        """
-        if getattr(self.netG, "gives_reflectance", False):  # a fusion: each expert has a scale of its own
-            belief: NIG = self.netG(x, dates)
-            return scale(belief, self.scale_by)
-        raw = self.netG(x * self.scale_by, dates)
-        with torch.autocast(x.device.type, enabled=False):
-            return self.head(raw)
-
-
-def build_model(config: Any) -> Reconstructor:
+def build_model(config: ModelConfig) -> Reconstructor:
     """The network that the flags describe, freshly initialised from torch's global generator.
-
-    Args:
-        config: has the attributes of `ModelConfig`.
 
     Raises:
         UsageError: if a flag's value is unknown, or widths and heads do not fit together.
@@ -67,23 +28,39 @@ def build_model(config: Any) -> Reconstructor:
     config = ModelConfig.of(config)
     check_loss(config.loss, config.head)
     head = build_head(config.head, config.covmode, config.scale_by, config.mean_nonLinearity, config.var_nonLinearity)
-    net = registry.get(config.model)(config, (*config.out_conv[:-1], head.channels))
-    if config.legacy and config.model != "fusion_net":
+    if config.model == FUSION:
+        return FusionReconstructor(build_fusion(config), head, config)
+    net = get_builder(config.model)(config, (*config.out_conv[:-1], head.channels))
+    if config.legacy:
         net.apply(initialise_as_published)
-    last_conv = getattr(net, "last_conv", None)
-    if last_conv is not None:  # last of all: nothing may overwrite the start of the uncertainties
-        head.initialise(last_conv)
+    if net.last_conv is not None:  # last of all, so that nothing overwrites the initial uncertainties
+        head.initialise(net.last_conv)
     if config.compile:
         net.compile()
     return Reconstructor(net, head, config)
 
 
+def build_fusion(config: ModelConfig) -> FusionNet:
+    """The fusion of freshly initialised experts that the flags describe; a checkpoint brings all weights.
+
+    Raises:
+        UsageError: if there are no experts.
+    """
+    if not config.expert_configs:
+        raise UsageError("--model fusion_net without experts: name trained runs with --experts, or train it first")
+    experts = []
+    for entry in config.expert_configs:
+        flags = model_config(entry["flags"], f"expert {entry['name']} of conf.json")
+        experts.append(build_model(replace(flags, ssm_backend=config.ssm_backend, compile=config.compile)))
+    return FusionNet(experts, config.fusion, guarded=not config.unguarded)
+
+
 def initialise_as_published(layer: nn.Module) -> None:
-    """Draw the weights of one layer as UnCRtainTS does, for `--legacy` (known issue 18).
+    """Initialise the weights of one layer as UnCRtainTS does, for `--legacy` (known issue 18).
 
     Convolutions (transposed ones too) and linear layers: Xavier normal weights (1-D convolutions: standard normal),
     standard normal biases. Batch norms: standard normal weights, zero biases. Group norms and the attention's queries
-    keep their start.
+    keep torch's initialisation.
     """
     if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
         nn.init.normal_(layer.weight)
@@ -97,11 +74,11 @@ def initialise_as_published(layer: nn.Module) -> None:
             nn.init.normal_(layer.bias)
 
 
-def choose_scan(config: Any, device: torch.device) -> str:
-    """What will compute the selective scan and why, in words for the log; empty for networks without one.
+def describe_scan(config: ModelConfig, device: torch.device) -> str:
+    """The backend of the selective scan and the reason, for the log; empty for networks without one.
 
     Raises:
-        UsageError: if the backend asked for by `config.ssm_backend` cannot run on the device.
+        UsageError: if the backend `config.ssm_backend` cannot run on the device.
     """
     if config.model not in WITH_SCAN:
         return ""
@@ -109,22 +86,21 @@ def choose_scan(config: Any, device: torch.device) -> str:
     return f", selective scan {name} ({reason})"
 
 
-def build_loss(config: Any) -> Callable[[Prediction, Tensor], Tensor]:
+def build_loss(config: ModelConfig) -> Callable[[Prediction, Tensor], Tensor]:
     """The loss that the flags name: (prediction, target), both in scaled units, to a scalar.
 
     Raises:
         UsageError: if the name is unknown, or the head lacks what it needs.
     """
-    config = ModelConfig.of(config)
     check_loss(config.loss, config.head)
     return get_loss(config.loss, weight_reg=config.weight_reg, evidence_reg=config.evidence_reg, legacy=config.legacy)
 
 
-def build_optimizer(model: nn.Module, config: Any) -> torch.optim.Adam:
-    """Adam over all parameters in one group, in the order of published checkpoints; `config.lr` is the rate."""
-    return torch.optim.Adam(model.parameters(), lr=config.lr)
+def build_optimizer(model: nn.Module, lr: float) -> torch.optim.Adam:
+    """Adam over all parameters in one group, in the order of published checkpoints."""
+    return torch.optim.Adam(model.parameters(), lr=lr)
 
 
-def build_scheduler(optimizer: torch.optim.Optimizer, config: Any) -> torch.optim.lr_scheduler.ExponentialLR:
-    """Multiplies the rate by `config.gamma` after each epoch."""
-    return torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=config.gamma)
+def build_scheduler(optimizer: torch.optim.Optimizer, gamma: float) -> torch.optim.lr_scheduler.ExponentialLR:
+    """Multiplies the learning rate by `gamma` after each epoch."""
+    return torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=gamma)

@@ -1,32 +1,45 @@
-"""Training by several processes: one loss of all their samples, and batch norms whose statistics are those of all.
+"""Training in several processes: one loss over all samples, and batch norms over the samples of all processes.
 
-Every process computes its share of a batch. Its loss, a mean over its own samples, is weighed by their number, so that
-the mean of all processes' gradients is the gradient of the whole batch, also where shares differ; a process without a
-sample in a batch takes its part in the exchange with an image of noise that counts for nothing.
+Each process computes its share of a batch. Its mean loss is weighted by its number of samples, so that the mean of the
+gradients is the gradient of the whole batch, also where shares differ. A process without a sample in a batch takes part
+with an image of noise, at weight 0.
 """
 
+import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
-from common import process_group as distributed
+from common import process_group
 from data.batch import Batch
 from data.constants import N_S2
 from model.predictions import Prediction
+from model.reconstructor import Reconstructor
 
-if TYPE_CHECKING:
-    from model.build import Reconstructor
-
-Predict = Callable[["Reconstructor", Batch], Prediction]
+Predict = Callable[[Reconstructor, Batch], Prediction]
 Criterion = Callable[[Prediction, Tensor], Tensor]
-_NOISE_SIZE = 32  # pixels across, of the image that counts for nothing
+_NOISE_SIZE = 32  # pixels across, of the image of noise
 
 
-class Trainee(nn.Module):
-    """From a batch to its loss, as one module: what `distributed.averaging` wraps.
+def wrap_ddp(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module in `DistributedDataParallel`; unchanged where there is one process."""
+    if process_group.world_size() == 1:
+        return module
+    devices = [device] if device.type == "cuda" else None
+    warnings.filterwarnings("ignore", message="Grad strides do not match")  # harmless, of single-channel kernels
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers.* is deprecated")  # its new name is not in 2.4
+        # static_graph: some networks have unused weights (`--agg_mode mean` needs no attention)
+        return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False, static_graph=True)
+
+
+class LossModule(nn.Module):
+    """From a batch to its loss, as the one module that `wrap_ddp` wraps.
 
     Args:
         model: the network.
@@ -34,19 +47,19 @@ class Trainee(nn.Module):
         predict: computes the prediction of a batch.
     """
 
-    def __init__(self, model: "Reconstructor", criterion: Criterion, predict: Predict) -> None:
+    def __init__(self, model: Reconstructor, criterion: Criterion, predict: Predict) -> None:
         super().__init__()
         self.model, self.criterion, self.predict = model, criterion, predict
 
     def forward(self, batch: Batch) -> Tensor:
-        """The mean loss of the batch, a scalar; of an empty one that of noise, which batch norms pass over."""
-        norms = [norm for norm in self.modules() if isinstance(norm, SharedBatchNorm)]
+        """The mean loss of the batch, a scalar; of an empty batch that of noise."""
+        norms = [norm for norm in self.modules() if isinstance(norm, CpuSyncBatchNorm | CudaSyncBatchNorm)]
         for norm in norms:
-            norm.counts, norm.notices = batch.n > 0, True
+            norm.has_samples, norm.update_running_stats = batch.n > 0, True
         batch = batch if batch.n else self._noise(batch)
         loss = self.criterion(self.predict(self.model, batch), batch.target * self.model.scale_by)
-        for norm in norms:
-            norm.notices = False
+        for norm in norms:  # activation recomputation in the backward pass runs the norms again
+            norm.update_running_stats = False
         return loss
 
     def _noise(self, empty: Batch) -> Batch:
@@ -65,46 +78,68 @@ class Trainee(nn.Module):
         )
 
 
-class SharedBatchNorm(nn.Module):
-    """A batch norm over the samples of all processes; its parameters and buffers are those of the norm it replaces.
+class CpuSyncBatchNorm(nn.Module):
+    """A batch norm over the samples of all processes, with the parameters and buffers of the norm it replaces.
+
+    torch's own SyncBatchNorm does the same on GPUs only.
 
     Attributes:
-        counts: whether this process's maps enter the statistics.
-        notices: whether running statistics take notice; off while a backward pass walks the forward way again.
+        has_samples: whether the maps of this process enter the statistics.
+        update_running_stats: off while the backward pass recomputes activations.
 
     Source:
-        Ioffe and Szegedy 2015; means and variances of processes are joined as in Chan et al. 1979. torch's own
-        SyncBatchNorm does the same on GPUs alone.
+        Ioffe and Szegedy 2015; moments of the processes are combined as in Chan et al. 1979.
     """
 
-    def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
+    def __init__(self, norm: _BatchNorm) -> None:
         super().__init__()
         self.weight, self.bias = norm.weight, norm.bias
         for name, buffer in norm.named_buffers():
             self.register_buffer(name, buffer)
         self.eps, self.momentum = norm.eps, 0.1 if norm.momentum is None else norm.momentum
-        self.counts, self.notices = True, True
+        self.has_samples, self.update_running_stats = True, True
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, ...) normalised, of the dtype of x."""
         running_mean, running_var = self.get_buffer("running_mean"), self.get_buffer("running_var")
         if not self.training:
             return F.batch_norm(x, running_mean, running_var, self.weight, self.bias, False, 0.0, self.eps)
-        mean, variance, number = _joint_moments(x.detach(), running_mean, running_var, self.counts)
-        if self.notices:
-            unbiased = variance * (number / (number - 1))
+        mean, variance, n = _joint_moments(x.detach(), running_mean, running_var, self.has_samples)
+        if self.update_running_stats:
+            unbiased = variance * (n / (n - 1))
             running_mean.lerp_(mean.to(running_mean), self.momentum)
             running_var.lerp_(unbiased.to(running_var), self.momentum)
             self.get_buffer("num_batches_tracked").add_(1)
-        kind = self.weight.dtype
-        joint: Tensor = _JointNorm.apply(
-            x, self.weight, self.bias, mean.to(kind), variance.to(kind), number, self.eps, self.counts
+        dtype = self.weight.dtype
+        normalised: Tensor = _JointNorm.apply(
+            x, self.weight, self.bias, mean.to(dtype), variance.to(dtype), n, self.eps, self.has_samples
         )
-        return joint
+        return normalised
+
+
+class CudaSyncBatchNorm(nn.SyncBatchNorm):
+    """torch's SyncBatchNorm whose running statistics ignore recomputed activations.
+
+    The noise of a process without samples enters the statistics: 1,024 pixels, in the last batch of an epoch only.
+    No GPU has run this yet.
+    """
+
+    has_samples, update_running_stats = True, True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, ...) normalised, of the dtype of x."""
+        if not self.training or self.update_running_stats:
+            return super().forward(x)
+        momentum, self.momentum = self.momentum, 0.0
+        try:
+            return super().forward(x)
+        finally:
+            self.momentum = momentum
+            self.get_buffer("num_batches_tracked").sub_(1)
 
 
 class _JointNorm(torch.autograd.Function):
-    """Normalises by moments that are themselves functions of every process's maps."""
+    """Normalisation by moments that depend on the maps of every process."""
 
     @staticmethod
     def forward(
@@ -114,47 +149,59 @@ class _JointNorm(torch.autograd.Function):
         bias: Tensor,
         mean: Tensor,
         variance: Tensor,
-        number: Tensor,
+        n: Tensor,
         eps: float,
-        counts: bool,
+        has_samples: bool,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, mean, variance, number)
-        ctx.eps, ctx.counts = eps, counts
+        ctx.save_for_backward(x, weight, mean, variance, n)
+        ctx.eps, ctx.has_samples = eps, has_samples
         return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, variance, number = ctx.saved_tensors
-        # as if the moments were constant; `of_weight` is the sum of grad times normalised x, `of_bias` that of grad
-        of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+        x, weight, mean, variance, n = ctx.saved_tensors
+        # as if the moments were constant; grad_weight is the sum of grad times normalised x, grad_bias that of grad
+        grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
             grad, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
         )
-        sums = distributed.stacked(torch.cat([of_weight, of_bias])).sum(dim=0)
-        if ctx.counts:
-            slope = weight * (variance + ctx.eps).rsqrt() / number.to(weight)
-            slopes, offsets = (slope * one for one in sums.chunk(2))
-            of_x = of_x - F.batch_norm(x, mean, variance, slopes, offsets, False, 0.0, ctx.eps)
-        return of_x, of_weight, of_bias, None, None, None, None, None
+        sums = process_group.all_gather_tensor(torch.cat([grad_weight, grad_bias])).sum(dim=0)
+        if ctx.has_samples:
+            scale = weight * (variance + ctx.eps).rsqrt() / n.to(weight)
+            slopes, offsets = (scale * part for part in sums.chunk(2))
+            grad_x = grad_x - F.batch_norm(x, mean, variance, slopes, offsets, False, 0.0, ctx.eps)
+        return grad_x, grad_weight, grad_bias, None, None, None, None, None
 
 
-def _joint_moments(x: Tensor, running_mean: Tensor, running_var: Tensor, counts: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _joint_moments(
+    x: Tensor, running_mean: Tensor, running_var: Tensor, has_samples: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and (biased) variance (C,) over all processes' x (B, C, ...), and the number of elements; float64."""
-    # momentum 0 leaves the running statistics alone: they are there for their dtype, float32 where x is bf16
+    # momentum 0 leaves the running statistics unchanged: they set the dtype, float32 where x is bf16
     mean, variance = torch.batch_norm_update_stats(x, running_mean, running_var, 0.0)  # (C,)
-    number = mean.new_full((1,), x.numel() / x.shape[1] if counts else 0.0)
-    rows = distributed.stacked(torch.cat([number, mean, variance]).double())  # (processes, 1 + 2 C)
+    n = mean.new_full((1,), x.numel() / x.shape[1] if has_samples else 0.0)
+    rows = process_group.all_gather_tensor(torch.cat([n, mean, variance]).double())  # (processes, 1 + 2 C)
     share = rows[:, :1] / rows[:, :1].sum()
     means, variances = rows[:, 1:].chunk(2, dim=1)
     joint = (share * means).sum(dim=0)
     return joint, (share * (variances + (means - joint).square())).sum(dim=0), rows[:, 0].sum()
 
 
-def share_norms(model: nn.Module) -> None:
-    """Let the batch norms of a network take the statistics of all processes; parameters and their names stay."""
-    if distributed.world() == 1:
+def convert_sync_batchnorm(model: nn.Module) -> None:
+    """Let the batch norms of a network use the statistics of all processes; parameters and their names stay."""
+    if process_group.world_size() == 1:
         return
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.modules.batchnorm._BatchNorm):
-                setattr(parent, name, SharedBatchNorm(child))
+            if isinstance(child, _BatchNorm):
+                setattr(parent, name, _synchronised(child))
+
+
+def _synchronised(norm: _BatchNorm) -> nn.Module:
+    if not norm.weight.is_cuda:
+        return CpuSyncBatchNorm(norm)
+    synchronised = CudaSyncBatchNorm(norm.num_features, norm.eps, norm.momentum)
+    synchronised.weight, synchronised.bias = norm.weight, norm.bias
+    for name, buffer in norm.named_buffers():
+        synchronised.register_buffer(name, buffer)
+    return synchronised

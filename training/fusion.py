@@ -7,23 +7,27 @@ from typing import Any
 
 import torch
 
-from common.files import whole_file, write_json
-from common.memory import keep_freed_memory
-from config.defaults import EXPERTS, WITH_SCAN
+from common.files import atomic_file, write_json
+from common.run_folder import RunFolder
+from config.experts import ExpertRun, common_held_out, read_experts
+from config.resolve import resolve_config
+from config.schema import Config
 from data.holdout import build_fit_split, held_out_rois
 from data.loaders import build_loaders
 from evaluation.evaluate import Evaluation, report_skipped
-from model.build import Reconstructor, build_loss, build_model, build_optimizer, build_scheduler, choose_scan
+from model.build import build_loss, build_model, build_optimizer, build_scheduler
 from model.fusion.acceptance import Verdict
-from model.fusion.experts import ExpertRun, common_held_out, load_experts, read_experts
+from model.fusion.experts import load_experts
 from model.fusion.gate_training import GateRow
 from model.fusion.network import FusionNet
 from model.fusion.plots import show_gate
 from model.fusion.settling import fit_and_judge
-from parse_args import Config, resolve
+from model.reconstructor import Reconstructor
+from model.registry import EXPERTS, WITH_SCAN
+from model.runtime import count_parameters, seed_everything
 from training.checkpoint import save_state
-from training.engine import Compute, TrainState, count_parameters
-from training.run import RunFolder, choose_device, choose_precision, seed_everything, tensorboard_log
+from training.engine import TrainState
+from training.run import set_up_run, start_run_folder, tensorboard_log
 
 EPOCH = 1  # a fusion is fitted in one go; its checkpoint counts as that of the first epoch
 
@@ -38,17 +42,9 @@ def train_fusion(config: Config, train_expert: Callable[[Config], None]) -> None
     Raises:
         DataError, UsageError: if data or experts are missing or do not fit together.
     """
-    device = choose_device(config.device)
-    if device.type == "cpu":
-        keep_freed_memory()
-    dtype, reason = choose_precision(config.precision, device)
-    scan = choose_scan(config, device)
-    folder = RunFolder(Path(config.res_dir), config.experiment_name)
-    earlier = None if config.resume_from else folder.set_aside()
-    if earlier is not None:
-        print(f"note: an earlier training of this name is now in {earlier}")
-    folder.create()
-    folder.sweep()
+    setup = set_up_run(config)
+    device, compute, folder = setup.device, setup.compute, setup.folder
+    start_run_folder(folder, config)
     if config.experts:
         runs = read_experts(config.experts)
         config = replace(config, held_out=common_held_out(runs))
@@ -59,13 +55,12 @@ def train_fusion(config: Config, train_expert: Callable[[Config], None]) -> None
     seed_everything(config.rdm_seed)
     model, config = assemble(config, runs, device)
     write_json(folder.conf, config.to_json())
-    compute = Compute(device, dtype)
     split, loaders = build_fit_split(config, config.held_out), build_loaders(config)
     net = model.get_submodule("netG")
     assert isinstance(net, FusionNet)
     print(f"{config.experiment_name}: fusion {config.fusion} of {', '.join(run.name for run in runs)}, ", end="")
-    print(f"gate of {count_parameters(net.gate):,} parameters; on {device}, precision {reason}", end="")
-    print(scan if any(run.of("model") in WITH_SCAN for run in runs) else "")
+    scan = setup.scan if any(run.flag("model") in WITH_SCAN for run in runs) else ""
+    print(f"gate of {count_parameters(net.gate):,} parameters; {replace(setup, scan=scan).description}")
     for note in split.notes:
         print(f"note: {note}")
     used = [split.fit, *([split.guard] if split.guard else [])]
@@ -124,7 +119,7 @@ def expert_config(config: Config, name: str, folder: RunFolder) -> Config:
         "trained_checkp": "",
         "expert_configs": [],
     }
-    return resolve(values, {"head"})[0]
+    return resolve_config(values, {"head"})[0]
 
 
 def assemble(config: Config, runs: list[ExpertRun], device: torch.device) -> tuple[Reconstructor, Config]:
@@ -142,7 +137,7 @@ def assemble(config: Config, runs: list[ExpertRun], device: torch.device) -> tup
 def tell(verdict: Verdict, folder: RunFolder) -> None:
     """Print the guard's table, and leave it as `guard.md` and `guard.json`."""
     write_json(folder.path / "guard.json", verdict.to_json())
-    with whole_file(folder.path / "guard.md") as temporary:
+    with atomic_file(folder.path / "guard.md") as temporary:
         temporary.write_text(verdict.markdown() + "\n", encoding="utf-8")
     print(f"\n{verdict.markdown()}\n")
 
@@ -150,8 +145,8 @@ def tell(verdict: Verdict, folder: RunFolder) -> None:
 def finished(model: Reconstructor, config: Config, rows: list[GateRow]) -> TrainState:
     """What a checkpoint of the fusion holds."""
     model.requires_grad_(False).eval()
-    optimizer = build_optimizer(model, config)
+    optimizer = build_optimizer(model, config.lr)
     log: dict[str, dict[str, Any]] = {
         str(row.epoch): {"train_loss": row.train_loss, "val_loss": row.held_back_loss} for row in rows
     }
-    return TrainState(model, optimizer, build_scheduler(optimizer, config), epoch=EPOCH, trainlog=log)
+    return TrainState(model, optimizer, build_scheduler(optimizer, config.gamma), epoch=EPOCH, trainlog=log)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from common.errors import DataError
-from config.defaults import RULES
 from data.batch import Batch
 from data.constants import N_S2
 from model.fusion.beliefs import Experts
@@ -15,6 +14,7 @@ from model.fusion.network import FusionNet
 from model.fusion.recalibration import fit_recalibration
 from model.fusion.rules import convex_weights, usable_rules
 from model.fusion.statistics import ErrorGram, Sampler, Samples
+from model.registry import FUSION_RULES
 
 PIXELS = 8192  # of each band, from which recalibrations are fitted
 WINDOWS, WINDOW = 384, 64  # how many windows train the gate, and pixels across
@@ -98,7 +98,7 @@ def fit(net: FusionNet, gathered: Gathering, settings: FitSettings, device: torc
 @torch.no_grad()
 def _fit_spread(net: FusionNet, rule: str, samples: Samples, device: torch.device) -> None:
     """Fit tau and the tails of a rule in each band, on at most `PIXELS` pixels of the samples."""
-    number = RULES.index(rule)
+    number = FUSION_RULES.index(rule)
     net.tau[number] = 1.0
     errors: list[Tensor] = []
     variances: list[Tensor] = []
@@ -117,7 +117,7 @@ def _fit_spread(net: FusionNet, rule: str, samples: Samples, device: torch.devic
 def set_spread(net: FusionNet, rule: str, errors: Tensor, variances: Tensor) -> None:
     """Fit tau and the tails of a rule to errors (C, N) of its mean and to the variances that it states without tau."""
     found = fit_recalibration(variances, errors, slope=False)
-    number = RULES.index(rule)
+    number = FUSION_RULES.index(rule)
     net.tau[number], net.fused_dof[number] = found.a.exp().to(net.tau), found.dof.to(net.tau)
 
 

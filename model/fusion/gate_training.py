@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from config.defaults import RULES
 from model.fusion.beliefs import by_band, fused_mean
 from model.fusion.gate import gate_loss
 from model.fusion.network import FusionNet
 from model.fusion.statistics import Samples
+from model.registry import FUSION_RULES
 
 FOLDS = 3  # in so many ways regions are held back to choose the gate's epoch
 GATE_BATCH = 8
@@ -89,7 +89,7 @@ def train_gate(
     Returns:
         A row for each epoch, mean over the three; the first, 0, is before training. Empty where there is one image.
     """
-    number, convex = RULES.index("gated"), RULES.index("convex")
+    number, convex = FUSION_RULES.index("gated"), FUSION_RULES.index("convex")
     net.tau[number], net.fused_dof[number] = net.tau[convex], net.fused_dof[convex]
     every = torch.arange(len(windows))
     sample = torch.randperm(len(windows), generator=torch.Generator().manual_seed(settings.seed))[:64]
@@ -191,5 +191,5 @@ def _features(net: FusionNet, windows: Samples, which: Tensor, device: torch.dev
 def _loss(net: FusionNet, windows: Samples, which: Tensor, device: torch.device, turn: int = 0) -> Tensor:
     mean, variance, target = windows.take(which, device, turn)
     _, delta, spread = net.moments("gated", mean, variance)
-    number = RULES.index("gated")
+    number = FUSION_RULES.index("gated")
     return gate_loss(delta, spread, target, net.mse.amin(0), net.fused_dof[number])

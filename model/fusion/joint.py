@@ -11,13 +11,14 @@ from model.fusion.judging import Judge
 from model.fusion.network import FusionNet
 from model.losses.fusion import fusion_loss
 from model.predictions import NIG, Prediction
-from training.engine import Compute, TrainState, train_one_epoch
+from model.runtime import Compute
+from training.engine import TrainState, train_one_epoch
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
     from data.loaders import Loaders
-    from model.build import Reconstructor
+    from model.reconstructor import Reconstructor
     from parse_args import Config
 
 SLOWER = 10  # the experts are trained: their rate is a tenth of the flag's

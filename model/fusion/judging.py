@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config.defaults import RULES
 from data.constants import N_S2, S2_BANDS
 from evaluation.calibration import CalibrationMeter, calibration_figures
 from model.fusion.acceptance import STANDARD_ERRORS, Array, Gain, Row, Verdict, choose_clusters, clustered_gain
@@ -17,6 +16,7 @@ from model.fusion.network import FUSED, OWN, RECALIBRATED, FusionNet
 from model.fusion.rules import usable_rules
 from model.fusion.statistics import ErrorGram, Pixels, WeightSkill, pick
 from model.predictions import NIG
+from model.registry import FUSION_RULES
 from model.student_t import student_t_nll
 
 VARIANCES = ("own", "recalibrated", "fused")  # by OWN, RECALIBRATED, FUSED
@@ -133,14 +133,14 @@ class Judge:
             # patches taken for regions overstate every certainty: there the full 2.5 are asked for
             accepted = gain.outweighs(lead) if kind == "region" else gain.accepted
             if accepted:
-                net.accepted[RULES.index(rule)] = True
+                net.accepted[FUSION_RULES.index(rule)] = True
                 if not gain.accepted and rule == net.rule:
                     notes.append(
                         f"{rule} gains {gain.units:.1f} standard errors, fewer than {STANDARD_ERRORS}, but "
                         f"{self.names[better]} leads by {lead:.1f} only: falling back on it is the greater risk"
                     )
             rows.append(self._rule_row(rule, better, gain, accepted, level))
-        chosen = RULES.index(net.rule)
+        chosen = FUSION_RULES.index(net.rule)
         r, rho, hopeless = self._relation()
         return Verdict(
             rule=net.rule,
@@ -164,13 +164,13 @@ class Judge:
         found, other = Pixels.join(self.pixels[rule]), Pixels.join(self.pixels[_expert(better)])
         tau = self.net.tau_of(rule)
         if tau is not None:
-            dof = self.net.fused_dof[RULES.index(rule)].to(found.error)[:, None].expand_as(found.error)
+            dof = self.net.fused_dof[FUSION_RULES.index(rule)].to(found.error)[:, None].expand_as(found.error)
             found = Pixels(found.error, found.variance * tau.to(found.error)[:, None], dof)
         variance = FUSED
         if accepted:
             if _likelihood(replace(other, error=found.error)).mean() < _likelihood(found).mean():
                 found, variance = replace(other, error=found.error), RECALIBRATED
-            self.net.choice[RULES.index(rule)] = variance
+            self.net.choice[FUSION_RULES.index(rule)] = variance
         meter = CalibrationMeter()
         meter.add(found.error, found.variance, _likelihood(found), found.dof)
         auc = self.skill[rule].auc if len(self.names) == 2 else math.nan
@@ -179,7 +179,7 @@ class Judge:
 
     def answer_rmse(self) -> Array:
         """RMSE of each image as the network answers after the verdict, (N,)."""
-        accepted = not self.net.guarded or bool(self.net.accepted[RULES.index(self.net.rule)])
+        accepted = not self.net.guarded or bool(self.net.accepted[FUSION_RULES.index(self.net.rule)])
         name = self.net.rule if accepted and self.net.rule != "best" else _expert(int(self.net.better))
         return _array(self.rmse[name])
 

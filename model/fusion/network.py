@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from config.defaults import RULES
 from data.constants import N_S2
 from model.fusion.beliefs import Experts, by_band, epistemic_share, fused_mean, fused_variance, stack
 from model.fusion.gate import Gate
@@ -21,11 +20,10 @@ from model.fusion.rules import (
     one_expert,
     summed_belief,
 )
-from model.nig import nig_from_moments
+from model.nig import nig_from_moments, scale
 from model.predictions import NIG
-
-if TYPE_CHECKING:
-    from model.build import Reconstructor
+from model.reconstructor import Reconstructor
+from model.registry import FUSION_RULES
 
 OWN, RECALIBRATED, FUSED = range(3)  # whose variance a fusion answers with: see `FusionNet.choice`
 
@@ -51,14 +49,12 @@ class FusionNet(nn.Module):
 
     Args:
         experts: networks with a variance, in the order of the weights; frozen, and in eval mode for good.
-        rule: one of `RULES`.
+        rule: one of `FUSION_RULES`.
         guarded: whether the verdicts count; else the rule's own mean and variance are given.
 
     Raises:
         UsageError: if the rule is unknown or cannot fuse so many experts.
     """
-
-    gives_reflectance = True  # `Reconstructor` neither scales what goes in nor reads what comes out with its head
 
     a: Tensor
     c: Tensor
@@ -75,7 +71,7 @@ class FusionNet(nn.Module):
     choice: Tensor
     fitted: Tensor
 
-    def __init__(self, experts: Sequence["Reconstructor"], rule: str, guarded: bool = True) -> None:
+    def __init__(self, experts: Sequence[Reconstructor], rule: str, guarded: bool = True) -> None:
         super().__init__()
         check_rule(rule, len(experts))
         self.rule, self.guarded = rule, guarded
@@ -93,11 +89,11 @@ class FusionNet(nn.Module):
             "correlation": torch.eye(k)[:, :, None].repeat(1, 1, N_S2),  # of the experts' errors
             "mse": torch.ones(k, N_S2),  # of each expert on the fit split, reflectance squared
             "convex": torch.full((k, N_S2), 1 / k),
-            "tau": torch.ones(len(RULES), N_S2),  # factor on the variance of each rule, and its tails
-            "fused_dof": torch.full((len(RULES), N_S2), LARGEST_DOF),
+            "tau": torch.ones(len(FUSION_RULES), N_S2),  # factor on the variance of each rule, and its tails
+            "fused_dof": torch.full((len(FUSION_RULES), N_S2), LARGEST_DOF),
             "better": torch.tensor(0),  # the expert that answers where a rule was not accepted
-            "accepted": torch.zeros(len(RULES), dtype=torch.bool),
-            "choice": torch.full((len(RULES),), OWN),  # whose variance: OWN, RECALIBRATED or FUSED
+            "accepted": torch.zeros(len(FUSION_RULES), dtype=torch.bool),
+            "choice": torch.full((len(FUSION_RULES),), OWN),  # whose variance: OWN, RECALIBRATED or FUSED
             "fitted": torch.tensor(False),
         }
         for name, start in numbers.items():
@@ -109,9 +105,6 @@ class FusionNet(nn.Module):
         if not self.joint:
             self.experts.eval()
         return self
-
-    def compile(self, *args: Any, **options: Any) -> None:
-        """Leave this network as it is: the experts are compiled one by one, and what joins them is small."""
 
     def forward(self, x: Tensor, dates: Tensor | None = None) -> NIG:
         """Predict the clear image.
@@ -147,7 +140,7 @@ class FusionNet(nn.Module):
     def fuse(self, experts: Experts) -> NIG:
         """One belief of several, as the rule and the verdict of the guard say."""
         with torch.autocast(experts.mean.device.type, enabled=False):
-            number = RULES.index(self.rule)
+            number = FUSION_RULES.index(self.rule)
             if not self.guarded or self.joint:
                 return self.apply_rule(self.rule, experts).belief
             choice, better = int(self.choice[number]), int(self.better)
@@ -173,14 +166,14 @@ class FusionNet(nn.Module):
         """What a rule makes of the experts, whatever the guard thought of it.
 
         Args:
-            rule: one of `RULES`.
+            rule: one of `FUSION_RULES`.
             experts: their own beliefs.
 
         Returns:
             The weights, and a belief with the rule's first two moments: mean sum w_k d_k, and tau exp(offset) times the
             variance of a weighted mean of correlated errors; tau and tails as fitted. `monig` has its own variance.
         """
-        number = RULES.index(rule)
+        number = FUSION_RULES.index(rule)
         if rule == "monig":
             return Fused(evidence_weights(experts), summed_belief(experts))
         if rule == "best":
@@ -203,12 +196,12 @@ class FusionNet(nn.Module):
         """
         variances = self.recalibration.apply(stated)
         weights, offset = self.weigh(rule, means, variances)
-        variance = by_band(self.tau[RULES.index(rule)]) * fused_variance(weights, variances, self.correlation)
+        variance = by_band(self.tau[FUSION_RULES.index(rule)]) * fused_variance(weights, variances, self.correlation)
         return weights, fused_mean(weights, means), variance if offset is None else variance * offset.exp()
 
     def tau_of(self, rule: str) -> Tensor | None:
         """The factor on the variance of a rule, (C,); None for `monig`, which has its own variance."""
-        return None if rule == "monig" else self.tau[RULES.index(rule)]
+        return None if rule == "monig" else self.tau[FUSION_RULES.index(rule)]
 
     def weigh(self, rule: str, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor | None]:
         """The weights of a rule that weighs recalibrated beliefs, and the gate's offset of the variance.
@@ -227,3 +220,12 @@ class FusionNet(nn.Module):
             "ivw_rho": lambda: correlated_weights(variances, self.correlation[0, 1]),
         }
         return weights[rule](), None
+
+
+class FusionReconstructor(Reconstructor):
+    """A fusion in the place of a backbone. Its experts have scales of their own, so only the fused belief is scaled."""
+
+    def forward(self, x: Tensor, dates: Tensor | None = None) -> NIG:
+        """Predict the clear image; shapes and units as of `Reconstructor.forward`."""
+        belief: NIG = self.netG(x, dates)
+        return scale(belief, self.scale_by)

@@ -4,15 +4,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from common.run_folder import RunFolder
 from data.datasets.patch_reader import EmptySplitError
 from data.loaders import build_loader, rois_of
 from evaluation.images import plot_gate
 from model.fusion.network import FusionNet
-from training.engine import Compute
-from training.run import RunFolder, autocast
+from model.runtime import Compute, autocast
 
 if TYPE_CHECKING:
-    from model.build import Reconstructor
+    from model.reconstructor import Reconstructor
     from parse_args import Config
 
 MOST = 3  # samples, each of another region

@@ -20,10 +20,10 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from common.errors import UsageError
-from config.defaults import RULES
 from model.fusion.beliefs import Experts, by_band
 from model.nig import sum_beliefs
 from model.predictions import NIG
+from model.registry import FUSION_RULES
 
 Array = npt.NDArray[np.float64]
 
@@ -33,8 +33,8 @@ _RIDGE = 1e-9  # of the mean square: shares the weight among experts that are co
 
 def check_rule(rule: str, n_experts: int) -> None:
     """Raise `UsageError` if there is no such rule or it cannot fuse so many experts."""
-    if rule not in RULES:
-        raise UsageError(f"unknown rule {rule!r}; choose --fusion {', '.join(RULES)}")
+    if rule not in FUSION_RULES:
+        raise UsageError(f"unknown rule {rule!r}; choose --fusion {', '.join(FUSION_RULES)}")
     if n_experts < 2:
         raise UsageError(f"--experts names {n_experts} run; a fusion needs at least two, as uncrtaints=RUN utae=RUN")
     if rule == "ivw_rho" and n_experts != 2:
@@ -43,7 +43,7 @@ def check_rule(rule: str, n_experts: int) -> None:
 
 def usable_rules(n_experts: int) -> tuple[str, ...]:
     """The rules that can fuse so many experts."""
-    return tuple(rule for rule in RULES if n_experts == 2 or rule != "ivw_rho")
+    return tuple(rule for rule in FUSION_RULES if n_experts == 2 or rule != "ivw_rho")
 
 
 def equal_weights(like: Tensor) -> Tensor:

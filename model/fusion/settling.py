@@ -11,16 +11,15 @@ from tqdm import tqdm
 from data.batch import Batch
 from data.holdout import FitSplit
 from data.loaders import Loaders, PatchLoader
-from model.build import Reconstructor
 from model.fusion.acceptance import Verdict
 from model.fusion.beliefs import Experts
 from model.fusion.fit import Gathering, fit
 from model.fusion.gate_training import FitSettings, GateRow, best_epoch
 from model.fusion.judging import Judge
 from model.fusion.network import FusionNet
+from model.reconstructor import Reconstructor
+from model.runtime import Compute, autocast
 from parse_args import Config
-from training.engine import Compute
-from training.run import autocast
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

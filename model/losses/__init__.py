@@ -10,36 +10,11 @@ from common.errors import UsageError
 from model.losses.evidential import WEIGHT_REG, find_penalty, nig_loss
 from model.losses.gaussian import check_shapes, gaussian_nll, multivariate_gaussian_nll
 from model.predictions import NIG, Mean, Prediction
+from model.registry import LOSSES
 
-__all__ = ["LOSSES", "check_loss", "gaussian_nll", "get_loss", "multivariate_gaussian_nll", "nig_loss"]
-
-LOSSES = ("l1", "l2", "GNLL", "MGNLL", "NIG", "fusion")
-HEADS_OF = {
-    "l1": ("mean",),
-    "l2": ("mean",),
-    "GNLL": ("gaussian", "nig"),
-    "MGNLL": ("gaussian", "nig"),
-    "NIG": ("nig",),
-    "fusion": ("nig",),
-}
+__all__ = ["gaussian_nll", "get_loss", "multivariate_gaussian_nll", "nig_loss"]
 
 LossFunction = Callable[[Prediction, Tensor], Tensor]
-
-
-def _find_name(name: str) -> str:
-    """The loss as we spell it, whatever the case; UsageError lists the names."""
-    for known in LOSSES:
-        if known.lower() == name.lower():
-            return known
-    raise UsageError(f"unknown loss {name!r}; choose --loss {', '.join(LOSSES)}")
-
-
-def check_loss(name: str, head: str) -> None:
-    """Raise UsageError unless the loss trains every output of the head (before a network is built)."""
-    loss = _find_name(name)
-    if head not in HEADS_OF[loss]:
-        why = "trains no variance" if loss in ("l1", "l2") else "needs an output that the head does not have"
-        raise UsageError(f"--loss {loss} with --head {head}: the loss {why}; use --head {' or '.join(HEADS_OF[loss])}")
 
 
 def get_loss(
@@ -61,7 +36,6 @@ def get_loss(
         UsageError: if a name is unknown or the weight negative; from the returned function, if the prediction lacks
             what the loss needs.
     """
-    loss = _find_name(name)
     if not weight_reg >= 0:
         raise UsageError(f"expected a --weight_reg of 0 or more, got {weight_reg}")
     find_penalty(evidence_reg)
@@ -73,7 +47,10 @@ def get_loss(
         "NIG": partial(_of_belief, weight_reg, evidence_reg),
         "fusion": partial(_of_belief, weight_reg, evidence_reg),
     }
-    return functions[loss]
+    by_lower_case = {loss.lower(): function for loss, function in functions.items()}
+    if name.lower() not in by_lower_case:
+        raise UsageError(f"unknown loss {name!r}; choose --loss {', '.join(LOSSES)}")
+    return by_lower_case[name.lower()]
 
 
 def _of_mean(loss: Callable[[Tensor, Tensor], Tensor], prediction: Prediction, target: Tensor) -> Tensor:

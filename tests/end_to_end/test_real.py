@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from config.resolve import resolve_config
 from data.batch import Collate
 from data.dataLoader import SEN12MSCR
+from evaluation.evaluate import evaluate
 from evaluation.metrics import EvaluationMeter, image_metrics
 from model.build import build_loss, build_model, build_optimizer, build_scheduler
-from parse_args import parse, resolve
+from model.runtime import Compute
+from parse_args import parse
 from tests.support.commands import TINY
-from training.engine import Compute, TrainState, evaluate, train_one_epoch
+from training.engine import TrainState, train_one_epoch
 
 pytestmark = pytest.mark.shared
 PATCH = "ROIs1970_fall_s2/s2_139/ROIs1970_fall_s2_139_p839.tif"  # of the test split
@@ -69,14 +72,14 @@ def test_the_real_test_patch_is_tested(commands, run, real):
 def test_a_small_network_learns_a_real_patch_by_heart(run, real):
     """PSNR above 30 dB in 125 steps (36 measured; the clouded input has 20.3), on a quarter of the patch."""
     options = "--pretrain --loss l2 --use_sar --encoder_widths 16 --decoder_widths 16 16 --lr 0.01 --gamma 0.99"
-    config, _ = resolve(*parse("train", [*options.split(), "--device", "cpu"]))
+    config, _ = resolve_config(*parse("train", [*options.split(), "--device", "cpu"]))
     whole = Collate(use_sar=True)([SEN12MSCR(real, split="train", import_data_path=run[1] / "masks")[0]])
     x, target, masks = (values[..., :128, :128].contiguous() for values in (whole.x, whole.target, whole.masks))
     batch = replace(whole, x=x, target=target, masks=masks)
     torch.manual_seed(1)
     model = build_model(config)
-    optimizer = build_optimizer(model, config)
-    state = TrainState(model, optimizer, build_scheduler(optimizer, config))
+    optimizer = build_optimizer(model, config.lr)
+    state = TrainState(model, optimizer, build_scheduler(optimizer, config.gamma))
     criterion, compute = build_loss(config), Compute(torch.device("cpu"))
     for epoch in range(125):
         train_one_epoch(state, [batch], criterion, compute, steps=1)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from common.errors import DataError
+from evaluation import exports
 from evaluation.exports import ExportWriter, read_exports
 from model.predictions import NIG, Gaussian, Mean
 
@@ -54,13 +55,13 @@ def test_what_is_written_comes_back(tmp_path, prediction, fields):
 
 def test_files_are_written_while_the_next_batch_is_predicted(tmp_path, monkeypatch):
     """The writer returns at once, holds a bounded number of samples, and lists those whose files are there."""
-    gate, release = threading.Event(), evaluation.exports._write_fields
+    gate, release = threading.Event(), exports._write_fields
 
     def slow(*args):
         gate.wait(10)
         release(*args)
 
-    monkeypatch.setattr(evaluation.exports, "_write_fields", slow)
+    monkeypatch.setattr(exports, "_write_fields", slow)
     with ExportWriter(tmp_path) as writer:
         for sample_id in range(3):
             writer.write(sample_id, Mean(image(sample_id)))
@@ -80,8 +81,8 @@ def test_a_file_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
             raise OSError(f"No space left on device: img-{sample_id}")  # the first of them is told
         written(folder, sample_id, images)
 
-    written = evaluation.exports._write_fields
-    monkeypatch.setattr(evaluation.exports, "_write_fields", full)
+    written = exports._write_fields
+    monkeypatch.setattr(exports, "_write_fields", full)
 
     def export():
         with ExportWriter(tmp_path) as writer:

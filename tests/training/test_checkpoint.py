@@ -40,8 +40,8 @@ def build(seed: int = 0, **changes):
 
 def training(seed: int = 0, **changes) -> TrainState:
     model = build(seed, **changes)
-    optimizer = build_optimizer(model, RATES)
-    return TrainState(model, optimizer, build_scheduler(optimizer, RATES))
+    optimizer = build_optimizer(model, RATES.lr)
+    return TrainState(model, optimizer, build_scheduler(optimizer, RATES.gamma))
 
 
 def train_epoch(state: TrainState, steps: int = 2) -> None:
@@ -278,8 +278,8 @@ def test_the_oldest_names_are_understood(tmp_path):
 
 def test_optimiser_and_rate():
     model = build()
-    optimizer = build_optimizer(model, RATES)
-    scheduler = build_scheduler(optimizer, RATES)
+    optimizer = build_optimizer(model, RATES.lr)
+    scheduler = build_scheduler(optimizer, RATES.gamma)
     assert isinstance(optimizer, torch.optim.Adam)
     assert len(optimizer.param_groups) == 1
     assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in model.netG.parameters()]

@@ -4,18 +4,19 @@ import pytest
 import torch
 from torch import nn
 
-from common import process_group as distributed
+from common import process_group
 from common.errors import UsageError
+from config.resolve import resolve_config
 from config.schema import ModelConfig
 from data.loaders import EpochOrder, count_workers
 from data.sharding import Shares
 from evaluation.baselines import ComparisonTable
 from evaluation.metrics import EvaluationMeter
 from model.build import build_model
-from parse_args import parse, resolve
+from model.runtime import choose_device
+from parse_args import parse
 from train_reconstruct import settle
-from training.distributed import SharedBatchNorm, share_norms
-from training.run import choose_device
+from training.distributed import CpuSyncBatchNorm, convert_sync_batchnorm
 
 
 @pytest.mark.parametrize(("n", "batch_size", "world"), [(10, 4, 2), (11, 4, 3), (1, 4, 2), (7, 5, 4), (6, 6, 1)])
@@ -42,7 +43,7 @@ def test_shared_norm_of_one_process_is_a_batch_norm(shape):
     nn.init.normal_(own.bias)
     own.running_mean.normal_()
     state = {key: value.clone() for key, value in own.state_dict().items()}
-    shared = SharedBatchNorm(own)
+    shared = CpuSyncBatchNorm(own)
     assert list(shared.state_dict()) == list(state)
     assert shared.weight is own.weight
     x, seen = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
@@ -62,7 +63,7 @@ def test_shared_norm_of_one_process_is_a_batch_norm(shape):
 
 def test_shared_norm_gradcheck():
     torch.manual_seed(0)
-    norm = SharedBatchNorm(nn.BatchNorm2d(3, dtype=torch.float64))
+    norm = CpuSyncBatchNorm(nn.BatchNorm2d(3, dtype=torch.float64))
     x = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, *_: norm(x).sin(), (x, norm.weight, norm.bias))
 
@@ -70,13 +71,13 @@ def test_shared_norm_gradcheck():
 def test_shared_norm_joins_processes(monkeypatch):
     """Statistics of another process, of three times the pixels, told by hand."""
     torch.manual_seed(0)
-    norm = SharedBatchNorm(nn.BatchNorm2d(2, dtype=torch.float64))
+    norm = CpuSyncBatchNorm(nn.BatchNorm2d(2, dtype=torch.float64))
     here, there = torch.randn(1, 2, 3, 3).double(), 5 + 2 * torch.randn(3, 2, 3, 3).double()
     row = torch.cat([torch.tensor([27.0]), there.mean((0, 2, 3)), there.var((0, 2, 3), correction=0)]).double()
-    monkeypatch.setattr(distributed, "stacked", lambda own: torch.stack([own, row]))
+    monkeypatch.setattr(process_group, "all_gather_tensor", lambda own: torch.stack([own, row]))
     whole = nn.BatchNorm2d(2, dtype=torch.float64)(torch.cat([here, there]))
     torch.testing.assert_close(norm(here), whole[:1], rtol=1e-12, atol=1e-12)
-    norm.counts = False  # noise in the place of a sample: the statistics are those of the other process
+    norm.has_samples = False  # noise in the place of a sample: the statistics are those of the other process
     alone = nn.BatchNorm2d(2, dtype=torch.float64)
     alone(there)
     norm.running_mean.zero_()
@@ -87,12 +88,12 @@ def test_shared_norm_joins_processes(monkeypatch):
 def test_norms_are_replaced_in_several_processes_only(monkeypatch):
     model = build_model(ModelConfig(encoder_widths=(16,), decoder_widths=(16,)))
     keys, parameters = list(model.state_dict()), list(model.parameters())
-    share_norms(model)
-    assert not any(isinstance(layer, SharedBatchNorm) for layer in model.modules())
-    monkeypatch.setattr(distributed, "world", lambda: 2)
-    share_norms(model)
+    convert_sync_batchnorm(model)
+    assert not any(isinstance(layer, CpuSyncBatchNorm) for layer in model.modules())
+    monkeypatch.setattr(process_group, "world_size", lambda: 2)
+    convert_sync_batchnorm(model)
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules())
-    assert any(isinstance(layer, SharedBatchNorm) for layer in model.modules())
+    assert any(isinstance(layer, CpuSyncBatchNorm) for layer in model.modules())
     assert list(model.state_dict()) == keys
     assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True))
 
@@ -128,13 +129,13 @@ def two_processes(monkeypatch, rank=0):
 
 
 def test_one_process_alone_is_not_launched(monkeypatch):
-    assert (distributed.launched(), distributed.rank(), distributed.world()) == (False, 0, 1)
-    assert distributed.gather({"a": 1}) == [{"a": 1}]
-    assert distributed.counts(3) == [3]
+    assert (process_group.is_distributed(), process_group.rank(), process_group.world_size()) == (False, 0, 1)
+    assert process_group.all_gather_object({"a": 1}) == [{"a": 1}]
+    assert process_group.all_gather_int(3) == [3]
     two_processes(monkeypatch, rank=1)
-    assert (distributed.launched(), distributed.rank(), distributed.world()) == (True, 1, 2)
+    assert (process_group.is_distributed(), process_group.rank(), process_group.world_size()) == (True, 1, 2)
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert not distributed.launched()
+    assert not process_group.is_distributed()
 
 
 def test_processors_are_shared_out(monkeypatch):
@@ -161,7 +162,7 @@ def test_what_several_processes_cannot_share_is_refused(monkeypatch, words, matc
         settle(*parse("train", line))
     monkeypatch.setenv("WORLD_SIZE", "1")
     settle(*parse("train", line))
-    resolve(*parse("train", line))
+    resolve_config(*parse("train", line))
 
 
 def test_a_gpu_for_each_process(monkeypatch):

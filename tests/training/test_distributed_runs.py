@@ -61,7 +61,7 @@ class Pair:
 
     def __init__(self, log: Path, script: str, *words) -> None:
         self.log = log
-        line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        line = [sys.executable, "-m", "torch.process_group.run", "--standalone", "--nproc_per_node", "2"]
         with log.open("wb") as stream:
             self.torchrun = subprocess.Popen(
                 [*line, str(ROOT / script), *command_line(words)],
@@ -224,18 +224,18 @@ SILENT = """
 import time
 from datetime import timedelta
 import torch
-from common import process_group as distributed
-from common.errors import run_command
+from common import process_group
+from common.cli import run_command
 
-distributed.TIMEOUT = timedelta(seconds=3)
+process_group.TIMEOUT = timedelta(seconds=3)
 
 def main(argv):
-    with distributed.session():
-        distributed.connect(torch.device("cpu"))
-        print(distributed.gather(distributed.rank()), flush=True)
-        if distributed.rank():
+    with process_group.session():
+        process_group.init_process_group(torch.device("cpu"))
+        print(process_group.all_gather_object(process_group.rank()), flush=True)
+        if process_group.rank():
             time.sleep(60)
-        distributed.barrier()
+        process_group.barrier()
 
 raise SystemExit(run_command(main, []))
 """

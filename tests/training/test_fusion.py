@@ -10,16 +10,18 @@ import torch
 
 import test_reconstruct
 import train_reconstruct
-from config.defaults import EXPERTS
+from common.run_folder import RunFolder
+from config.resolve import resolve_config
+from config.stored import read_conf
 from model import load_model
 from model.fusion.network import RECALIBRATED
-from parse_args import parse, read_conf, resolve
+from model.registry import EXPERTS
+from parse_args import parse
 from tests.cli.test_flags import TRAIN
 from tests.support.cli_cases import TEST_ROI, TRAIN_ROI, VAL_ROI, assert_whole, call, evaluating, files_in, refused
 from tests.support.fake_trees import clear_at, write_series, write_triplet
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.fusion import expert_config
-from training.run import RunFolder
 
 OTHER_TRAIN_ROI = "ROIs1970/35"
 NETWORK = ["--n_head", "2", "--d_model", "8", "--device", "cpu", "--batch_size", "2", "--epochs", "1"]
@@ -247,11 +249,11 @@ def test_networks_of_single_dates(tmp_path):
 def test_the_published_command_trains_a_fusion():
     """Word by word, but for the name of the network: both experts keep widths of their own."""
     values, typed = parse("train", shlex.split(TRAIN.replace("--model uncrtaints", "--model fusion_net")))
-    config, _ = resolve(values, typed)
+    config, _ = resolve_config(values, typed)
     assert (config.head, config.fusion, config.scale_by) == ("nig", "gated", 10.0)
     folder = RunFolder(Path(config.res_dir), config.experiment_name)
     first, second = (expert_config(config, name, folder) for name in EXPERTS)
-    alone = [resolve(*parse("train", shlex.split(TRAIN.replace("uncrtaints", name))))[0] for name in EXPERTS]
+    alone = [resolve_config(*parse("train", shlex.split(TRAIN.replace("uncrtaints", name))))[0] for name in EXPERTS]
     for expert, own in zip((first, second), alone, strict=True):
         place = {"res_dir": own.res_dir, "experiment_name": own.experiment_name}
         assert replace(expert, **place) == own

@@ -102,7 +102,7 @@ def test_loaded_weights_freeze_but_for_the_last_layer(golden):
     assert set(frozen) | trained == {name for name, _ in model.named_parameters()}
     x = torch.rand(1, 2, 15, 16, 16)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    optimizer = build_optimizer(model, RATES)
+    optimizer = build_optimizer(model, RATES.lr)
     build_loss(model.config)(model(x, torch.tensor([[1.0, 9.0]])), x[:, :1, 2:] * 10).backward()
     optimizer.step()
     moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
