@@ -1,4 +1,4 @@
-"""Files of weights: written whole or not at all, read without running code, fitted strictly or refused by name."""
+"""Checkpoint files: atomic writes, reading without running code, strict loading with errors that name the flags."""
 
 import io
 import pickle
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import DataError
-from common.files import whole_file
-from model.compat import rename_keys
+from common.files import atomic_file
+from model.compat import rename_key, rename_keys
 
-PREFIX = "netG."  # of a backbone's parameters in a whole network
-FLAGS_OF = {  # where a mismatch comes from, by the start of a parameter's name
+PREFIX = "netG."  # of the backbone's parameters in a Reconstructor
+FLAGS_OF = {  # flags that determine a parameter's shape, by the start of its name
     "in_conv": ("use_sar", "encoder_widths", "encoder_norm"),
     "in_block": ("encoder_widths", "encoder_norm", "block_type"),
     "temporal_encoder": ("pretrain", "n_head", "d_model", "d_k", "use_v", "encoder_widths"),
@@ -24,37 +24,42 @@ FLAGS_OF = {  # where a mismatch comes from, by the start of a parameter's name
     "out_block": ("decoder_widths", "decoder_norm", "block_type"),
     "out_conv_": ("separate_out", "head", "covmode"),
     "out_conv.": ("head", "covmode", "out_conv", "separate_out"),
+    **dict.fromkeys(("encoder", "refine"), ("encoder_widths", "encoder_norm", "block_type")),
+    **dict.fromkeys(("stem", "radar"), ("use_sar", "encoder_widths", "encoder_norm")),
+    **dict.fromkeys(("downsample", "temporal.", "clearness"), ("encoder_widths", "encoder_norm")),
+    **dict.fromkeys(("skip.", "upsample"), ("encoder_widths", "decoder_widths", "use_sar")),
+    "decoder": ("decoder_widths", "decoder_norm", "block_type"),
 }
 
 
 def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint whole or not at all.
+    """Write a checkpoint atomically.
 
     Args:
-        path: the file; what stands there stays until the new one is complete.
-        content: tensors and plain values only, so that it can be read back without running code.
+        path: the file; an existing one stays until the new one is complete.
+        content: tensors and plain values only, so that reading it runs no code.
 
     Raises:
         DataError: if the disk is full or the folder cannot be written.
     """
-    buffer = io.BytesIO()  # torch's own writer hides why the disk refused
+    buffer = io.BytesIO()  # torch's own writer hides the error of the disk
     torch.save(dict(content), buffer)
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 
 def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-    """Read a checkpoint, ours or a published one, under today's parameter names.
+    """Read a checkpoint, ours or a published one, with current parameter names.
 
     Args:
         path: the file; only tensors and plain values are accepted from it.
-        map_location: where tensors go.
+        map_location: device of the tensors.
 
     Returns:
-        The dict, with `state_dict_G` (and `state_dict`) present.
+        The dict, with `state_dict_G` and `state_dict` in any case.
 
     Raises:
-        DataError: if the file is missing, cut short, holds code, or is no checkpoint.
+        DataError: if the file is missing, truncated, holds code, or is not a checkpoint.
     """
     path = Path(path)
     try:
@@ -63,22 +68,27 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
         raise DataError(f"there is no checkpoint {path}; give the run's folder or one of its .pth.tar files") from error
     except pickle.UnpicklingError as error:
         raise DataError(
-            f"{path} is refused: it holds more than tensors and plain values and could run code, or it is no "
-            "checkpoint; take it from where it was trained"
+            f"{path} is refused: it holds more than tensors and plain values and could run code, or it is not a "
+            "checkpoint; copy it again from where it was trained"
         ) from error
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise DataError(f"{path} cannot be read as a checkpoint; is it complete? ({first_line(error)})") from error
     if not isinstance(content, dict):
-        raise DataError(f"{path} is no checkpoint: expected a dict with 'state_dict', got a {type(content).__name__}")
+        raise DataError(
+            f"{path} is not a checkpoint: expected a dict with 'state_dict', got a {type(content).__name__}"
+        )
     state = content.get("state_dict_G") or _without_prefix(content.get("state_dict"))
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise DataError(
-            f"{path} is no checkpoint: expected weights under 'state_dict', found {sorted(map(str, content))}"
+            f"{path} is not a checkpoint: expected weights under 'state_dict', found {sorted(map(str, content))}"
         )
     if not isinstance(content.get("epoch", 0), int | None):
-        raise DataError(f"{path} is no checkpoint: expected a number under 'epoch', found {content['epoch']!r}")
+        raise DataError(f"{path} is not a checkpoint: expected a number under 'epoch', found {content['epoch']!r}")
     state = rename_keys(state)
-    return {**content, "state_dict_G": state, "state_dict": {PREFIX + key: value for key, value in state.items()}}
+    content |= {"state_dict_G": state, "state_dict": {PREFIX + key: value for key, value in state.items()}}
+    if "frozen" in content:
+        content["frozen"] = [rename_key(name) for name in content["frozen"]]
+    return content
 
 
 def is_published(content: Mapping[str, Any]) -> bool:
@@ -87,35 +97,35 @@ def is_published(content: Mapping[str, Any]) -> bool:
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Give a network all its weights.
+    """Load all weights of a network.
 
     Args:
         model: has the backbone as `netG`.
         state: weights by name, without `netG.`.
-        source: where they come from, for the error.
+        source: their file, for the error.
 
     Raises:
-        DataError: if a weight is missing, superfluous or of another shape; all are listed, with the flags to look at.
+        DataError: if a weight is missing, unexpected or of another shape; lists all, with the flags to check.
     """
-    expected: dict[str, Tensor] = network(model).state_dict()
+    backbone = get_backbone(model)
+    expected: dict[str, Tensor] = backbone.state_dict()
     missing = [f"{key} {_size(value)}" for key, value in expected.items() if key not in state]
     extra = [f"{key} {_size(value)}" for key, value in state.items() if key not in expected]
-    shared = [key for key in expected if key in state]
     misshapen = [
-        f"{key} {_size(state[key])} instead of {_size(expected[key])}"
-        for key in shared
-        if state[key].shape != expected[key].shape
+        f"{key} {_size(state[key])} instead of {_size(value)}"
+        for key, value in expected.items()
+        if key in state and state[key].shape != value.shape
     ]
     if missing or extra or misshapen:
-        lists = {"missing": missing, "superfluous": extra, "of another shape": misshapen}
-        what = "; ".join(f"{name}: {', '.join(found)}" for name, found in lists.items() if found)
+        lists = {"missing": missing, "unexpected": extra, "of another shape": misshapen}
+        mismatches = "; ".join(f"{title}: {', '.join(keys)}" for title, keys in lists.items() if keys)
         flags = ", ".join(f"--{flag}" for flag in _flags_of([*missing, *extra, *misshapen]))
-        raise DataError(f"{source} is of another architecture than the flags describe; {what}; look at {flags}")
-    network(model).load_state_dict(state)
+        raise DataError(f"{source} is of another architecture than the flags describe; {mismatches}; check {flags}")
+    backbone.load_state_dict(state)
 
 
-def network(model: nn.Module) -> nn.Module:
-    """The backbone of a whole network."""
+def get_backbone(model: nn.Module) -> nn.Module:
+    """The backbone of a `Reconstructor`."""
     return model.get_submodule("netG")
 
 
@@ -126,8 +136,8 @@ def _without_prefix(state: Any) -> Any:
 
 
 def _flags_of(keys: list[str]) -> list[str]:
-    found = [flag for key in keys for start, flags in FLAGS_OF.items() if key.startswith(start) for flag in flags]
-    return list(dict.fromkeys(["model", *found]))
+    flags = [flag for key in keys for start, flags in FLAGS_OF.items() if key.startswith(start) for flag in flags]
+    return list(dict.fromkeys(["model", *flags]))
 
 
 def _size(tensor: Tensor) -> str:
@@ -135,5 +145,5 @@ def _size(tensor: Tensor) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, cut to one short line."""
+    """First line of an error's message, 200 characters at most."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

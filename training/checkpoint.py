@@ -16,7 +16,7 @@ from numpy.random import mtrand
 from torch import nn
 
 from common.errors import DataError
-from model.weights import PREFIX, first_line, is_published, load_checkpoint, load_strictly, network, save_checkpoint
+from model.weights import PREFIX, first_line, get_backbone, is_published, load_checkpoint, load_strictly, save_checkpoint
 from training.pretrained import PretrainedReport, freeze, load_pretrained, unfreeze
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def save_state(path: str | Path, state: "TrainState", config: Any, extra: Mappin
     Raises:
         DataError: if the disk is full.
     """
-    weights = network(state.model).state_dict()
+    weights = get_backbone(state.model).state_dict()
     content = {
         "epoch": state.epoch,
         "state_dict": {PREFIX + key: value for key, value in weights.items()},

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from common.errors import DataError
 from data.constants import N_S2
-from model.weights import PREFIX, load_checkpoint, network
+from model.weights import PREFIX, get_backbone, load_checkpoint
 
 LEAST_SHARE = 0.5  # of a checkpoint's weights that must fit
 
@@ -59,7 +59,7 @@ def load_pretrained(model: nn.Module, path: str | Path) -> PretrainedReport:
         DataError: if less than half of the weights fit (known issue 10), or the file cannot be read.
     """
     given: dict[str, Tensor] = load_checkpoint(path)["state_dict_G"]
-    net = network(model)
+    net = get_backbone(model)
     wanted = net.state_dict()
     fitting = {key: given[key] for key in wanted if key in given and given[key].shape == wanted[key].shape}
     used, held = (sum(value.numel() for value in state.values()) for state in (fitting, given))

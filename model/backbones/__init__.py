@@ -1,5 +1,1 @@
-"""The networks; importing this package registers them."""
-
-from model.backbones import conv3d_mamba, fusion_net, uncrtaints, unet, utae
-
-__all__ = ["conv3d_mamba", "fusion_net", "uncrtaints", "unet", "utae"]
+"""The backbones, one file each; `model.registry` lists them."""

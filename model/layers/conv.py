@@ -1,26 +1,32 @@
-"""Convolution blocks, shared over dates: norms by name, MBConv, the residual block. Names are those of checkpoints."""
+"""Convolution blocks, shared over dates: 1 x 1 convolution, norms by name, MBConv, residual block.
 
-from collections.abc import Sequence
+Attribute names are those of published checkpoints.
+"""
+
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UsageError
-from model.layers.recompute import Pointwise, forgetful_conv, full_precision
+from model.layers.recompute import apply_norm, convolve, pixel_means, recomputed_conv
 
-NORMS = ("group", "batch", "instance", "none")
-PADDING_MODES = ("reflect", "zeros", "replicate", "circular")
-BLOCKS = ("mbconv", "residual")
 N_GROUPS = 4  # of group norms
 EXPANSION = 2  # hidden channels of MBConv per input channel
 SQUEEZE = 0.25  # channels of squeeze-excite per input channel
+PADDING_MODES = ("reflect", "zeros", "replicate", "circular")
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "group": partial(nn.GroupNorm, N_GROUPS),
+    "batch": nn.BatchNorm2d,
+    "instance": nn.InstanceNorm2d,
+    "none": nn.Identity,
+}
 
 
 def build_norm(kind: str, width: int) -> nn.Module:
-    """A norm over maps of `width` channels: group (four groups), batch, instance or none.
+    """Norm of that name over maps of `width` channels.
 
     Raises:
         UsageError: if the name is unknown or the groups do not divide the width.
@@ -31,21 +37,33 @@ def build_norm(kind: str, width: int) -> nn.Module:
         raise UsageError(
             f"a group norm has {N_GROUPS} groups, which do not divide {width} channels; choose other widths"
         )
-    return {
-        "group": lambda: nn.GroupNorm(N_GROUPS, width),
-        "batch": lambda: nn.BatchNorm2d(width),
-        "instance": lambda: nn.InstanceNorm2d(width),
-        "none": nn.Identity,
-    }[kind]()
+    return NORMS[kind](width)
+
+
+class Pointwise(nn.Conv2d):
+    """1 x 1 convolution; on a CPU with channels innermost, a matrix product that keeps them innermost."""
+
+    def __init__(self, in_width: int, width: int, bias: bool = True) -> None:
+        super().__init__(in_width, width, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, K, H, W)."""
+        return convolve(x, self.weight, self.bias)
+
+
+def conv3x3(in_width: int, width: int, padding_mode: str, groups: int = 1, bias: bool = True) -> nn.Conv2d:
+    """3 x 3 convolution that keeps the size; `padding_mode` says how the border is padded."""
+    mode = cast(Literal["reflect"], padding_mode)
+    return nn.Conv2d(in_width, width, 3, padding=1, padding_mode=mode, groups=groups, bias=bias)
 
 
 class ConvLayers(nn.Module):
-    """Convolutions of stride 1 that keep the size, each followed by norm and ReLU.
+    """Convolutions of stride 1 and the same size, each with norm and ReLU.
 
     Args:
         widths: channels, input first.
         kernel: 1 or 3.
-        norm: name of the norm; `none` leaves it out.
+        norm: name of the norm.
         last_relu: whether a ReLU follows the last convolution too.
         padding_mode: how the border is padded.
     """
@@ -54,15 +72,13 @@ class ConvLayers(nn.Module):
         self, widths: Sequence[int], kernel: int, norm: str, last_relu: bool = True, padding_mode: str = "reflect"
     ) -> None:
         super().__init__()
-        mode = cast(Literal["reflect"], padding_mode)
         layers: list[nn.Module] = []
-        for i, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
-            wide = nn.Conv2d(before, after, kernel, padding=kernel // 2, padding_mode=mode) if kernel > 1 else None
-            layers.append(wide or Pointwise(before, after))
+        for i, (in_width, width) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+            layers.append(Pointwise(in_width, width) if kernel == 1 else conv3x3(in_width, width, padding_mode))
             if norm != "none":
-                layers.append(build_norm(norm, after))
+                layers.append(build_norm(norm, width))
             if last_relu or i < len(widths) - 2:
-                layers.append(nn.ReLU(inplace=norm != "none"))  # norms do not look at their output again
+                layers.append(nn.ReLU(inplace=norm != "none"))  # the backward pass of norms does not need their output
         self.conv = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,7 +87,7 @@ class ConvLayers(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """1 x 1 `ConvLayers`, one name deeper, as checkpoints have the first and the last layer."""
+    """1 x 1 `ConvLayers`, nested as the first and the last layer are in checkpoints."""
 
     def __init__(self, widths: Sequence[int], norm: str, last_relu: bool = True) -> None:
         super().__init__()
@@ -88,15 +104,21 @@ class ConvBlock(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Three 3 x 3 convolutions, each with norm and ReLU, added to the input."""
+    """Three 3 x 3 convolutions, each with norm and ReLU, and a residual sum.
 
-    def __init__(self, before: int, width: int, norm: str, padding_mode: str) -> None:
+    Args:
+        in_width, width: channels in and out; a 1 x 1 projection joins them where they differ.
+        norm: name of the norms.
+        padding_mode: how the border is padded.
+    """
+
+    def __init__(self, in_width: int, width: int, norm: str, padding_mode: str) -> None:
         super().__init__()
-        self.conv1 = ConvLayers([before, width], 3, norm, padding_mode=padding_mode)
+        self.conv1 = ConvLayers([in_width, width], 3, norm, padding_mode=padding_mode)
         self.conv2 = ConvLayers([width, width], 3, norm, padding_mode=padding_mode)
         self.conv3 = ConvLayers([width, width], 3, norm, padding_mode=padding_mode)
-        if before != width:
-            self.proj = Pointwise(before, width, bias=False)
+        if in_width != width:
+            self.proj = Pointwise(in_width, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, K, H, W)."""
@@ -105,10 +127,10 @@ class ResidualBlock(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """A weight in (0, 1) for each channel, from the channels' means.
+    """Channels scaled by weights in (0, 1) that follow from their means.
 
     Args:
-        width: channels of the map.
+        width: channels of the maps.
         squeezed: channels in between.
     """
 
@@ -118,105 +140,88 @@ class SqueezeExcite(nn.Module):
             nn.Linear(width, squeezed, bias=False), nn.GELU(), nn.Linear(squeezed, width, bias=False), nn.Sigmoid()
         )
 
-    def forward(self, means: Tensor) -> Tensor:
-        """Means over pixels (B, C) to weights (B, C)."""
-        return self.fc(means)
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        return x * self.fc(pixel_means(x))[:, :, None, None]
 
 
 class PreNorm(nn.Module):
-    """Holds a norm and the layers behind it."""
+    """A norm and the layers that follow it."""
 
     def __init__(self, norm: nn.Module, fn: nn.Sequential) -> None:
         super().__init__()
         self.norm = norm
         self.fn = fn
 
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, K, H, W)."""
+        return self.fn(self.norm(x))
+
 
 class MBConv(nn.Module):
-    """Inverted bottleneck: norm, 1 x 1 expansion, depthwise 3 x 3, squeeze-excite, 1 x 1 projection, residual sum.
+    """Inverted bottleneck with pre-norm, depthwise convolution, squeeze-excite and residual sum.
 
     Args:
-        before, width: channels in and out; where they differ, the sum goes over a 1 x 1 projection.
+        in_width, width: channels in and out; a 1 x 1 projection joins them where they differ.
         norm: name of the norms.
         padding_mode: how the depthwise convolution pads the border.
+        recompute: keep only inputs of norms for the backward pass and recompute norms and GELUs there: the same values,
+            in float32 with less than half of the memory. False leaves the layers to autograd.
+
+    Source:
+        Ebel et al. 2023, after Sandler et al. 2018 (MobileNetV2). Changes: `recompute`.
     """
 
-    def __init__(self, before: int, width: int, norm: str, padding_mode: str) -> None:
+    def __init__(self, in_width: int, width: int, norm: str, padding_mode: str, recompute: bool = True) -> None:
         super().__init__()
-        hidden, squeezed = EXPANSION * before, int(SQUEEZE * before)
+        hidden, squeezed = EXPANSION * in_width, int(SQUEEZE * in_width)
         if not squeezed:
-            raise UsageError(f"mbconv blocks need widths of 4 or more, got {before}")
-        self.padding_mode = "constant" if padding_mode == "zeros" else padding_mode
+            raise UsageError(f"mbconv blocks need widths of 4 or more, got {in_width}")
         layers = nn.Sequential(
-            Pointwise(before, hidden, bias=False),
+            Pointwise(in_width, hidden, bias=False),
             build_norm(norm, hidden),
             nn.GELU(),
-            nn.Conv2d(hidden, hidden, 3, groups=hidden, bias=False),  # the border is padded before
+            conv3x3(hidden, hidden, padding_mode, groups=hidden, bias=False),
             build_norm(norm, hidden),
             nn.GELU(),
             SqueezeExcite(hidden, squeezed),
             Pointwise(hidden, width, bias=False),
             build_norm(norm, width),
         )
-        self.conv = PreNorm(build_norm(norm, before), layers)
-        if before != width:
-            self.proj = Pointwise(before, width, bias=False)
+        self.conv = PreNorm(build_norm(norm, in_width), layers)
+        if in_width != width:
+            self.proj = Pointwise(in_width, width, bias=False)
+        self.recompute = recompute
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, K, H, W)."""
-        expand, norm_1, _, depthwise, norm_2, _, squeeze, project, norm_3 = self.conv.fn  # GELUs are in the chains
-        enter = partial(normalise, self.conv.norm, self.conv.norm.training)
-        out = forgetful_conv(x, enter, expand, list(self.conv.norm.parameters()))
-        enter = partial(normalise, norm_1, norm_1.training)
-        out = forgetful_conv(out, enter, depthwise, list(norm_1.parameters()), True, self.padding_mode)
-        enter = partial(normalise, norm_2, norm_2.training)
-        out = forgetful_conv(out, enter, project, [*norm_2.parameters(), *squeeze.parameters()], True, excite=squeeze)
-        with torch.autocast(x.device.type, enabled=False):
-            out = normalise(norm_3, norm_3.training, out, True)
+        out = self._recomputed(x) if self.recompute else self.conv(x)
         shortcut = self.proj(x) if hasattr(self, "proj") else x
-        overwrite = isinstance(norm_3, nn.GroupNorm | nn.BatchNorm2d) and out.dtype == shortcut.dtype
+        # in place after norms whose backward pass does not need their output
+        overwrite = isinstance(self.conv.fn[-1], nn.GroupNorm | nn.BatchNorm2d) and out.dtype == shortcut.dtype
         return out.add_(shortcut) if overwrite else out + shortcut
 
-
-def normalise(norm: nn.Module, training: bool, x: Tensor, first: bool) -> Tensor:
-    """Apply a norm; `first` is false where a training step walks the same way again.
-
-    Args:
-        norm: from `build_norm`.
-        training: whether statistics are those of x.
-        x: (B, C, H, W).
-        first: whether running statistics take notice of x.
-
-    Returns:
-        (B, C, H, W), of the dtype of x.
-    """
-    if isinstance(norm, nn.BatchNorm2d):
-        if training and first and norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
-        notice = first or not training
-        return F.batch_norm(
-            x,
-            norm.running_mean if notice else None,
-            norm.running_var if notice else None,
-            norm.weight,
-            norm.bias,
-            training,
-            0.1 if norm.momentum is None else norm.momentum,
-            norm.eps,
-        )
-    if x.is_cuda and x.dtype != torch.float32 and isinstance(norm, nn.GroupNorm):
-        return norm(full_precision(x)).to(x.dtype)  # as autocast does: the CUDA kernel takes no mixed dtypes
-    return norm(x)
+    def _recomputed(self, x: Tensor) -> Tensor:
+        """The layers of `conv`, in three convolutions that each recompute their norm and GELU."""
+        expand, norm_1, _, depthwise, norm_2, _, squeeze_excite, project, norm_3 = self.conv.fn
+        out = recomputed_conv(x, expand, self.conv.norm)
+        out = recomputed_conv(out, depthwise, norm_1, gelu=True)
+        out = recomputed_conv(out, project, norm_2, gelu=True, excite=squeeze_excite.get_submodule("fc"))
+        with torch.autocast(x.device.type, enabled=False):
+            return apply_norm(norm_3, out, norm_3.training, update_stats=True)
 
 
-def build_block(kind: str, before: int, width: int, norm: str, padding_mode: str) -> nn.Module:
-    """The block of that name.
+BLOCKS: dict[str, Callable[[int, int, str, str], nn.Module]] = {"mbconv": MBConv, "residual": ResidualBlock}
+
+
+def build_block(kind: str, in_width: int, width: int, norm: str, padding_mode: str) -> nn.Module:
+    """Block of that name.
 
     Raises:
-        UsageError: if the name is unknown.
+        UsageError: if a name is unknown.
     """
     if kind not in BLOCKS:
         raise UsageError(f"unknown block {kind!r}; choose --block_type {', '.join(BLOCKS)}")
     if padding_mode not in PADDING_MODES:
         raise UsageError(f"unknown --padding_mode {padding_mode!r}; choose {', '.join(PADDING_MODES)}")
-    return (MBConv if kind == "mbconv" else ResidualBlock)(before, width, norm, padding_mode)
+    return BLOCKS[kind](in_width, width, norm, padding_mode)

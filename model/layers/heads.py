@@ -1,4 +1,7 @@
-"""Heads: from the channels of the last convolution to a prediction in scaled units. The only softplus and eps."""
+"""Heads: from the channels of the last convolution to a prediction in scaled units.
+
+Activations and eps of the uncertainties are here alone.
+"""
 
 import math
 from collections.abc import Callable
@@ -9,18 +12,19 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 from data.constants import N_S2
+from model.layers.recompute import full_precision
 from model.predictions import NIG, Gaussian, Mean, Prediction
+from model.registry import HEADS
 
-HEADS = ("nig", "gaussian", "mean")
-VARIANCES_OF = {"diag": N_S2, "uni": N_S2, "iso": 1}  # covmode -> variance channels of the Gaussian head
+N_VARIANCES = {"diag": N_S2, "iso": 1, "uni": N_S2}  # covmode -> variance channels of the Gaussian head
 
 MIN_SIGMA = 1e-3  # scaled units: bounds the likelihood of a pixel; at scale_by 10 one digital number of the sensor
-START_SIGMA = 0.1  # reflectance, about the target's own standard deviation; starting smaller costs accuracy
+START_SIGMA = 0.1  # reflectance, about the standard deviation of targets; a smaller start costs accuracy
 START_ALPHA, START_GAMMA = 3.0, 1.0
 ALPHA_FLOOR, ALPHA_SPAN = 1.05, 100.0  # alpha lies in (1.05, 101.05): the variance is always finite
 LOG_GAMMA_SPAN = 3.0  # ln gamma lies in (-3, 3)
 
-POSITIVE: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {  # of variances
     "softplus": F.softplus,
     "relu": F.relu,
     "elu": lambda logits: F.elu(logits) + 1,
@@ -28,10 +32,10 @@ POSITIVE: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Head(nn.Module):
-    """Maps raw channels to a prediction; has no parameters, so that checkpoints hold those of the network alone.
+    """Maps raw channels to a prediction; without parameters, so that checkpoints hold those of the network alone.
 
     Args:
-        channels: how many channels the last convolution must give.
+        channels: output channels of the last convolution.
         scale_by: scaled units per reflectance.
         bounded: whether means are scale_by * sigmoid(logit), else the logits themselves.
     """
@@ -43,39 +47,39 @@ class Head(nn.Module):
         self.bounded = bounded
 
     def forward(self, raw: Tensor) -> Prediction:
-        """Read the channels.
+        """Prediction from raw channels.
 
         Args:
             raw: (B, 1, K, H, W) or (B, K, H, W), K = `channels`; any float type.
 
         Returns:
-            Fields (B, 1, 13, H, W), scaled units, float32 (float64 for float64): the likelihoods need the digits.
+            Fields (B, 1, 13, H, W), scaled units, float32 (float64 for float64): likelihoods need the digits.
 
         Raises:
-            ValueError: if K is not the head's number of channels.
+            ValueError: if K is not `channels`.
         """
         if raw.shape[-3] != self.channels:
             raise ValueError(f"expected {self.channels} channels from the last convolution, got {raw.shape[-3]}")
-        return self._read(raw if raw.dtype == torch.float64 else raw.float())
+        return self._predict(full_precision(raw))
 
     def initialise(self, last_conv: nn.Conv2d) -> None:
-        """Set the start of the uncertainties in the last convolution; heads that have no say leave it as it is."""
+        """Initialise the uncertainties in the last convolution; does nothing by default."""
 
-    def _read(self, raw: Tensor) -> Prediction:
+    def _predict(self, raw: Tensor) -> Prediction:
         raise NotImplementedError
 
     def _mean(self, logits: Tensor) -> Tensor:
         return self.scale_by * logits.sigmoid() if self.bounded else logits
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
+        """Attributes in `repr`."""
         return f"channels={self.channels}, scale_by={self.scale_by}, bounded={self.bounded}"
 
 
 class MeanHead(Head):
     """13 means."""
 
-    def _read(self, raw: Tensor) -> Mean:
+    def _predict(self, raw: Tensor) -> Mean:
         return Mean(self._mean(raw))
 
 
@@ -91,26 +95,26 @@ class GaussianHead(Head):
         self.nonlinearity = nonlinearity
         self.eps = 1e-9 if scale_by == 1 else 1e-3
 
-    def _read(self, raw: Tensor) -> Gaussian:
+    def _predict(self, raw: Tensor) -> Gaussian:
         mean, variance = raw.split([N_S2, self.channels - N_S2], dim=-3)
-        return Gaussian(self._mean(mean), POSITIVE[self.nonlinearity](variance) + self.eps)
+        return Gaussian(self._mean(mean), ACTIVATIONS[self.nonlinearity](variance) + self.eps)
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
+        """Attributes in `repr`."""
         return f"{super().extra_repr()}, nonlinearity={self.nonlinearity}, eps={self.eps}"
 
 
 class NIGHead(Head):
     """13 means, 13 logits of the standard deviation, 13 of gamma, 13 of alpha; beta follows from the total variance.
 
-    The network speaks of the total variance, which data determine; gamma divides it and gets no gradient from the
-    likelihood. Every map is smooth and strictly monotonic: no clamp stops a gradient.
+    The network outputs the total variance, which data determine; gamma divides it into aleatoric and epistemic, without
+    a gradient from the likelihood. Every map is smooth and strictly monotonic: no clamp stops a gradient.
     """
 
     def __init__(self, scale_by: float, bounded: bool) -> None:
         super().__init__(4 * N_S2, scale_by, bounded)
 
-    def _read(self, raw: Tensor) -> NIG:
+    def _predict(self, raw: Tensor) -> NIG:
         delta, sigma, gamma, alpha = raw.split(N_S2, dim=-3)
         variance = (MIN_SIGMA + F.softplus(sigma)).square()
         gamma = (LOG_GAMMA_SPAN * torch.tanh(gamma / LOG_GAMMA_SPAN)).exp()
@@ -119,17 +123,17 @@ class NIGHead(Head):
         return NIG(self._mean(delta), gamma, alpha, beta)
 
     def initialise(self, last_conv: nn.Conv2d) -> None:
-        """Make the uncertainties start alike everywhere: sigma 0.1 in reflectance, gamma 1, alpha 3.
+        """Initialise the uncertainties to constants: sigma 0.1 in reflectance, gamma 1, alpha 3.
 
         Args:
-            last_conv: gives all channels, or those after the means where these have a convolution of their own. Its
-                biases are set and its weights zeroed for the uncertainties; the rows of the means stay as they are.
+            last_conv: gives all channels, or those after the means where these have a separate convolution. Its rows
+                for the uncertainties get zero weights and constant biases; rows of the means stay as they are.
 
         Raises:
             ValueError: if it gives another number of channels or has no bias.
         """
-        skip = {self.channels: N_S2, self.channels - N_S2: 0}.get(last_conv.out_channels)
-        if skip is None or last_conv.bias is None:
+        first = {self.channels: N_S2, self.channels - N_S2: 0}.get(last_conv.out_channels)
+        if first is None or last_conv.bias is None:
             raise ValueError(
                 f"expected a convolution with bias to {self.channels} channels, or {self.channels - N_S2} without the "
                 f"means; got {last_conv.out_channels}{'' if last_conv.bias is not None else ' without bias'}"
@@ -140,21 +144,21 @@ class NIGHead(Head):
             _inverse_softplus(-ALPHA_SPAN * math.log1p(-(START_ALPHA - ALPHA_FLOOR) / ALPHA_SPAN)),
         )
         with torch.no_grad():
-            last_conv.weight[skip:] = 0.0
-            last_conv.bias[skip:] = torch.tensor(starts).repeat_interleave(N_S2)
+            last_conv.weight[first:] = 0.0
+            last_conv.bias[first:] = torch.tensor(starts).repeat_interleave(N_S2)
 
 
 def _inverse_softplus(value: float) -> float:
-    """The logit whose softplus is `value` > 0."""
+    """Argument whose softplus is `value` > 0."""
     return value + math.log(-math.expm1(-value))
 
 
 def build_head(head: str, covmode: str, scale_by: float, mean_nonLinearity: bool, var_nonLinearity: str) -> Head:
-    """The head of that name.
+    """Head of that name.
 
     Args:
         head: `nig`, `gaussian` or `mean`.
-        covmode: `diag` or `uni` (a variance for each band) or `iso` (one for all); of the Gaussian head only.
+        covmode: `diag` or `uni` (one variance per band) or `iso` (one for all); of the Gaussian head only.
         scale_by: scaled units per reflectance, above 0.01.
         mean_nonLinearity: whether means are scale_by * sigmoid(logit), else the logits themselves.
         var_nonLinearity: `softplus`, `relu` or `elu`; of the Gaussian head only.
@@ -170,10 +174,10 @@ def build_head(head: str, covmode: str, scale_by: float, mean_nonLinearity: bool
         return MeanHead(N_S2, scale_by, mean_nonLinearity)
     if head == "nig":
         return NIGHead(scale_by, mean_nonLinearity)
-    if covmode not in VARIANCES_OF:
-        raise UsageError(f"unknown covmode {covmode!r}; choose --covmode {', '.join(VARIANCES_OF)}")
-    if var_nonLinearity not in POSITIVE:
+    if covmode not in N_VARIANCES:
+        raise UsageError(f"unknown covmode {covmode!r}; choose --covmode {', '.join(N_VARIANCES)}")
+    if var_nonLinearity not in ACTIVATIONS:
         raise UsageError(
-            f"unknown variance nonlinearity {var_nonLinearity!r}; choose --var_nonLinearity {', '.join(POSITIVE)}"
+            f"unknown variance nonlinearity {var_nonLinearity!r}; choose --var_nonLinearity {', '.join(ACTIVATIONS)}"
         )
-    return GaussianHead(VARIANCES_OF[covmode], scale_by, mean_nonLinearity, var_nonLinearity)
+    return GaussianHead(N_VARIANCES[covmode], scale_by, mean_nonLinearity, var_nonLinearity)

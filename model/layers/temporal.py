@@ -1,43 +1,49 @@
-"""What backbones do with a series of dates: check its bands, find padding, sum features over dates."""
+"""Series of dates in backbones: check of the input, padded dates, sums over dates weighted by attention."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from common.errors import UsageError
 from data.constants import N_S2
+from model.registry import AGGREGATIONS
+
+ATTENTION_DROPOUT = 0.1
+LARGE_IMAGE = 64 * 64  # pixels
 
 
-def check_series(x: Tensor, in_channels: int, smallest: int = 1) -> None:
-    """Refuse what no network can take.
+def check_series(x: Tensor, in_channels: int, min_size: int = 1) -> None:
+    """Check the shape of a series.
 
     Args:
-        x: what should be (B, T, C, H, W).
+        x: expected to be (B, T, C, H, W).
         in_channels: C, 13 or 15 with radar.
-        smallest: pixels along a side.
+        min_size: pixels along a side.
 
     Raises:
-        ValueError: if the shape is another one, or the image too small.
+        ValueError: if the number of axes or channels differs, or the images are smaller.
     """
     if x.dim() != 5 or x.shape[2] != in_channels:
         bands = "13 bands" if in_channels == N_S2 else "VV, VH, then 13 bands"
         raise ValueError(
             f"expected x of shape (B, T, {in_channels}, H, W) ({bands}), got {tuple(x.shape)}; "
-            "--use_sar says whether radar goes in"
+            "--use_sar says whether radar is an input"
         )
-    if min(x.shape[-2:]) < smallest:
+    if min(x.shape[-2:]) < min_size:
         raise ValueError(
-            f"expected images of {smallest} x {smallest} pixels or more, got {x.shape[-2]} x {x.shape[-1]}"
+            f"expected images of {min_size} x {min_size} pixels or more, got {x.shape[-2]} x {x.shape[-1]}"
         )
 
 
 def find_padding(x: Tensor, pad_value: float, scale_by: float) -> Tensor:
-    """The dates whose every value is padding.
+    """Mask of the dates all of whose values are padding.
 
     Args:
         x: (B, T, C, H, W), scaled.
-        pad_value: before it was scaled.
+        pad_value: before scaling.
         scale_by: scaled units per reflectance.
 
     Returns:
@@ -47,8 +53,62 @@ def find_padding(x: Tensor, pad_value: float, scale_by: float) -> Tensor:
     return (x == scaled).flatten(2).all(dim=-1)
 
 
+def channels_last(maps: Tensor) -> Tensor:
+    """Large maps (B, C, H, W) with channels innermost on a CPU: norms and 1 x 1 convolutions are faster.
+
+    Smaller maps stay as they are: they gain little, and sums in the published order resolve near-ties of the max-pool
+    as in published float32 gradients. Otherwise always a copy: torch takes a view of a single image for channels-last
+    where later layers do not.
+    """
+    large = maps.shape[-2] * maps.shape[-1] >= LARGE_IMAGE
+    return maps.clone(memory_format=torch.channels_last) if large and maps.device.type == "cpu" else maps
+
+
+def resize(maps: Tensor, height: int, width: int) -> Tensor:
+    """Bilinear interpolation of (B, C, H, W) to (height, width)."""
+    return F.interpolate(maps, size=(height, width), mode="bilinear", align_corners=False)
+
+
+class TemporalAggregator(nn.Module):
+    """Sum over dates, weighted by attention.
+
+    Args:
+        mode: `att_group` (each head weights its group of channels), `att_mean` (all channels by the mean of the heads)
+            or `mean` (equal weights of all dates but padded ones; attention unused).
+    """
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        if mode not in AGGREGATIONS:
+            raise UsageError(f"unknown --agg_mode {mode!r}; choose {', '.join(AGGREGATIONS)}")
+        self.mode = mode
+        self.attn_dropout = nn.Dropout(ATTENTION_DROPOUT)
+
+    def forward(self, maps: Sequence[Tensor], attention: Tensor, padded: Tensor) -> Tensor:
+        """Weighted sum.
+
+        Args:
+            maps: (B, C, H, W) of each date.
+            attention: (N, B, T, h, w), of lower resolution (or higher, where H or W is small).
+            padded: (B, T) bool.
+
+        Returns:
+            (B, C, H, W).
+        """
+        b, _, h, w = maps[0].shape
+        valid = (~padded).to(attention.dtype)[:, :, None, None, None]  # (B, T, 1, 1, 1)
+        if self.mode == "mean":
+            return sum_over_dates(maps, valid / valid.sum(dim=1, keepdim=True).clamp(min=1))
+        heads = attention if self.mode == "att_group" else attention.mean(dim=0, keepdim=True)
+        by_date = heads.permute(1, 2, 0, 3, 4).flatten(0, 1)  # (B * T, N, h, w)
+        if not maps[0].is_contiguous():
+            by_date = by_date.contiguous(memory_format=torch.channels_last)
+        resized = resize(by_date, h, w).unflatten(0, (b, -1))  # (B, T, N, H, W)
+        return sum_over_dates(maps, self.attn_dropout(resized) * valid)
+
+
 def sum_over_dates(maps: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """Weighted sum, each group of channels by its own weights.
+    """Weighted sum, with separate weights for each group of channels.
 
     Args:
         maps: (B, C, H, W) of each date.
@@ -61,26 +121,26 @@ def sum_over_dates(maps: Sequence[Tensor], weights: Tensor) -> Tensor:
     innermost = first.device.type == "cpu" and not first.is_contiguous() and weights.shape[3:] == first.shape[2:]
     if innermost and not torch.compiler.is_compiling():
         return _SumOverDates.apply(weights, *maps)
-    by_date = weights.unsqueeze(3).unbind(1)  # (B, G, 1, H, W) of each date
-    groups = [one.unflatten(1, (weights.shape[2], -1)) for one in maps]  # (B, G, C / G, H, W)
-    out = groups[0] * by_date[0]
-    for of_date, weight in zip(groups[1:], by_date[1:], strict=True):
-        out = torch.addcmul(out, of_date, weight)
+    weights_by_date = weights.unsqueeze(3).unbind(1)  # (B, G, 1, H, W) of each date
+    groups = [date_maps.unflatten(1, (weights.shape[2], -1)) for date_maps in maps]  # (B, G, C / G, H, W) of each date
+    out = groups[0] * weights_by_date[0]
+    for date_groups, date_weights in zip(groups[1:], weights_by_date[1:], strict=True):
+        out = torch.addcmul(out, date_groups, date_weights)
     return out.flatten(1, 2)
 
 
 class _SumOverDates(torch.autograd.Function):
-    """`sum_over_dates` where channels are innermost: weights are repeated for each channel, one date at a time.
+    """`sum_over_dates` for channels innermost: weights are repeated for each channel, one date at a time.
 
-    Left to broadcasting, a processor's inner loop is no longer than one group: six times as slow.
+    With broadcasting, the inner loop on a CPU is no longer than one group: six times as slow.
     """
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, *maps: Tensor) -> Tensor:
         ctx.save_for_backward(weights, *maps)
         out = maps[0] * _repeat(weights[:, 0], maps[0].shape[1])
-        for date, of_date in enumerate(maps[1:], start=1):
-            out.addcmul_(of_date, _repeat(weights[:, date], of_date.shape[1]))
+        for date, date_maps in enumerate(maps[1:], start=1):
+            out.addcmul_(date_maps, _repeat(weights[:, date], date_maps.shape[1]))
         return out
 
     @staticmethod
@@ -89,17 +149,17 @@ class _SumOverDates(torch.autograd.Function):
         weights, *maps = ctx.saved_tensors
         n_groups, channels = weights.shape[2], grad.shape[1]
         groups = torch.eye(n_groups, dtype=grad.dtype).repeat_interleave(channels // n_groups, dim=0)  # (C, G)
-        of_maps = [
+        grad_maps = [
             grad * _repeat(weights[:, date], channels) if needed else None
             for date, needed in enumerate(ctx.needs_input_grad[1:])
         ]
         if not ctx.needs_input_grad[0]:
-            return None, *of_maps
-        sums = [(grad * of_date).permute(0, 2, 3, 1) @ groups for of_date in maps]  # (B, H, W, G) of each date
-        return torch.stack(sums, dim=1).permute(0, 1, 4, 2, 3), *of_maps
+            return None, *grad_maps
+        sums = [(grad * date_maps).permute(0, 2, 3, 1) @ groups for date_maps in maps]  # (B, H, W, G) of each date
+        return torch.stack(sums, dim=1).permute(0, 1, 4, 2, 3), *grad_maps
 
 
 def _repeat(weights: Tensor, channels: int) -> Tensor:
-    """(B, G, H, W) to (B, C, H, W) with channels innermost, the same for all channels of a group."""
+    """(B, G, H, W) to (B, C, H, W) with channels innermost, equal within a group."""
     innermost = weights.permute(0, 2, 3, 1).unsqueeze(-1)  # (B, H, W, G, 1)
     return innermost.expand(*innermost.shape[:4], channels // weights.shape[1]).flatten(3).permute(0, 3, 1, 2)

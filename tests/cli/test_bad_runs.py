@@ -11,9 +11,9 @@ import ensemble_reconstruct
 import test_reconstruct
 import train_reconstruct
 from model import registry
+from model.runtime import choose_device
 from tests.support.cli_cases import build_tree, call, evaluating, files_in, refused, training
 from training.checkpoint import load_checkpoint
-from training.run import choose_device
 
 HERE = Path(__file__).resolve().parents[2]
 NAME = "my_first_experiment"
@@ -152,7 +152,7 @@ def with_epoch_of_text(path: Path) -> None:
 SPOIL = {
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:5000]), "cannot be read as a checkpoint; is it"),
     "empty": (lambda path: path.write_bytes(b""), "cannot be read as a checkpoint; is it complete?"),
-    "web page": (lambda path: path.write_text("<html>not found</html>"), "could run code, or it is no checkpoint"),
+    "web page": (lambda path: path.write_text("<html>not found</html>"), "could run code, or it is not a checkpoint"),
     "hostile": (hostile, "is refused: it holds more than tensors and plain values and could run code"),
     "list": (lambda path: torch.save([1, 2], path), "expected a dict with 'state_dict', got a list"),
     "other dict": (lambda path: torch.save({"a": 1}, path), "expected weights under 'state_dict', found ['a']"),
@@ -189,7 +189,7 @@ def test_a_checkpoint_of_another_architecture_is_listed_by_name_and_shape(spoile
     message = refused(capsys, test_reconstruct.main, *words)
     assert "of another architecture than the flags describe" in message
     assert "in_conv.conv.conv.0.weight 8x13x1x1 instead of 8x15x1x1" in message
-    assert "look at --model, --use_sar" in message
+    assert "check --model, --use_sar" in message
     words = training(tree, spoiled, "--resume_from", "--epochs", 2, "--decoder_widths", 16, 8)
     assert "of another shape" in refused(capsys, train_reconstruct.main, *words)
     widths = ["--encoder_widths", 16, "--decoder_widths", 16, "--n_head", 4, "--d_model", 16]

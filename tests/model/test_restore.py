@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from common.errors import DataError
-from config.schema import ModelConfig
+from config.stored import model_config
 from model import load_model
 from model.build import build_model
-from model.compat import from_conf
 from model.restore import restore_model
 from training.checkpoint import save_checkpoint
 
@@ -32,7 +31,7 @@ def write_run(folder: Path, *, seed: int = 0, name: str = "model.pth.tar", **cha
     """A run of ours with random weights; returns its network."""
     conf = {"model": "uncrtaints", "head": "nig", "loss": "NIG", **FLAGS, **changes}
     torch.manual_seed(seed)
-    model = build_model(ModelConfig.from_conf(conf))
+    model = build_model(model_config(conf))
     folder.mkdir(exist_ok=True)
     (folder / "conf.json").write_text(json.dumps(conf), encoding="utf-8")
     save_checkpoint(folder / name, {"state_dict_G": model.netG.state_dict(), "epoch": 7, "version": 1})
@@ -116,7 +115,7 @@ def test_flags_that_the_published_network_never_read_do_not_bear_on_its_weights(
     expected = load_model(golden / "checkpoints" / "diag")(x, dates).mean
     assert torch.equal(load_model(folder)(x, dates).mean, expected)
     # the test script hands over resolved flags, which say `head`; the checkpoint tells that it is a published one
-    flags = SimpleNamespace(**vars(from_conf(conf)) | {"low_res_size": 8, "padding_mode": "zeros"})
+    flags = SimpleNamespace(**vars(model_config(conf)) | {"low_res_size": 8, "padding_mode": "zeros"})
     model, epoch = restore_model(flags, folder / "model.pth.tar")
     assert epoch == 3
     torch.testing.assert_close(model.eval()(x, dates).mean / 10, expected)
@@ -135,7 +134,7 @@ def test_flags_that_the_published_network_never_read_do_not_bear_on_its_weights(
     ],
 )
 def test_what_a_configuration_means(conf, expected):
-    found = vars(from_conf({"model": "uncrtaints", **conf}))
+    found = vars(model_config({"model": "uncrtaints", **conf}))
     assert {key: found[key] for key in expected} == expected
 
 
@@ -151,7 +150,7 @@ def test_what_a_configuration_means(conf, expected):
 )
 def test_values_of_another_kind_are_named(value, message):
     with pytest.raises(DataError, match=message):
-        from_conf({"model": "uncrtaints", "head": "nig", **value})
+        model_config({"model": "uncrtaints", "head": "nig", **value})
 
 
 def test_what_is_missing_is_said(tmp_path):
@@ -189,7 +188,7 @@ def test_weights_of_another_architecture(tmp_path):
     (tmp_path / "run" / "conf.json").write_text(
         json.dumps({"model": "uncrtaints", "head": "nig", "loss": "NIG", **FLAGS}), encoding="utf-8"
     )
-    with pytest.raises(DataError, match=r"out_block\.0.* instead of .*look at .*--decoder_widths"):
+    with pytest.raises(DataError, match=r"out_block\.0.* instead of .*check .*--decoder_widths"):
         load_model(tmp_path / "run")
 
 

@@ -253,11 +253,11 @@ def test_every_weight_that_does_not_fit_is_named_with_its_shape(tmp_path):
     for name in ("include_v.weight 8x16x1x1", "out_block.2.conv.fn.3.weight 16x1x3x3", "temporal_encoder.mlp.0.bias 8"):
         assert name in message.split("missing:")[1].split(";")[0]
     for flag in ("--use_sar", "--decoder_widths", "--use_v", "--covmode", "--head"):
-        assert flag in message.split("look at")[1]
+        assert flag in message.split("check ")[1]
     assert "\n" not in message
     assert all(torch.equal(value, before[key]) for key, value in other.state_dict().items())
     save_checkpoint(path, {"state_dict_G": build(use_v=True).netG.state_dict()})
-    with pytest.raises(DataError, match=r"superfluous: .*include_v.weight 8x16x1x1"):
+    with pytest.raises(DataError, match=r"unexpected: .*include_v.weight 8x16x1x1"):
         load_weights(path, build())
 
 

@@ -335,7 +335,7 @@ def test_experts_belong_to_fusion_net(tree, experts, capsys):
     assert "--experts belongs to --model fusion_net, got --model uncrtaints" in error
 
 
-@pytest.mark.parametrize(("change", "word"), [("missing", "missing: in_conv"), ("extra", "superfluous: surplus")])
+@pytest.mark.parametrize(("change", "word"), [("missing", "missing: in_conv"), ("extra", "unexpected: surplus")])
 def test_weights_that_do_not_fit_are_listed(tree, experts, tmp_path, capsys, change, word):
     spoiled = tmp_path / "spoiled"
     spoiled.mkdir()

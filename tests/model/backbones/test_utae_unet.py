@@ -15,14 +15,15 @@ import torch
 import test_reconstruct
 import train_reconstruct
 from common.errors import DataError, UsageError
+from config.resolve import resolve_config, restore_config
 from config.schema import ModelConfig
+from config.stored import model_config, read_conf
 from model import load_model
 from model.backbones.unet import UNet
 from model.build import build_loss, build_model
-from model.compat import from_conf
 from model.layers.unet_blocks import fit
-from model.registry import get
-from parse_args import parse, read_conf, resolve, restore
+from model.registry import get_builder
+from parse_args import parse
 from tests.support.fake_trees import clear_at, write_series, write_triplet
 from training.checkpoint import load_strictly, load_weights
 from training.pretrained import load_pretrained
@@ -44,7 +45,7 @@ def published(golden: Path, name: str) -> dict[str, torch.Tensor]:
 
 
 def settled(line: str):
-    return resolve(*parse("train", shlex.split(line)))
+    return resolve_config(*parse("train", shlex.split(line)))
 
 
 def small(seed: int = 0, **changes):
@@ -103,10 +104,10 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name_and_shape(golden):
     # known issue 10: the published code leaves what does not fit random without a word
     path = golden / "checkpoints" / "utae_l2" / "model.pth.tar"
     conf = read_conf(path.with_name("conf.json"))
-    wider = build_model(from_conf({**conf, "encoder_widths": [16, 16, 16, 64], "decoder_widths": [16, 16, 16, 64]}))
+    wider = build_model(model_config({**conf, "encoder_widths": [16, 16, 16, 64], "decoder_widths": [16, 16, 16, 64]}))
     with pytest.raises(DataError, match=r"down_blocks\.2\.conv1\.conv\.0\.weight 32x16x3x3 instead of 64x16x3x3.*"):
         load_weights(path, wider)
-    with pytest.raises(DataError, match="look at --model, .*--encoder_widths, .*--decoder_widths"):
+    with pytest.raises(DataError, match="check --model, .*--encoder_widths, .*--decoder_widths"):
         load_weights(path, wider)
     with pytest.raises(DataError, match=r"missing: temporal_encoder\.inconv\.weight"):
         load_strictly(small(), small(pretrain=True).netG.state_dict(), "a U-Net")
@@ -241,7 +242,7 @@ def test_widths_of_the_published_networks_are_the_default():
     assert config.encoder_widths == config.decoder_widths == (64, 64, 64, 128)
     assert (config.loss, config.head, config.pretrain) == ("MGNLL", "nig", False)
     assert any("--encoder_widths [64, 64, 64, 128]" in note for note in notes)
-    net = get("utae")(ModelConfig.of(config), (13,))
+    net = get_builder("utae")(ModelConfig.of(config), (13,))
     # 4 stages: 1 x 1 in, 3 down, 3 up, L-TAE, 1 x 1 out
     assert sum(parameter.numel() for parameter in net.parameters()) == pytest.approx(1.26e6, rel=0.01)
 
@@ -301,20 +302,20 @@ def test_a_library_user_gets_the_same_errors():
 
 def test_a_stored_run_keeps_its_widths_and_loss(golden, tmp_path):
     values, typed = parse("test", [])
-    config, _ = restore(read_conf(golden / "checkpoints" / "utae_l2" / "conf.json"), values, typed, "test")
+    config, _ = restore_config(read_conf(golden / "checkpoints" / "utae_l2" / "conf.json"), values, typed, "test")
     assert (config.encoder_widths, config.loss, config.head) == ((16, 16, 16, 32), "l2", "mean")
     path = tmp_path / "conf.json"
     path.write_text(json.dumps(settled("--model utae --head nig --encoder_widths 16 16 32")[0].to_json()))
     values, typed = parse("train", [])
-    config, _ = restore(read_conf(path), values, typed, "train")
+    config, _ = restore_config(read_conf(path), values, typed, "train")
     assert (config.encoder_widths, config.loss, config.head) == ((16, 16, 32), "MGNLL", "nig")
 
 
 def test_published_baselines_read_the_padding_mode_and_uncrtaints_does_not(golden):
     conf = read_conf(golden / "checkpoints" / "utae_l2" / "conf.json")
     del conf["head"]
-    assert from_conf({**conf, "padding_mode": "zeros"}).padding_mode == "zeros"
-    assert from_conf({**conf, "model": "uncrtaints", "padding_mode": "zeros"}).padding_mode == "reflect"  # known issue 17
+    assert model_config({**conf, "padding_mode": "zeros"}).padding_mode == "zeros"
+    assert model_config({**conf, "model": "uncrtaints", "padding_mode": "zeros"}).padding_mode == "reflect"  # known issue 17
 
 
 @pytest.fixture(scope="module")
