@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.errors import DataError, UsageError, UserError
 
-if TYPE_CHECKING:
-    import torch
+if TYPE_CHECKING:  # torch takes a second to import, and --help needs none
+    import torch  # deferred: one process alone does not need it
     from torch import Tensor
 
 TIMEOUT = timedelta(minutes=10)  # after which a silent process counts as lost; one that exits is detected at once
@@ -131,7 +131,7 @@ def session() -> Iterator[None]:
     if not is_distributed():
         yield
         return
-    import torch.distributed as dist
+    import torch.distributed as dist  # deferred: one process alone does not need it
 
     store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # of --max_restarts, which keeps the store
@@ -173,7 +173,7 @@ def init_process_group(device: "torch.device") -> None:
     """Set up the process groups for computation on `device`."""
     if _groups is None:
         return
-    import torch.distributed as dist
+    import torch.distributed as dist  # deferred: one process alone does not need it
 
     backend = "nccl" if device.type == "cuda" else "gloo"
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Python handlers do not run while torch waits
@@ -187,7 +187,7 @@ def all_gather_object(value: T) -> list[T]:
     """The values of all processes, by rank; anything that can be pickled."""
     if _groups is None:
         return [value]
-    import torch.distributed as dist
+    import torch.distributed as dist  # deferred: one process alone does not need it
 
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value, group=_groups.objects)
@@ -198,8 +198,8 @@ def all_gather_int(number: int) -> list[int]:
     """The integers of all processes, by rank; faster than `all_gather_object`."""
     if _groups is None:
         return [number]
-    import torch
-    import torch.distributed as dist
+    import torch  # deferred: one process alone does not need it
+    import torch.distributed as dist  # deferred: one process alone does not need it
 
     own = torch.tensor([number], dtype=torch.int64)
     numbers = [torch.empty_like(own) for _ in range(world_size())]
@@ -210,15 +210,15 @@ def all_gather_int(number: int) -> list[int]:
 def barrier() -> None:
     """Wait for all processes."""
     if _groups is not None:
-        import torch.distributed as dist
+        import torch.distributed as dist  # deferred: one process alone does not need it
 
         dist.monitored_barrier(group=_groups.objects, timeout=TIMEOUT)
 
 
 def all_gather_tensor(row: "Tensor") -> "Tensor":
     """The rows (K,) of all processes as (processes, K), on their device."""
-    import torch
-    import torch.distributed as dist
+    import torch  # deferred: one process alone does not need it
+    import torch.distributed as dist  # deferred: one process alone does not need it
 
     if _groups is None:
         return row[None]
@@ -251,7 +251,7 @@ def _exit_when_stuck(reader: int) -> None:
 
 def _translate_error(error: Exception) -> Exception:
     """The error to report: of a lost connection, that another process is gone."""
-    import torch.distributed as dist
+    import torch.distributed as dist  # deferred: one process alone does not need it
 
     text = str(error)
     if isinstance(error, UserError) or not isinstance(error, RuntimeError | dist.DistError) or not _LOST.search(text):
@@ -266,7 +266,7 @@ def _translate_error(error: Exception) -> Exception:
 
 def _claim_first_failure() -> bool:
     """Whether this process is the first to fail, and so reports the reason."""
-    import torch.distributed as dist
+    import torch.distributed as dist  # deferred: one process alone does not need it
 
     if _groups is None:
         return True

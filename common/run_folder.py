@@ -12,14 +12,14 @@ from common.files import write_json
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where one experiment keeps its files: `RES_DIR/EXPERIMENT`, logs under `RES_DIR/../logs/EXPERIMENT`."""
+    """Files of one experiment: `RES_DIR/EXPERIMENT`, logs in `RES_DIR/../logs/EXPERIMENT`."""
 
     res_dir: Path
     name: str
 
     @property
     def path(self) -> Path:
-        """The folder itself."""
+        """The folder."""
         return self.res_dir / self.name
 
     @property
@@ -44,49 +44,54 @@ class RunFolder:
 
     def epochs(self) -> list[int]:
         """The epochs that have a checkpoint, in order."""
-        numbers = (
-            p.name.removeprefix("model_epoch_").removesuffix(".pth.tar") for p in self.path.glob("model_epoch_*")
-        )
+        names = (path.name for path in self.path.glob("model_epoch_*"))
+        numbers = (name.removeprefix("model_epoch_").removesuffix(".pth.tar") for name in names)
         return sorted(int(number) for number in numbers if number.isdigit())
 
     def plots(self, epoch: int, split: str) -> Path:
-        """Where the pictures of one evaluation go."""
+        """Folder of the pictures of one evaluation."""
         return self.path / "plots" / f"epoch_{epoch}" / split
 
     def exports(self, epoch: int, split: str) -> Path:
-        """Where the arrays of one evaluation go."""
+        """Folder of the arrays of one evaluation."""
         return self.path / "export" / f"epoch_{epoch}" / split
 
     def set_aside(self) -> Path | None:
-        """Move an earlier training of this name, and its logs, out of the way, so that the two are not mixed up.
+        """Rename the folder and logs of an earlier training of this name.
 
         Returns:
-            Where it is now; None if there was none.
+            Its new folder; None if there was no such training.
         """
         if not (self.best.exists() or self.epochs()):
             return None
         number = next(n for n in count(1) if not (self.res_dir / f"{self.name}_earlier_{n}").exists())
         earlier = RunFolder(self.res_dir, f"{self.name}_earlier_{number}")
-        for here, there in ((self.path, earlier.path), (self.logs, earlier.logs)):
+        for source, target in ((self.path, earlier.path), (self.logs, earlier.logs)):
             try:
-                if here.exists() and not there.exists():
-                    here.rename(there)
+                if source.exists() and not target.exists():
+                    source.rename(target)
             except OSError as error:
-                raise DataError(f"cannot move {here} to {there}: {error.strerror}; choose another --res_dir") from error
+                raise DataError(
+                    f"cannot move {source} to {target}: {error.strerror}; choose another --res_dir"
+                ) from error
         return earlier.path
 
     def sweep(self) -> None:
-        """Remove the temporary files that a killed training was writing; no other must be writing here."""
+        """Remove temporary files of a killed training; no other process may be writing here."""
         for leftover in self.path.rglob(".*.tmp*"):
             leftover.unlink(missing_ok=True)
 
     def create(self) -> None:
-        """Make the folder, or say why it cannot be made."""
+        """Create the folder.
+
+        Raises:
+            DataError: if it cannot be created.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(
-                f"cannot make the run folder {self.path}: {error.strerror}; choose another --res_dir"
+                f"cannot create the run folder {self.path}: {error.strerror}; choose another --res_dir"
             ) from error
 
     def write_metrics(self, split: str, metrics: Mapping[str, Any]) -> Path:

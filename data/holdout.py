@@ -1,19 +1,16 @@
-"""Where a fusion is fitted and where it is judged: images that its experts did not train on, divided by region."""
+"""Held-out regions: images that no expert trained on, to fit a fusion and to test its acceptance."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from common.errors import DataError
-from data.datasets.patch_reader import EmptySplitError
+from config.schema import Config
+from data.datasets.base import EmptySplitError
 from data.loaders import Keep, PatchLoader, build_loader, rois_of
 from data.splits import hold_out
 
-if TYPE_CHECKING:
-    from parse_args import Config
-
-LEAST_ROIS = 4  # from so many training regions on, one can be spared
-SHARE = 10  # one in so many training regions is held out, rounded up
+MIN_ROIS = 4  # with fewer training regions none is held out
+ONE_IN = 10  # one in so many training regions is held out, rounded up
 
 
 @dataclass(frozen=True)
@@ -21,10 +18,10 @@ class FitSplit:
     """The loaders of a fusion.
 
     Attributes:
-        fit: where its numbers are fitted; dates are chosen as in tests, not as in training, whose inputs are others:
-            variances fitted on those do not hold in tests.
-        guard: where it is judged; None if no image is left for that.
-        notes: what the user should know about them.
+        fit: images to fit on; dates are chosen as in tests, because variances fitted on the varied dates of training
+            do not hold in tests.
+        guard: images of the acceptance test; None if none are left.
+        notes: for the user.
     """
 
     fit: PatchLoader
@@ -32,8 +29,8 @@ class FitSplit:
     notes: tuple[str, ...]
 
 
-def held_out_rois(config: "Config") -> tuple[str, ...]:
-    """The training regions that the flags hold out for the fit of a fusion, drawn by the seed.
+def held_out_rois(config: Config) -> tuple[str, ...]:
+    """The training regions to hold out for fitting a fusion, drawn by the seed.
 
     Raises:
         UsageError, DataError: if the training data cannot be found.
@@ -43,48 +40,48 @@ def held_out_rois(config: "Config") -> tuple[str, ...]:
     rois = sorted(set(rois_of(config, "train")))
     count = config.fit_rois
     if count < 0:
-        count = -(-len(rois) // SHARE) if len(rois) >= LEAST_ROIS else 0
+        count = -(-len(rois) // ONE_IN) if len(rois) >= MIN_ROIS else 0
     if count >= len(rois):
         raise DataError(f"--fit_rois {count} leaves none of the {len(rois)} training regions to train on; lower it")
     return hold_out(rois, count, config.rdm_seed)
 
 
-def build_fit_split(config: "Config", held_out: Sequence[str]) -> FitSplit:
-    """The images to fit and to judge a fusion on.
+def build_fit_split(config: Config, held_out: Sequence[str]) -> FitSplit:
+    """The images to fit a fusion on, and those of its acceptance test.
 
     Args:
         config: the flags.
-        held_out: training regions that no expert trained on. If there are none, the validation regions are divided:
-            half fits, half judges; patches are divided where there is one region only.
+        held_out: training regions that no expert trained on. Without any, the validation regions are divided into
+            halves to fit and to test on; the patches are divided if there is one region only.
 
     Raises:
         DataError: if there is no image to fit on.
     """
     if held_out:
         fit = _part(config, "train", _among(held_out, True))
-        note = f"the fusion is fitted on {len(held_out)} held-out training regions and judged on validation"
+        note = f"the fusion is fitted on {len(held_out)} held-out training regions and tested on validation"
         try:
             return FitSplit(fit, _part(config, "val", _every), (note,))
         except EmptySplitError:
-            return FitSplit(fit, None, (note, "there is no validation split to judge the fusion on"))
+            return FitSplit(fit, None, (note, "there is no validation split to test the fusion on"))
     rois = rois_of(config, "val", "all")
-    names = hold_out(rois, len(rois), config.rdm_seed)  # all, in the order of the draw
+    names = hold_out(rois, len(rois), config.rdm_seed)  # all, in random order
     why = "no training region was held out by every expert (--fit_rois)"
     if len(names) > 1:
         half = names[: len(names) // 2]
-        text = f"{why}: {len(half)} of {len(names)} validation regions fit the fusion, the others judge it"
+        text = f"{why}: {len(half)} of {len(names)} validation regions fit the fusion, the others test it"
         fit, guard = (_part(config, "val", _among(half, inside)) for inside in (True, False))
         return FitSplit(fit, guard, (text,))
     if len(rois) < 2:
-        text = f"{why}, and validation has one patch only: it fits the fusion, and none is left to judge it"
+        text = f"{why}, and validation has one patch only: it fits the fusion, and none is left to test it"
         return FitSplit(_part(config, "val", _every), None, (text,))
-    text = f"{why}, and validation has one region only: every other patch of it fits the fusion, the others judge it"
+    text = f"{why}, and validation has one region only: every other patch of it fits the fusion, the others test it"
     fit, guard = (_part(config, "val", _alternate(rest)) for rest in (0, 1))
     return FitSplit(fit, guard, (text,))
 
 
-def _part(config: "Config", split: str, keep: Keep) -> PatchLoader:
-    """A part of a split; validation lies all over the world, as `data.loaders.build_loaders` has it."""
+def _part(config: Config, split: str, keep: Keep) -> PatchLoader:
+    """A part of a split; validation takes all regions, as in `data.loaders.build_loaders`."""
     return build_loader(config, split, keep, "all" if split == "val" else None)
 
 

@@ -32,7 +32,7 @@ class Compute:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called `name`: cpu, cuda or cuda:N; of several processes each takes the GPU of its number.
+    """The device `name`: cpu, cuda or cuda:N; each of several processes uses the GPU of its local rank.
 
     Raises:
         UsageError: if there is no such device; the message names `--device cpu`.
@@ -60,17 +60,17 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(wanted: str, device: torch.device) -> tuple[torch.dtype | None, str]:
-    """The dtype of autocast (None: no autocast, float32) and the reason in words."""
+    """The dtype of autocast (None: no autocast, float32), and the reason for the log."""
     if wanted == "fp32":
-        return None, "float32, as asked"
+        return None, "float32, as requested"
     if wanted in ("bf16", "fp16"):
-        return {"bf16": torch.bfloat16, "fp16": torch.float16}[wanted], f"{wanted}, as asked"
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}[wanted], f"{wanted}, as requested"
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported():
-            return torch.bfloat16, "bf16: this GPU has it"
+            return torch.bfloat16, "bf16: this GPU supports it"
         return torch.float16, "fp16: this GPU has no bf16"
     if _cpu_has_bf16():
-        return torch.bfloat16, "bf16: this processor has instructions for it"
+        return torch.bfloat16, "bf16: this processor supports it"
     return None, "float32: this processor has no bf16 instructions"
 
 
@@ -88,14 +88,14 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python and torch, and ask for algorithms that give the same bits each time."""
+    """Seed Python and torch, and select deterministic algorithms."""
     random.seed(seed)
     torch.manual_seed(seed)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # not use_deterministic_algorithms, which imports the compiler: 1.5 to 3 s at every start
+    # not use_deterministic_algorithms, which imports the compiler and takes 1.5 to 3 s
     torch.set_deterministic_debug_mode("warn")
-    buffers: Any = torch.utils.deterministic  # Any: the attribute is made at run time
-    buffers.fill_uninitialized_memory = False  # filling every new buffer takes a twentieth of a step
+    buffers: Any = torch.utils.deterministic  # Any: the attribute is created at run time
+    buffers.fill_uninitialized_memory = False  # filling new buffers takes 5 % of a step
     torch.backends.cudnn.benchmark = False
 
 

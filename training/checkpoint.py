@@ -1,14 +1,14 @@
-"""Checkpoints of a training: all it needs to go on as if nothing had happened.
+"""Checkpoints of a training, from which it resumes exactly.
 
 A checkpoint is a dict with the published keys `epoch`, `state_dict` (prefix `netG.`), `state_dict_G`, `optimizer_G`,
-`scheduler_G`, and ours: `scaler`, `best_loss`, `frozen`, `trainlog`, `rng`, `config`, `version`. The order of the data
-is not in it: it follows from the seed and the epoch.
+`scheduler_G`, and ours: `scaler`, `best_loss`, `frozen`, `trainlog`, `rng`, `config`, `version`. It does not hold the
+sample order, which follows from seed and epoch.
 """
 
 import random
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,36 +16,25 @@ from numpy.random import mtrand
 from torch import nn
 
 from common.errors import DataError
-from model.weights import PREFIX, first_line, get_backbone, is_published, load_checkpoint, load_strictly, save_checkpoint
-from training.pretrained import PretrainedReport, freeze, load_pretrained, unfreeze
-
-if TYPE_CHECKING:
-    from training.engine import TrainState
-
-__all__ = [
-    "PretrainedReport",
-    "freeze",
-    "is_published",
-    "load_checkpoint",
-    "load_pretrained",
-    "load_strictly",
-    "load_weights",
-    "random_states",
-    "restore_random_states",
-    "resume",
-    "save_checkpoint",
-    "save_state",
-    "unfreeze",
-]
+from config.schema import Config
+from model.weights import (
+    PREFIX,
+    first_line,
+    get_backbone,
+    load_checkpoint,
+    load_strictly,
+    save_checkpoint,
+)
+from training.engine import TrainState
 
 VERSION = 1  # of the layout above; published checkpoints have none
 
 
 def load_weights(path: str | Path, model: nn.Module) -> int:
-    """Give a network the weights of a checkpoint, strictly.
+    """Load the weights of a checkpoint strictly.
 
     Returns:
-        The epoch after which it was written; 0 if it does not say.
+        The epoch after which it was written; 0 if unknown.
 
     Raises:
         DataError: see `load_checkpoint` and `load_strictly`.
@@ -55,14 +44,14 @@ def load_weights(path: str | Path, model: nn.Module) -> int:
     return int(content.get("epoch") or 0)
 
 
-def save_state(path: str | Path, state: "TrainState", config: Any, extra: Mapping[str, Any] | None = None) -> None:
-    """Write all that a training needs to go on as if nothing had happened.
+def save_state(path: str | Path, state: TrainState, config: Config, extra: Mapping[str, Any] | None = None) -> None:
+    """Write a checkpoint from which a training resumes exactly.
 
     Args:
         path: the file.
         state: the training.
-        config: its flags, with a method `to_json`.
-        extra: what else belongs to it, plain values by name.
+        config: its flags.
+        extra: further plain values by name.
 
     Raises:
         DataError: if the disk is full.
@@ -86,22 +75,22 @@ def save_state(path: str | Path, state: "TrainState", config: Any, extra: Mappin
     save_checkpoint(path, content)
 
 
-def resume(path: str | Path, state: "TrainState") -> None:
-    """Put a training where a checkpoint stopped: weights, optimiser, rate, best loss, random states (known issue 10).
+def resume(path: str | Path, state: TrainState) -> None:
+    """Restore a training: weights, optimiser, learning rate, best loss, random states (known issue 10).
 
     Args:
-        path: the checkpoint; a published one has no best loss and no random states, which then stay as they are.
+        path: the checkpoint; a published one has no best loss and no random states, which then stay unchanged.
         state: changed in place.
 
     Raises:
-        DataError: if the checkpoint does not fit, or holds weights alone.
+        DataError: if the checkpoint does not fit, or holds weights only.
     """
     content = load_checkpoint(path)
     load_strictly(state.model, content["state_dict_G"], path)
-    absent = [key for key in ("epoch", "optimizer_G", "scheduler_G") if key not in content]
-    if absent:
+    missing = [key for key in ("epoch", "optimizer_G", "scheduler_G") if key not in content]
+    if missing:
         raise DataError(
-            f"{path} has no {', '.join(absent)}: its weights can be started from (--trained_checkp), not resumed"
+            f"{path} has no {', '.join(missing)}: it can initialise a training (--trained_checkp), not resume one"
         )
     try:
         state.optimizer.load_state_dict(content["optimizer_G"])
@@ -120,7 +109,7 @@ def resume(path: str | Path, state: "TrainState") -> None:
 
 
 def random_states() -> dict[str, Any]:
-    """The states of Python's, numpy's and torch's global generators, as plain values and tensors."""
+    """The states of the global generators of Python, numpy and torch, as plain values and tensors."""
     name, keys, *rest = mtrand.get_state()
     return {
         "python": random.getstate(),
@@ -131,11 +120,11 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: Mapping[str, Any]) -> None:
-    """Undo what was drawn since `random_states`; states of CUDA devices count only where as many are here."""
+    """Restore the states of `random_states`; those of CUDA devices only if there are as many devices."""
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = states["numpy"]
     mtrand.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states["torch"].cpu())
     if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([one.cpu() for one in states["cuda"]])
+        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])

@@ -167,9 +167,9 @@ def test_nan_in_radar_is_said_and_training_goes_on(copy, tmp_path, recwarn):
     put(image(copy, sensor="S1", day=0), 2, SIZE, "float32", np.nan)
     words = training(copy, tmp_path / "results", "--no-vary_samples", "--use_sar", "--max_samples_count", 1)
     assert call(train_reconstruct.main, *words) == 0
-    told = [str(entry.message) for entry in recwarn if "NaN" in str(entry.message)]
-    assert len(told) == 1
-    assert re.search(r"ImgNo_0_.*_patch_1.tif: 2048 of 2048 values are NaN and become 0", told[0])
+    warnings = [str(entry.message) for entry in recwarn if "NaN" in str(entry.message)]
+    assert len(warnings) == 1
+    assert re.search(r"ImgNo_0_.*_patch_1.tif: 2048 of 2048 values are NaN and become 0", warnings[0])
 
 
 def test_a_missing_date_and_an_unpaired_patch_are_named(copy, runs, tmp_path, capsys):
@@ -200,9 +200,9 @@ def test_skip_bad_samples_goes_on_and_lists_them_at_the_end(copy, tmp_path, caps
     (copy / TEST_ROI / "S2" / "0" / "notes.txt").write_text("not an image")
     words = training(copy, tmp_path / "results", "--no-vary_samples", "--skip_bad_samples", "--num_workers", workers)
     assert call(train_reconstruct.main, *words) == 1  # nothing is left to test on: the list says why
-    told = capsys.readouterr()
-    assert "no sample of the test split could be read" in only_error(told.err)
-    assert "3 unreadable patches were skipped:" in told.out
+    printed = capsys.readouterr()
+    assert "no sample of the test split could be read" in only_error(printed.err)
+    assert "3 unreadable patches were skipped:" in printed.out
     assert (tmp_path / "results" / "my_first_experiment" / "model_epoch_1.pth.tar").exists()
     copy_back = image(copy, TEST_ROI, patch=10)
     put(copy_back, 13, SIZE, "uint16", 500)
@@ -229,13 +229,13 @@ def test_a_coverage_file_for_other_data(tree, runs, tmp_path, capsys):
         message = refused(
             capsys, test_reconstruct.main, *evaluating(runs, tree, tmp_path / "inference", "--precomputed", given)
         )
-        assert f"coverage file for other data: {name} knows none of the 60 images" in message
+        assert f"coverage file for other data: {name} contains none of the 60 images" in message
         assert "check the split, the region and the root" in message
     wrong = name.rename(tmp_path / "generic_2_test_all_s2cloudless_map.npy")
     message = refused(
         capsys, test_reconstruct.main, *evaluating(runs, tree, tmp_path / "inference", "--precomputed", wrong)
     )
-    assert "holds the coverage of s2cloudless_map, but the detector asked for is s2cloudless_mask" in message
+    assert "holds the coverage of s2cloudless_map, but the detector is s2cloudless_mask" in message
 
 
 class Hostile:
@@ -250,7 +250,7 @@ def test_a_hostile_coverage_file_runs_nothing(tree, tmp_path, capsys):
     marker = tmp_path / "executed"
     given = saved(tmp_path / "coverage.npy", {0: Hostile(marker)})
     words = training(tree, tmp_path / "results", "--precomputed", given)
-    assert f"refused to read {given}: its pickle asks for posix.system" in refused(
+    assert f"refused to read {given}: its pickle refers to posix.system" in refused(
         capsys, train_reconstruct.main, *words
     )
     words = ["--root", tree, "--out", tmp_path / "store", "--import", given]

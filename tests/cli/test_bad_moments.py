@@ -19,9 +19,9 @@ import ensemble_reconstruct
 import test_reconstruct
 import train_reconstruct
 from evaluation.exports import read_exports
-from model.build import Reconstructor
+from model.reconstructor import Reconstructor
+from model.weights import load_checkpoint
 from tests.support.cli_cases import assert_whole, build_tree, call, evaluating, files_in, only_error, refused, training
-from training.checkpoint import load_checkpoint
 from util import make_sample_data, pre_compute_data_samples
 
 HERE = Path(__file__).resolve().parents[2]
@@ -234,10 +234,11 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_what_is_needed_to_look_into_
 
 
 def test_a_device_that_runs_ahead_names_the_first_bad_batch(tree, tmp_path, monkeypatch):
-    """Off the CPU losses are looked at every display_step batches: the first bad one is told, not the last."""
+    """On a GPU losses are checked every display_step batches: the first bad one is reported, not the last."""
     from common.errors import DataError
     from data.batch import Batch, SampleInfo
-    from training.engine import Compute, TrainState, train_one_epoch
+    from model.runtime import Compute
+    from training.engine import TrainState, train_one_epoch
 
     class Device(str):
         type = "elsewhere"

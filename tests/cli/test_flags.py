@@ -8,7 +8,9 @@ import sys
 import pytest
 
 from common.errors import DataError, UsageError
-from parse_args import Config, head_channels, parse, read_conf, resolve, restore
+from config.resolve import head_channels, resolve_config, restore_config
+from config.stored import read_conf
+from parse_args import Config, parse
 
 TRAIN = (
     "--experiment_name my_first_experiment --root1 path/to/SEN12MSCRtrain --root2 path/to/SEN12MSCRtest "
@@ -78,9 +80,9 @@ PUBLISHED_DEFAULTS = {
 }
 
 
-def settled(line: str, mode: str = "train") -> Config:
+def resolved(line: str, mode: str = "train") -> Config:
     values, typed = parse(mode, shlex.split(line))
-    return resolve(values, typed)[0]
+    return resolve_config(values, typed)[0]
 
 
 @pytest.mark.parametrize("mode", ["train", "test"])
@@ -93,7 +95,7 @@ def test_published_defaults_stay(mode):
 
 
 def test_the_published_training_command_trains_the_nig_version():
-    config = settled(TRAIN)
+    config = resolved(TRAIN)
     assert (config.head, config.loss, config.out_conv, config.scale_by) == ("nig", "MGNLL", (52,), 10.0)
     assert (config.root1, config.root3) == ("path/to/SEN12MSCRtrain", "path/to/SEN12MSCR")
 
@@ -107,14 +109,14 @@ def test_the_published_test_command_takes_root1_with_one_dash():
 @pytest.mark.parametrize("name", ["mean_nonLinearity", "positional_encoding", "vary_samples"])
 def test_naming_a_published_switch_turns_it_off_and_so_does_its_honest_twin(name):
     # known issue 17: the presence of these flags switches a thing off; the spelling stays, the help says so
-    assert getattr(settled(f"--{name}"), name) is False
-    assert getattr(settled(f"--no-{name}"), name) is False
-    assert getattr(settled(""), name) is True
+    assert getattr(resolved(f"--{name}"), name) is False
+    assert getattr(resolved(f"--no-{name}"), name) is False
+    assert getattr(resolved(""), name) is True
 
 
 @pytest.mark.parametrize("typed", ["[64,64,128]", "64 64 128", "'[64, 64, 128]'", "[64, 64, 128]"])
 def test_widths_in_every_spelling(typed):
-    assert settled(f"--encoder_widths {typed}").encoder_widths == (64, 64, 128)
+    assert resolved(f"--encoder_widths {typed}").encoder_widths == (64, 64, 128)
 
 
 @pytest.mark.parametrize(
@@ -133,13 +135,13 @@ def test_widths_in_every_spelling(typed):
     ],
 )
 def test_head_and_width_follow_from_loss_and_covmode(line, head, channels):
-    config = settled(line)
+    config = resolved(line)
     assert (config.head, config.out_conv[-1]) == (head, channels)
     assert head_channels(config.head, config.covmode) == channels
 
 
 def test_pretraining_is_mono_temporal():
-    config = settled("--pretrain --input_t 5")
+    config = resolved("--pretrain --input_t 5")
     assert (config.input_t, config.n_head, config.positional_encoding, config.sample_type) == (1, 1, False, "pretrain")
 
 
@@ -166,7 +168,7 @@ def test_pretraining_is_mono_temporal():
 )
 def test_contradictions_are_usage_errors(line, match):
     with pytest.raises(UsageError, match=match):
-        settled(line)
+        resolved(line)
 
 
 @pytest.mark.parametrize(
@@ -180,28 +182,30 @@ def test_contradictions_are_usage_errors(line, match):
 )
 def test_flags_without_effect_are_told(line, words):
     values, typed = parse("train", shlex.split(line))
-    assert any(words in text for text in resolve(values, typed)[1])
+    assert any(words in text for text in resolve_config(values, typed)[1])
 
 
 def test_conf_json_round_trip(tmp_path):
-    config = settled(TRAIN + " --encoder_widths 64 --decoder_widths 64 64")
+    config = resolved(TRAIN + " --encoder_widths 64 --decoder_widths 64 64")
     path = tmp_path / "conf.json"
     path.write_text(json.dumps(config.to_json()))
     values, typed = parse("train", [])
-    again, _ = restore(read_conf(path), values, typed, "train")
+    again, _ = restore_config(read_conf(path), values, typed, "train")
     assert again == config
 
 
 def test_a_test_restores_the_run_and_hand_given_flags_win(tmp_path):
     # known issue 12: the published test takes input_t from the command line's default
     path = tmp_path / "conf.json"
-    path.write_text(json.dumps(settled("--input_t 5 --use_sar --root2 there --head gaussian --batch_size 7").to_json()))
+    path.write_text(
+        json.dumps(resolved("--input_t 5 --use_sar --root2 there --head gaussian --batch_size 7").to_json())
+    )
     values, typed = parse("test", ["--min_cov", "0.2"])
-    config, _ = restore(read_conf(path), values, typed, "test")
+    config, _ = restore_config(read_conf(path), values, typed, "test")
     assert (config.input_t, config.use_sar, config.root2, config.head) == (5, True, "there", "gaussian")
     assert (config.min_cov, config.res_dir, config.export_every, config.batch_size) == (0.2, "./inference", 1, 4)
     values, typed = parse("test", ["--input_t", "2"])
-    assert restore(read_conf(path), values, typed, "test")[0].input_t == 2
+    assert restore_config(read_conf(path), values, typed, "test")[0].input_t == 2
 
 
 def test_a_published_conf_has_no_head(tmp_path):
@@ -219,10 +223,10 @@ def test_a_published_conf_has_no_head(tmp_path):
     }
     path.write_text(json.dumps({**published, **widths, "loss": "MGNLL"}))
     values, typed = parse("test", [])
-    config, _ = restore(read_conf(path), values, typed, "test")
+    config, _ = restore_config(read_conf(path), values, typed, "test")
     assert (config.head, config.out_conv, config.use_custom) == ("gaussian", (14,), "")
     path.write_text(json.dumps({**published, **widths, "covmode": "diag", "out_conv": [13], "loss": "l2"}))
-    assert restore(read_conf(path), values, typed, "test")[0].head == "mean"
+    assert restore_config(read_conf(path), values, typed, "test")[0].head == "mean"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Where a fusion is fitted and judged, and the loss of joint training."""
+"""Held-out regions of a fusion, and the loss of joint training."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def config_of(tree, **changes) -> Config:
 
 
 def rois_in(loader) -> set[str]:
-    return {loader.patches.whole.roi(index) for index in loader.patches.positions}
+    return {loader.patches.dataset.roi(index) for index in loader.patches.positions}
 
 
 def test_the_draw_of_a_region_does_not_depend_on_the_others():
@@ -53,7 +53,7 @@ def test_held_out_regions_train_nobody_and_fit_the_fusion(tree):
     config = config_of(tree, fit_rois=1)
     held = held_out_rois(config)
     assert len(held) == 1
-    with pytest.warns(UserWarning, match="going on without that split"):  # there is no test region
+    with pytest.warns(UserWarning, match="continuing without that split"):  # there is no test region
         loaders = build_loaders(Config(**{**vars(config), "held_out": held}))
     assert rois_in(loaders.train) == set(TRAIN) - set(held)
     split = build_fit_split(config, held)
@@ -67,7 +67,7 @@ def test_held_out_regions_train_nobody_and_fit_the_fusion(tree):
 def test_how_many_are_held_out(tree):
     assert len(held_out_rois(config_of(tree))) == 1  # a tenth of four, but at least one
     assert held_out_rois(config_of(tree, fit_rois=0)) == ()
-    assert held_out_rois(Config(root1=str(tree))) == ()  # another network holds nothing out unless told
+    assert held_out_rois(Config(root1=str(tree))) == ()  # another network holds nothing out by default
     with pytest.raises(DataError, match="--fit_rois 4 leaves none of the 4 training regions"):
         held_out_rois(config_of(tree, fit_rois=4))
 
@@ -78,7 +78,7 @@ def test_validation_is_divided_by_region_where_nothing_was_held_out(tree):
     fit, guard = rois_in(split.fit), rois_in(split.guard)
     assert (len(fit), len(guard)) == (1, 2)
     assert fit | guard == set(VAL)
-    assert "1 of 3 validation regions fit the fusion, the others judge it" in split.notes[0]
+    assert "1 of 3 validation regions fit the fusion, the others test it" in split.notes[0]
     drawn = {frozenset(rois_in(build_fit_split(config_of(tree, rdm_seed=seed), ()).fit)) for seed in range(8)}
     assert len(drawn) > 1
 

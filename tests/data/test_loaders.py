@@ -86,7 +86,8 @@ def test_without_radar_the_days_are_the_optical_ones(tree):
 
 
 def test_traps_11_a_batch_of_one_is_nothing_special(tree):
-    # known issue 11: the published dates become (T,) at batch size 1, and follow the configured size in a smaller last batch
+    # known issue 11: the published dates become (T,) at batch size 1, and keep the configured size in a smaller last
+    # batch
     (both,) = build_test_loader(config_for(tree))
     single = list(build_test_loader(config_for(tree, batch_size=1)))
     for name in ("x", "target", "dates", "masks", "coverage"):
@@ -106,7 +107,7 @@ def test_splits_come_from_their_roots(tree, tmp_path):
     write_series(tmp_path, "ROIs1970/40", 8, clear_at(4))
     loaders = build_loaders(config_for(tree, root1=str(tmp_path)))
     assert [len(part.patches) for part in (loaders.train, loaders.val, loaders.test)] == [1, 1, 2]
-    assert loaders.train.patches.whole.roi(0) == "ROIs1970/40"
+    assert loaders.train.patches.dataset.roi(0) == "ROIs1970/40"
 
 
 def test_validation_and_test_of_a_training_see_all_regions(tree):
@@ -156,7 +157,7 @@ def test_traps_6_the_fraction_is_of_each_split_and_spread_over_regions(tree):
     assert choose_subset(rois, 1e9, 0.1, seed=2) != taken
     loaders = build_loaders(config_for(tree, max_samples_frac=0.5))
     assert [len(part.patches) for part in (loaders.train, loaders.val, loaders.test)] == [3, 1, 1]
-    assert {loaders.train.patches.whole.roi(index) for index in loaders.train.patches.positions} == set(TRAIN)
+    assert {loaders.train.patches.dataset.roi(index) for index in loaders.train.patches.positions} == set(TRAIN)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -235,7 +236,7 @@ def test_batches_hold_what_samples_hold_and_open_no_more_than_that(tree, monkeyp
         loader = build_test_loader(config_for(tree, use_sar=use_sar, batch_size=1))
         batch = next(iter(loader))
         assert len(opened) == files
-        sample = loader.patches.whole[batch.info[0].index]  # converted before it is collated
+        sample = loader.patches.dataset[batch.info[0].index]  # converted before it is collated
         plain = Collate(use_sar)([Indexed(batch.info[0].index, sample)])
         for name in ("x", "target", "dates", "masks", "coverage"):
             ours, theirs = getattr(batch, name), getattr(plain, name)
@@ -285,7 +286,7 @@ def test_missing_roots_and_empty_splits_name_the_flag(tree, tmp_path):
 def test_one_empty_split_of_two_is_a_warning(tmp_path):
     for roi in ("ROIs2017_winter/112", "ROIs1970_fall/139"):  # training and test, as in the scrap of real patches
         write_triplet(tmp_path, roi, 5)
-    with pytest.warns(UserWarning, match=r"split 'val', .*\(--root3\).*going on without that split"):
+    with pytest.warns(UserWarning, match=r"split 'val', .*\(--root3\).*continuing without that split"):
         loaders = build_loaders(config_for("", root3=str(tmp_path), pretrain=True, sample_type="pretrain", input_t=1))
     assert loaders.val is None
     (batch,) = loaders.test
@@ -298,7 +299,7 @@ def test_custom_samples_reach_the_test(tree, tmp_path):
     path = tmp_path / "list.json"
     path.write_text(f'[{{"target": ["{series_path(TEST, "S2", 4, 2)}"], "inputs": [1, 3]}}]')
     loader = build_test_loader(config_for(tree, use_custom=str(path)))
-    loader.patches.whole.cloud_masks = "cloud_cloudshadow_mask"  # spares the tests the slow detector
+    loader.patches.dataset.cloud_masks = "cloud_cloudshadow_mask"  # spares the tests the slow detector
     (batch,) = loader
     assert batch.x.shape == (1, 2, 15, SIZE, SIZE)
     assert batch.info[0].target_path == series_path(TEST, "S2", 4, 2)

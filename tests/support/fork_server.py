@@ -20,10 +20,8 @@ PRELOADED = (
     "PIL.Image",
     "torch._dynamo",
     "torch.utils.tensorboard",
-    "data.loaders",
-    "evaluation.evaluate",
-    "training.pretrained",
-    "model.restore",
+    "training.trainer",
+    "training.tester",
     "train_reconstruct",
     "test_reconstruct",
     "ensemble_reconstruct",
@@ -78,7 +76,7 @@ def child(request):
         arm(*request["kill_at"])
     sys.argv = [request["script"], *request["argv"]]
     module = importlib.import_module(request["script"].removesuffix(".py"))
-    from common.errors import run_command
+    from common.cli import run_command
 
     code = run_command(module.main)
     sys.stdout.flush()

@@ -16,16 +16,8 @@ from common.errors import DataError
 from config.schema import ModelConfig
 from model.build import build_loss, build_model, build_optimizer, build_scheduler
 from model.compat import rename_keys
-from training.checkpoint import (
-    VERSION,
-    load_checkpoint,
-    load_weights,
-    random_states,
-    restore_random_states,
-    resume,
-    save_checkpoint,
-    save_state,
-)
+from model.weights import load_checkpoint, save_checkpoint
+from training.checkpoint import VERSION, load_weights, random_states, restore_random_states, resume, save_state
 from training.engine import TrainState
 
 FLAGS = {"encoder_widths": (8,), "decoder_widths": (8, 8), "n_head": 4, "d_model": 16, "low_res_size": 8}

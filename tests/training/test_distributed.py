@@ -6,16 +6,14 @@ from torch import nn
 
 from common import process_group
 from common.errors import UsageError
-from config.resolve import resolve_config
+from config.resolve import resolve_config, resolve_training
 from config.schema import ModelConfig
-from data.loaders import EpochOrder, count_workers
-from data.sharding import Shares
+from data.loaders import EpochOrder, ShardedBatchSampler, count_workers
 from evaluation.baselines import ComparisonTable
 from evaluation.metrics import EvaluationMeter
 from model.build import build_model
 from model.runtime import choose_device
 from parse_args import parse
-from train_reconstruct import settle
 from training.distributed import CpuSyncBatchNorm, convert_sync_batchnorm
 
 
@@ -23,10 +21,10 @@ from training.distributed import CpuSyncBatchNorm, convert_sync_batchnorm
 def test_shares_are_the_batches_of_one_process(n, batch_size, world):
     order = EpochOrder(n, seed=1, shuffle=True)
     order.epoch = 5
-    whole = list(Shares(order, batch_size))
+    whole = list(ShardedBatchSampler(order, batch_size))
     assert [position for batch in whole for position in batch] == list(order)
-    parts = [list(Shares(order, batch_size, rank, world)) for rank in range(world)]
-    assert {len(part) for part in parts} == {len(whole), len(Shares(order, batch_size))}
+    parts = [list(ShardedBatchSampler(order, batch_size, rank, world)) for rank in range(world)]
+    assert {len(part) for part in parts} == {len(whole), len(ShardedBatchSampler(order, batch_size))}
     for number, batch in enumerate(whole):
         pieces = [part[number] for part in parts]
         assert [position for piece in pieces for position in piece] == batch
@@ -69,7 +67,7 @@ def test_shared_norm_gradcheck():
 
 
 def test_shared_norm_joins_processes(monkeypatch):
-    """Statistics of another process, of three times the pixels, told by hand."""
+    """Statistics of another process, of three times the pixels, set by hand."""
     torch.manual_seed(0)
     norm = CpuSyncBatchNorm(nn.BatchNorm2d(2, dtype=torch.float64))
     here, there = torch.randn(1, 2, 3, 3).double(), 5 + 2 * torch.randn(3, 2, 3, 3).double()
@@ -159,9 +157,9 @@ def test_what_several_processes_cannot_share_is_refused(monkeypatch, words, matc
     two_processes(monkeypatch)
     line = ["--root1", "x", "--root2", "x", "--device", "cpu", *words.split()]
     with pytest.raises(UsageError, match=match):
-        settle(*parse("train", line))
+        resolve_training(*parse("train", line))
     monkeypatch.setenv("WORLD_SIZE", "1")
-    settle(*parse("train", line))
+    resolve_training(*parse("train", line))
     resolve_config(*parse("train", line))
 
 

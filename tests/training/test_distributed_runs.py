@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from data.clouds.mask_record import Entry, write_record
+from data.clouds.mask_record import MaskEntry, write_record
 from data.clouds.mask_store import MaskStore, default_store
 from data.raster.geotiff import write_geotiff
 from data.splits import MONO, rois
+from model.weights import load_checkpoint
 from tests.support.commands import ROOT, command_line
 from tests.support.fake_trees import DETECTOR, SIZE, mask_of, place, triplet_path, write_triplet
-from training.checkpoint import load_checkpoint
 
 PATCHES = {"train": (1, 2, 3, 4), "val": (5, 6, 7), "test": (8, 9, 10, 11)}
 BAD = 9  # the second patch of the test split cannot be read
@@ -48,7 +48,7 @@ def roots(tmp_path_factory) -> list:
                     image = rng.uniform(-24, -1, (2, SIZE, SIZE)).astype(np.float32)
                 write_geotiff(path, image, "EPSG:32633", place(patch))
                 if sensor == "s2_cloudy":
-                    cloudy = Entry(0.4, mask_of(0.4), path.stat().st_size)
+                    cloudy = MaskEntry(0.4, mask_of(0.4), path.stat().st_size)
                     record = MaskStore(default_store(root), DETECTOR).folder(root) / triplet_path(roi, sensor, patch)
                     write_record(record.with_suffix(".npz"), {path.name: cloudy})
                 if patch == BAD:
@@ -193,7 +193,7 @@ def test_resumed_by_one_then_by_two_of_which_one_is_killed(runs, commands, roots
     folder = runs["two"][0]
     on = ["--experiment_name run --resume_from --device cpu --res_dir", folder.parent]
     alone = commands.run("train_reconstruct.py", on, "--epochs 2").ok()
-    assert "going on after epoch 1" in alone.text
+    assert "resuming after epoch 1" in alone.text
     before = load_checkpoint(folder / "model_epoch_2.pth.tar")
     pair = Pair(tmp_path / "killed.log", "train_reconstruct.py", on, "--epochs 1000")
     deadline = time.monotonic() + 60
@@ -204,11 +204,11 @@ def test_resumed_by_one_then_by_two_of_which_one_is_killed(runs, commands, roots
     os.kill(pair.processes()[1], signal.SIGKILL)
     assert pair.wait(40) != 0
     assert time.monotonic() - since < 30  # a process that ends is noticed at once
-    told = [line for line in pair.text.splitlines() if line.startswith("error: ")]
-    assert len(told) == 1, pair.text
-    assert re.search("process.*(ended|was lost).*--resume_from", told[0])
+    errors = [line for line in pair.text.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, pair.text
+    assert re.search("process.*(exited|was lost).*--resume_from", errors[0])
     assert "Traceback" not in pair.text.split("error: ")[0]
-    assert "going on after epoch 2" in pair.text
+    assert "resuming after epoch 2" in pair.text
     after = load_checkpoint(folder / "model_epoch_3.pth.tar")
     assert after["trainlog"]["2"] == before["trainlog"]["2"]
     steps = [next(iter(state["optimizer_G"]["state"].values()))["step"] for state in (before, after)]
@@ -263,6 +263,6 @@ def test_a_silent_process_ends_the_run():
         processes[1].kill()
     assert out == "[0, 1]\n"
     assert processes[0].returncode == 1
-    told = err.strip().splitlines()[-1]
-    assert re.match("error: process 1 of the 2 of this run has ended or stopped answering", told), err
+    last_line = err.strip().splitlines()[-1]
+    assert re.match("error: process 1 of the 2 of this run has exited or stopped answering", last_line), err
     assert processes[1].communicate()[0] == ""  # only the first prints

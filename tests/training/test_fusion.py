@@ -16,11 +16,11 @@ from config.stored import read_conf
 from model import load_model
 from model.fusion.network import RECALIBRATED
 from model.registry import EXPERTS
+from model.weights import load_checkpoint, save_checkpoint
 from parse_args import parse
 from tests.cli.test_flags import TRAIN
 from tests.support.cli_cases import TEST_ROI, TRAIN_ROI, VAL_ROI, assert_whole, call, evaluating, files_in, refused
 from tests.support.fake_trees import clear_at, write_series, write_triplet
-from training.checkpoint import load_checkpoint, save_checkpoint
 from training.fusion import expert_config
 
 OTHER_TRAIN_ROI = "ROIs1970/35"

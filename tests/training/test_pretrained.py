@@ -77,7 +77,7 @@ def test_a_checkpoint_of_the_same_network_is_loaded_whole(tmp_path):
     assert report.complete
     assert same(teacher, pupil)
     assert all(parameter.requires_grad for parameter in pupil.parameters())  # nothing is frozen unless asked
-    assert "all there are" in str(report)
+    assert "all of them" in str(report)
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path):
