@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.scores import normal_scores, student_t_scores
+from model.student_t import normal_scores, student_t_scores
 
 GRID = 4096
 LN_LOW, LN_HIGH = math.log(1e-14), math.log(1e4)  # of variance or squared error; a cell is 1 % of a variance wide

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.errors import UsageError
-from model.losses.evidential import WEIGHT_REG, find_penalty, nig_loss
-from model.losses.gaussian import check_shapes, gaussian_nll, multivariate_gaussian_nll
+from model.containers import check_target
+from model.losses.evidential import WEIGHT_REG, get_penalty, nig_loss
+from model.losses.gaussian import gaussian_nll, multivariate_gaussian_nll
 from model.predictions import NIG, Mean, Prediction
 from model.registry import LOSSES
 
@@ -20,17 +21,17 @@ LossFunction = Callable[[Prediction, Tensor], Tensor]
 def get_loss(
     name: str, *, weight_reg: float = WEIGHT_REG, evidence_reg: str = "prior", legacy: bool = False
 ) -> LossFunction:
-    """The loss of that name.
+    """Loss of that name.
 
     Args:
-        name: l1, l2, GNLL, MGNLL, NIG or fusion (of the fused belief: that of NIG), in any case.
+        name: l1, l2, GNLL, MGNLL, NIG or fusion (of the fused prediction: that of NIG), in any case.
         weight_reg: weight of the evidence penalty of NIG, not negative.
         evidence_reg: the penalty of NIG.
         legacy: MGNLL as published, which depends on the batch size.
 
     Returns:
-        A function of a prediction and a target (B, 1, C, H, W), both in scaled units, which gives a scalar. On a NIG
-        belief GNLL and MGNLL use delta and the total variance.
+        A function of a prediction and a target (B, 1, C, H, W), both in scaled units, to a scalar. On a NIG
+        prediction GNLL and MGNLL use delta and the total variance.
 
     Raises:
         UsageError: if a name is unknown or the weight negative; from the returned function, if the prediction lacks
@@ -38,27 +39,27 @@ def get_loss(
     """
     if not weight_reg >= 0:
         raise UsageError(f"expected a --weight_reg of 0 or more, got {weight_reg}")
-    find_penalty(evidence_reg)
+    get_penalty(evidence_reg)
+    evidential = partial(_evidential_loss, weight_reg, evidence_reg)
     functions: dict[str, LossFunction] = {
-        "l1": partial(_of_mean, F.l1_loss),
-        "l2": partial(_of_mean, F.mse_loss),
-        "GNLL": partial(_of_moments, gaussian_nll, "GNLL"),
-        "MGNLL": partial(_of_moments, partial(multivariate_gaussian_nll, legacy=legacy), "MGNLL"),
-        "NIG": partial(_of_belief, weight_reg, evidence_reg),
-        "fusion": partial(_of_belief, weight_reg, evidence_reg),
+        "l1": partial(_mean_loss, F.l1_loss),
+        "l2": partial(_mean_loss, F.mse_loss),
+        "gnll": partial(_variance_loss, gaussian_nll, "GNLL"),
+        "mgnll": partial(_variance_loss, partial(multivariate_gaussian_nll, legacy=legacy), "MGNLL"),
+        "nig": evidential,
+        "fusion": evidential,
     }
-    by_lower_case = {loss.lower(): function for loss, function in functions.items()}
-    if name.lower() not in by_lower_case:
+    if name.lower() not in functions:
         raise UsageError(f"unknown loss {name!r}; choose --loss {', '.join(LOSSES)}")
-    return by_lower_case[name.lower()]
+    return functions[name.lower()]
 
 
-def _of_mean(loss: Callable[[Tensor, Tensor], Tensor], prediction: Prediction, target: Tensor) -> Tensor:
-    check_shapes(prediction.mean, target)
+def _mean_loss(loss: Callable[[Tensor, Tensor], Tensor], prediction: Prediction, target: Tensor) -> Tensor:
+    check_target(prediction.mean, target)
     return loss(prediction.mean, target)
 
 
-def _of_moments(
+def _variance_loss(
     loss: Callable[[Tensor, Tensor, Tensor], Tensor], name: str, prediction: Prediction, target: Tensor
 ) -> Tensor:
     if isinstance(prediction, Mean):
@@ -67,8 +68,8 @@ def _of_moments(
     return loss(prediction.mean, target, variance)
 
 
-def _of_belief(weight_reg: float, evidence_reg: str, prediction: Prediction, target: Tensor) -> Tensor:
+def _evidential_loss(weight_reg: float, evidence_reg: str, prediction: Prediction, target: Tensor) -> Tensor:
     if not isinstance(prediction, NIG):
         head = type(prediction).__name__.lower()
-        raise UsageError(f"--loss NIG needs a belief, which --head {head} does not give; use --head nig")
+        raise UsageError(f"--loss NIG needs a NIG prediction, which --head {head} does not give; use --head nig")
     return nig_loss(prediction, target, weight_reg, evidence_reg)

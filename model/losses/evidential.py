@@ -1,21 +1,19 @@
-"""The loss of the evidential head: Student-t likelihood and what pins the evidence that data cannot determine."""
+"""Loss of the evidential head: Student-t likelihood, and a penalty on the evidence that data cannot determine."""
 
 from collections.abc import Callable
 
 from torch import Tensor
 
 from common.errors import UsageError
-from model import nig as belief_of
-from model.losses.gaussian import check_shapes
 from model.predictions import NIG
 
 WEIGHT_REG = 0.05
 
 
 def prior_penalty(nig: NIG, target: Tensor) -> Tensor:
-    """The distance of the evidence from gamma = 1, alpha = 3, in logarithms: independent of errors and of their unit.
+    """Squared log-distance of the evidence from gamma = 1, alpha = 3; does not depend on errors or their unit.
 
-    The likelihood depends on gamma and beta through beta (1 + gamma) / gamma alone, so something must choose gamma.
+    The likelihood depends on gamma and beta through beta (1 + gamma) / gamma alone, so a prior must determine gamma.
     """
     return nig.gamma.log().square().mean() + 0.25 * ((nig.alpha - 1) / 2).log().square().mean()
 
@@ -26,8 +24,8 @@ def amini_penalty(nig: NIG, target: Tensor) -> Tensor:
 
 
 def meinert_penalty(nig: NIG, target: Tensor) -> Tensor:
-    """The same with the error in units of the Student-t's width (after Meinert et al. 2023), so that no unit enters."""
-    return ((nig.delta - target).abs() / belief_of.width(nig) * (2 * nig.gamma + nig.alpha)).mean()
+    """The same with the error in units of the Student-t's width (after Meinert et al. 2023): independent of units."""
+    return ((nig.delta - target).abs() / nig.width * (2 * nig.gamma + nig.alpha)).mean()
 
 
 PENALTIES: dict[str, Callable[[NIG, Tensor], Tensor] | None] = {
@@ -38,15 +36,15 @@ PENALTIES: dict[str, Callable[[NIG, Tensor], Tensor] | None] = {
 }
 
 
-def find_penalty(evidence_reg: str) -> Callable[[NIG, Tensor], Tensor] | None:
-    """The penalty of that name; UsageError lists the names."""
+def get_penalty(evidence_reg: str) -> Callable[[NIG, Tensor], Tensor] | None:
+    """Penalty of that name; the UsageError for an unknown one lists the names."""
     if evidence_reg not in PENALTIES:
         raise UsageError(f"unknown evidence regulariser {evidence_reg!r}; choose --evidence_reg {', '.join(PENALTIES)}")
     return PENALTIES[evidence_reg]
 
 
 def nig_loss(nig: NIG, target: Tensor, weight_reg: float = WEIGHT_REG, evidence_reg: str = "prior") -> Tensor:
-    """The negative log-likelihood of the predictive Student-t plus a penalty on the evidence, averaged over all.
+    """Negative log-likelihood of the predictive Student-t plus a penalty on the evidence, averaged over all elements.
 
     Args:
         nig: fields (B, 1, C, H, W), scaled units.
@@ -64,9 +62,8 @@ def nig_loss(nig: NIG, target: Tensor, weight_reg: float = WEIGHT_REG, evidence_
     Source:
         Amini et al. 2020. Changes: the default penalty, because error times evidence drives gamma towards zero.
     """
-    check_shapes(nig.delta, target)
-    penalty = find_penalty(evidence_reg)
-    loss = belief_of.nll(nig, target).mean()
+    penalty = get_penalty(evidence_reg)
+    loss = nig.nll(target).mean()
     if penalty is None or weight_reg == 0:
         return loss
     return loss + weight_reg * penalty(nig, target)

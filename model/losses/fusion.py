@@ -1,4 +1,4 @@
-"""The loss of joint training: a term for each expert by itself, and one for what is made of them."""
+"""Loss of joint training: a term for each expert, and one for their fusion."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from model.predictions import NIG, Prediction
 
 
 def expert_term(prediction: Prediction, target: Tensor, weight_reg: float, evidence_reg: str) -> Tensor:
-    """The likelihood of one expert, with the evidence regulariser where it has evidence; both in scaled units."""
+    """Negative log-likelihood of an expert, plus the penalty if it predicts evidence; both in its scaled units."""
     if isinstance(prediction, NIG):
         return nig_loss(prediction, target, weight_reg, evidence_reg)
     assert prediction.total is not None
@@ -27,15 +27,15 @@ def fusion_loss(
     weight_reg: float = WEIGHT_REG,
     evidence_reg: str = "prior",
 ) -> Tensor:
-    """The sum of weighted expert terms and the fused term.
+    """Weighted sum of the experts' terms and the fused term.
 
     Args:
-        fused: the fused belief, scaled by `scale_by`.
-        experts: the experts' predictions, each in its own scaled units.
+        fused: the fused prediction, scaled by `scale_by`.
+        experts: the experts' predictions, each in its scaled units.
         scales: scaled units per reflectance of each expert.
         weights: of the experts' terms; the fused term has weight 1.
         target: (B, 1, C, H, W), scaled by `scale_by`.
-        scale_by: scaled units per reflectance of fused belief and target.
+        scale_by: scaled units per reflectance of fused prediction and target.
         weight_reg: weight of the evidence regulariser in every term.
         evidence_reg: its name.
 

@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.containers import check_target
+
 EPS = 1e-8  # smallest variance, in scaled units squared, as published
 
 
 class _Floor(torch.autograd.Function):
-    """The larger of a value and a floor; the gradient passes below the floor too, so that a variance can come back."""
+    """Maximum of a value and a floor; the gradient passes below the floor too, so that a variance can recover."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, floor: float) -> Tensor:
@@ -21,31 +23,23 @@ class _Floor(torch.autograd.Function):
         return grads[0], None
 
 
-def check_shapes(mean: Tensor, target: Tensor, variance: Tensor | None = None) -> None:
-    """Raise ValueError unless the target has the mean's shape, and the variance the same or one band."""
-    if mean.shape != target.shape:
-        raise ValueError(f"expected a target of shape {tuple(mean.shape)}, got {tuple(target.shape)}")
-    if variance is None:
-        return
+def _terms(mean: Tensor, target: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Means over all pixels and bands: of the log-variance, and of the squared error over the variance."""
+    check_target(mean, target)
     shapes = tuple(mean.shape), (*mean.shape[:-3], 1, *mean.shape[-2:])
     if tuple(variance.shape) not in shapes:
         raise ValueError(f"expected a variance of shape {shapes[0]} or {shapes[1]}, got {tuple(variance.shape)}")
-
-
-def _terms(mean: Tensor, target: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """Means over all pixels and bands: of the log-variance, and of the squared error over the variance."""
-    check_shapes(mean, target, variance)
     floored: Tensor = _Floor.apply(variance, EPS)
     return floored.log().mean(), ((mean - target).square() / floored).mean()
 
 
 def gaussian_nll(mean: Tensor, target: Tensor, variance: Tensor) -> Tensor:
-    """The negative log-likelihood of a normal distribution, averaged over images, bands and pixels.
+    """Negative log-likelihood of a normal distribution, averaged over images, bands and pixels.
 
     Args:
         mean: (B, 1, C, H, W), scaled reflectance.
-        target: the same shape.
-        variance: the same shape or (B, 1, 1, H, W), scaled reflectance squared; values below 1e-8 count as 1e-8.
+        target: same shape.
+        variance: same shape or (B, 1, 1, H, W), scaled reflectance squared; values below 1e-8 count as 1e-8.
 
     Returns:
         A scalar, with the constant ln(2 pi)/2.
@@ -61,17 +55,17 @@ def gaussian_nll(mean: Tensor, target: Tensor, variance: Tensor) -> Tensor:
 
 
 def multivariate_gaussian_nll(mean: Tensor, target: Tensor, variance: Tensor, legacy: bool = False) -> Tensor:
-    """The negative log-likelihood of a normal distribution over bands, averaged over images and pixels.
+    """Negative log-likelihood of a normal distribution over bands, averaged over images and pixels.
 
     Args:
         mean: (B, 1, C, H, W), scaled reflectance.
-        target: the same shape.
-        variance: diagonal of the covariance, the same shape (diag) or (B, 1, 1, H, W) (iso, one for all bands),
-            scaled reflectance squared; values below 1e-8 count as 1e-8.
-        legacy: weigh the log-determinant by the batch size, as the published code does.
+        target: same shape.
+        variance: diagonal of the covariance, same shape (diag) or (B, 1, 1, H, W) (iso, one for all bands), scaled
+            reflectance squared; values below 1e-8 count as 1e-8.
+        legacy: weight the log-determinant by the batch size, as the published code does.
 
     Returns:
-        A scalar, summed over bands: the mean of what the single images give.
+        A scalar, summed over bands: the mean over images, each as if it were alone.
 
     Raises:
         ValueError: if the shapes do not fit.

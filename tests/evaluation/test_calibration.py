@@ -19,7 +19,7 @@ from evaluation.calibration import (
     sparsification,
     uce_auce,
 )
-from model.scores import normal_scores, student_t_scores
+from model.student_t import normal_scores, student_t_scores
 
 DOFS = (2.02, 2.1, 3.0, 4.7, 8.0, 15.0, 40.0, 202.0, 2e6)
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from model import nig
-from model.predictions import NIG
+from model.nig import NIG, nig_from_moments, scale, sum_beliefs
 from model.student_t import log_gamma_ratio, log_gamma_ratio_slope, student_t_quantile
 
 DOUBLE = torch.float64
@@ -48,7 +47,7 @@ VALUES = [
 @pytest.mark.parametrize(("parameters", "target", "expected"), VALUES)
 def test_nll_has_the_stored_values_and_is_the_student_t(parameters, target, expected):
     b = belief(*parameters)
-    got = nig.nll(b, value(target)).item()
+    got = b.nll(value(target)).item()
     assert got == pytest.approx(expected, abs=1e-12)  # stored with 12 decimals
     assert got == pytest.approx(-student_t(b).logpdf(target).item(), rel=1e-12)
 
@@ -57,14 +56,14 @@ def test_nll_has_the_stored_values_and_is_the_student_t(parameters, target, expe
 def test_nll_of_the_reference(golden, name):
     with np.load(golden / "nig.npz") as stored:
         b = NIG(*(torch.from_numpy(stored[f"{name}/{f}"]) for f in ("delta", "gamma", "alpha", "beta")))
-        got = nig.nll(b, torch.from_numpy(stored["target"])).numpy()
+        got = b.nll(torch.from_numpy(stored["target"])).numpy()
         np.testing.assert_allclose(got, stored[f"{name}/nll"], rtol=1e-11, atol=1e-12)
 
 
 def test_the_four_gradients_follow_the_formulas():
     b = random_belief().map(lambda t: t.clone().requires_grad_())
     y = value(np.random.default_rng(1).uniform(0, 1, 500))
-    nig.nll(b, y).sum().backward()
+    b.nll(y).sum().backward()
     d, g, a, be = (t.detach() for t in b.fields().values())
     e, omega = d - y, 2 * be * (1 + g)
     q = g * e**2 + omega
@@ -82,7 +81,7 @@ def test_the_four_gradients_follow_the_formulas():
 def test_gradcheck():
     b = random_belief(12).map(lambda t: t.clone().requires_grad_())
     y = value(np.linspace(0, 1, 12))
-    assert torch.autograd.gradcheck(lambda *f: nig.nll(NIG(*f), y), tuple(b.fields().values()))
+    assert torch.autograd.gradcheck(lambda *f: NIG(*f).nll(y), tuple(b.fields().values()))
     x = torch.linspace(0.6, 40, 9, dtype=DOUBLE, requires_grad=True)
     assert torch.autograd.gradcheck(log_gamma_ratio, (x,))
     assert torch.autograd.gradgradcheck(log_gamma_ratio, (x,))
@@ -97,20 +96,20 @@ def test_no_datum_tells_gamma_from_beta():
 
     gamma = b.gamma.clone().requires_grad_()
     moved = along(gamma)
-    (slope,) = torch.autograd.grad(nig.nll(moved, y).sum(), gamma)
+    (slope,) = torch.autograd.grad(moved.nll(y).sum(), gamma)
     assert slope.abs().max() < 1e-12  # zero but for rounding: the terms that cancel are of order 1..100
-    torch.testing.assert_close(nig.nll(along(b.gamma * 7), y), nig.nll(b, y), rtol=1e-12, atol=1e-12)
-    assert (nig.epistemic(along(b.gamma * 7)) < nig.epistemic(b)).all()  # while the two parts trade places
-    torch.testing.assert_close(nig.total(along(b.gamma * 7)), nig.total(b))
+    torch.testing.assert_close(along(b.gamma * 7).nll(y), b.nll(y), rtol=1e-12, atol=1e-12)
+    assert (along(b.gamma * 7).epistemic < b.epistemic).all()  # while the two parts trade places
+    torch.testing.assert_close(along(b.gamma * 7).total, b.total)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (DOUBLE, 2e-6)])
 def test_many_degrees_of_freedom_are_the_normal(dtype, tolerance):
     # at alpha 1e6 the Student-t itself differs from the normal by about 1e-6; in float32 lgamma(1e6) is good to 1 only
-    b = nig.nig_from_moments(value([0.1, 0.2, 0.3], dtype), value(0.04, dtype), 0.25, 1e6)
+    b = nig_from_moments(value([0.1, 0.2, 0.3], dtype), value(0.04, dtype), 0.25, 1e6)
     y = value([0.1, 0.5, -0.4], dtype)
     expected = -stats.norm(b.delta.numpy(), 0.2).logpdf(y.numpy())
-    np.testing.assert_allclose(nig.nll(b, y).numpy(), expected, rtol=tolerance * 5, atol=tolerance * 5)
+    np.testing.assert_allclose(b.nll(y).numpy(), expected, rtol=tolerance * 5, atol=tolerance * 5)
 
 
 def test_float32_agrees_with_float64_over_the_heads_range():
@@ -123,16 +122,16 @@ def test_float32_agrees_with_float64_over_the_heads_range():
     )
     double = single.map(lambda t: t.detach().double().requires_grad_())
     y = value(e, torch.float32)
-    nig.nll(single, y).sum().backward()
-    nig.nll(double, y.double()).sum().backward()
+    single.nll(y).sum().backward()
+    double.nll(y.double()).sum().backward()
     np.testing.assert_allclose(
-        nig.nll(single, y).detach().numpy(), nig.nll(double, y.double()).detach().numpy(), rtol=3e-6, atol=3e-6
+        single.nll(y).detach().numpy(), double.nll(y.double()).detach().numpy(), rtol=3e-6, atol=3e-6
     )
     for name, tensor in single.fields().items():
         exact = double.fields()[name].grad.numpy()
         # beta's gradient is the difference of 1/(2k) and a term of its size times the evidence: rounding grows by alpha
-        scale = np.abs(exact) + (a / double.beta.detach().numpy().ravel() if name == "beta" else 1.0)
-        assert np.max(np.abs(tensor.grad.numpy() - exact) / scale) < 1e-5, name
+        magnitude = np.abs(exact) + (a / double.beta.detach().numpy().ravel() if name == "beta" else 1.0)
+        assert np.max(np.abs(tensor.grad.numpy() - exact) / magnitude) < 1e-5, name
 
 
 def test_log_gamma_ratio():
@@ -149,21 +148,21 @@ def test_log_gamma_ratio():
 
 def test_moments():
     b = belief(0.3, 3.0, 3.0, 0.015)
-    assert nig.aleatoric(b).item() == pytest.approx(0.0075)
-    assert nig.epistemic(b).item() == pytest.approx(0.0025)
-    assert nig.total(b).item() == pytest.approx(0.01)
+    assert b.aleatoric.item() == pytest.approx(0.0075)
+    assert b.epistemic.item() == pytest.approx(0.0025)
+    assert b.total.item() == pytest.approx(0.01)
     many = random_belief()
-    torch.testing.assert_close(nig.aleatoric(many) + nig.epistemic(many), nig.total(many))
+    torch.testing.assert_close(many.aleatoric + many.epistemic, many.total)
     open_to_scipy = many.map(lambda t: t[..., many.alpha.flatten() > 1.2])
-    np.testing.assert_allclose(nig.total(open_to_scipy).numpy(), student_t(open_to_scipy).var(), rtol=1e-10)
+    np.testing.assert_allclose(open_to_scipy.total.numpy(), student_t(open_to_scipy).var(), rtol=1e-10)
 
 
 def test_moments_to_a_belief_and_back():
-    b = nig.nig_from_moments(value(0.3), value(0.01), 0.25, 3.0)
+    b = nig_from_moments(value(0.3), value(0.01), 0.25, 3.0)
     assert [t.item() for t in b.fields().values()] == pytest.approx([0.3, 3.0, 3.0, 0.015])
     many = random_belief()
-    share = nig.epistemic(many) / nig.total(many)
-    again = nig.nig_from_moments(many.delta, nig.total(many), share, many.alpha)
+    share = many.epistemic / many.total
+    again = nig_from_moments(many.delta, many.total, share, many.alpha)
     for name, tensor in many.fields().items():
         torch.testing.assert_close(again.fields()[name], tensor, rtol=1e-9, atol=0)
 
@@ -171,15 +170,15 @@ def test_moments_to_a_belief_and_back():
 @pytest.mark.parametrize("factor", [0.1, 10.0])
 def test_scaling_adds_the_logarithm_of_the_factor(factor):
     b, y = random_belief(), value(np.random.default_rng(4).uniform(0, 1, 500))
-    scaled = nig.scale(b, factor)
-    torch.testing.assert_close(nig.nll(scaled, y * factor), nig.nll(b, y) + math.log(factor), rtol=1e-11, atol=1e-11)
-    torch.testing.assert_close(nig.total(scaled), nig.total(b) * factor**2)
+    scaled = scale(b, factor)
+    torch.testing.assert_close(scaled.nll(y * factor), b.nll(y) + math.log(factor), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(scaled.total, b.total * factor**2)
     assert torch.equal(scaled.gamma, b.gamma)
     assert torch.equal(scaled.alpha, b.alpha)
 
 
 def test_sum_of_two_beliefs():
-    fused = nig.sum_beliefs(belief(0.3, 0.7, 1.8, 0.4), belief(1.0, 2.0, 2.5, 1.0))
+    fused = sum_beliefs(belief(0.3, 0.7, 1.8, 0.4), belief(1.0, 2.0, 2.5, 1.0))
     assert [t.item() for t in fused.fields().values()] == pytest.approx([0.8185185185, 2.7, 4.8, 1.527037037], abs=1e-9)
 
 
@@ -187,8 +186,8 @@ def test_sums_of_the_reference(golden):
     with np.load(golden / "nig.npz") as stored:
         names = ("delta", "gamma", "alpha", "beta")
         experts = [NIG(*(torch.from_numpy(stored[f"expert{i}/{f}"]) for f in names)) for i in range(3)]
-        two = nig.sum_beliefs(experts[0], experts[1])
-        three = nig.sum_beliefs(two, experts[2])
+        two = sum_beliefs(experts[0], experts[1])
+        three = sum_beliefs(two, experts[2])
         for got, name in ((two, "fused2"), (three, "fused3")):
             for field, tensor in got.fields().items():
                 np.testing.assert_allclose(tensor.numpy(), stored[f"{name}/{field}"], rtol=1e-12)
@@ -196,8 +195,8 @@ def test_sums_of_the_reference(golden):
 
 def test_sum_is_commutative_associative_and_convex():
     a, b, c = (random_belief(seed=s) for s in (5, 6, 7))
-    forward, backward = nig.sum_beliefs(a, b), nig.sum_beliefs(b, a)
-    left, right = nig.sum_beliefs(forward, c), nig.sum_beliefs(a, nig.sum_beliefs(b, c))
+    forward, backward = sum_beliefs(a, b), sum_beliefs(b, a)
+    left, right = sum_beliefs(forward, c), sum_beliefs(a, sum_beliefs(b, c))
     for one, other in ((forward, backward), (left, right)):
         for name, tensor in one.fields().items():
             torch.testing.assert_close(tensor, other.fields()[name], rtol=1e-12, atol=1e-14)
@@ -213,7 +212,7 @@ def test_sum_is_the_pooling_of_two_samples():
         return belief(x.mean(), len(x), (len(x) - 1) / 2, ((x - x.mean()) ** 2).sum() / 2)
 
     fused, pooled = (
-        nig.sum_beliefs(of_sample(first), of_sample(second)),
+        sum_beliefs(of_sample(first), of_sample(second)),
         of_sample(np.concatenate([first, second])),
     )
     for name, tensor in fused.fields().items():
@@ -223,15 +222,15 @@ def test_sum_is_the_pooling_of_two_samples():
 @pytest.mark.parametrize(("alpha", "gamma"), [(1.5, 0.5), (3.0, 1.0), (20.0, 8.0)])
 def test_sum_of_identical_beliefs_shrinks_the_variance(alpha, gamma):
     b = belief(0.3, gamma, alpha, 0.02)
-    shrink = (nig.total(nig.sum_beliefs(b, b)) / nig.total(b)).item()
+    shrink = (sum_beliefs(b, b).total / b.total).item()
     assert shrink == pytest.approx((2 * alpha - 2) / (2 * alpha - 0.5) * (2 * gamma + 1) / (2 * gamma + 2), rel=1e-12)
     if (alpha, gamma) == (1.5, 0.5):
         assert shrink == pytest.approx(0.27, abs=0.005)
 
 
 def test_sum_refuses_other_shapes():
-    with pytest.raises(ValueError, match=r"one shape; got \(1, 1, 1, 1, 2\) and \(1, 1, 1, 1, 1\)"):
-        nig.sum_beliefs(belief([0.1, 0.2], 1, 2, 1), belief(0.1, 1, 2, 1))
+    with pytest.raises(ValueError, match=r"fields of the same shape, got \(1, 1, 1, 1, 2\) and \(1, 1, 1, 1, 1\)"):
+        sum_beliefs(belief([0.1, 0.2], 1, 2, 1), belief(0.1, 1, 2, 1))
 
 
 @pytest.mark.parametrize("level", [0.01, 0.5, 0.9, 0.95, 0.999])
@@ -239,7 +238,7 @@ def test_interval_has_the_exact_quantiles(level):
     b = random_belief(3000)
     b = NIG(b.delta, b.gamma, torch.cat([b.alpha[..., :1500], b.alpha[..., 1500:] ** 4 + 1.001], -1), b.beta)
     exact = student_t(b).interval(level)
-    for got, expected in zip(nig.interval(b, level), exact, strict=True):
+    for got, expected in zip(b.interval(level), exact, strict=True):
         reach = (exact[1] - exact[0]) / 2
         assert np.max(np.abs(got.numpy() - expected) / reach) < 1e-6  # interpolation in 4097 nodes: 3e-7 at 0.999
     single = student_t_quantile(level, (2 * b.alpha).float())
@@ -256,13 +255,13 @@ def test_quantile_at_the_ends_of_its_table():
 @pytest.mark.parametrize("level", [0.0, 1.0, 90, -0.5])
 def test_interval_refuses_a_level_outside_0_and_1(level):
     with pytest.raises(ValueError, match="level between 0 and 1"):
-        nig.interval(belief(0.1, 1, 2, 1), level)
+        belief(0.1, 1, 2, 1).interval(level)
 
 
 def test_interval_covers_what_it_says():
-    b = nig.nig_from_moments(torch.zeros(1, 1, 1, 1, 40000, dtype=DOUBLE), value(0.04), 0.3, 2.5)
+    b = nig_from_moments(torch.zeros(1, 1, 1, 1, 40000, dtype=DOUBLE), value(0.04), 0.3, 2.5)
     y = torch.from_numpy(student_t(b).rvs(random_state=np.random.default_rng(9)))
-    low, high = nig.interval(b, 0.9)
+    low, high = b.interval(0.9)
     covered = ((y > low) & (y < high)).double().mean().item()
     assert covered == pytest.approx(0.9, abs=4 * math.sqrt(0.9 * 0.1 / 40000))  # four standard errors
 
@@ -272,7 +271,7 @@ def test_crps_is_that_of_the_student_t():
     b = random_belief(5000)
     rng = np.random.default_rng(10)
     y = b.delta + torch.from_numpy(rng.standard_t(2.5, b.delta.shape) * 0.2)
-    exact = scoringrules.crps_t(y.numpy(), 2 * b.alpha.numpy(), b.delta.numpy(), nig.width(b).numpy())
-    np.testing.assert_allclose(nig.crps(b, y).numpy(), exact, rtol=2e-6)
-    single = nig.crps(b.map(lambda t: t.float()), y.float())
+    exact = scoringrules.crps_t(y.numpy(), 2 * b.alpha.numpy(), b.delta.numpy(), b.width.numpy())
+    np.testing.assert_allclose(b.crps(y).numpy(), exact, rtol=2e-6)
+    single = b.map(lambda t: t.float()).crps(y.float())
     np.testing.assert_allclose(single.numpy(), exact, rtol=3e-5, atol=1e-7)

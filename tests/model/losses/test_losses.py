@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.errors import UsageError
-from model import nig
-from model.losses import check_loss, gaussian_nll, get_loss, multivariate_gaussian_nll, nig_loss
+from config.validation import check_loss
+from model.losses import gaussian_nll, get_loss, multivariate_gaussian_nll, nig_loss
 from model.losses.evidential import PENALTIES
+from model.nig import scale
 from model.predictions import NIG, Gaussian, Mean
 
 SHAPE = (2, 1, 13, 6, 7)
@@ -154,13 +155,13 @@ def test_other_evidence_regularisers():
     amini = nig_loss(p, y, weight_reg=1.0, evidence_reg="amini") - p.nll(y).mean()
     torch.testing.assert_close(amini, (error * evidence).mean())
     meinert = nig_loss(p, y, weight_reg=1.0, evidence_reg="meinert") - p.nll(y).mean()
-    torch.testing.assert_close(meinert, (error / nig.width(p) * evidence).mean())
+    torch.testing.assert_close(meinert, (error / p.width * evidence).mean())
 
 
 @pytest.mark.parametrize("evidence_reg", list(PENALTIES))
 def test_a_change_of_unit_adds_a_constant_to_the_nig_loss(evidence_reg):
     p, y = beliefs()
-    change = nig_loss(nig.scale(p, 10.0), 10 * y, evidence_reg=evidence_reg) - nig_loss(p, y, evidence_reg=evidence_reg)
+    change = nig_loss(scale(p, 10.0), 10 * y, evidence_reg=evidence_reg) - nig_loss(p, y, evidence_reg=evidence_reg)
     if evidence_reg == "amini":  # the literature's penalty is in the unit of the error
         assert change.item() > math.log(10) + 0.01
     else:
@@ -233,7 +234,7 @@ def test_what_cannot_work_says_so():
         get_loss("NIG", weight_reg=math.nan)
     with pytest.raises(UsageError, match="--loss MGNLL needs a variance"):
         get_loss("MGNLL")(Mean(p.delta), y)
-    with pytest.raises(UsageError, match="--loss NIG needs a belief, which --head gaussian does not give"):
+    with pytest.raises(UsageError, match="--loss NIG needs a NIG prediction, which --head gaussian does not give"):
         get_loss("NIG")(Gaussian(p.delta, p.total), y)
     with pytest.raises(ValueError, match="expected a target of shape"):
         get_loss("l2")(p, y.squeeze(1))
