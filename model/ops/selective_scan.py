@@ -1,21 +1,19 @@
-"""The selective scan of Mamba: one door, several backends, and the choice between them.
+"""The selective scan of Mamba: one function, several backends, and the choice between them.
 
-`torch` runs anywhere; `triton` (ours) and `mamba_ssm` (its CUDA kernels) need a CUDA device and their package. Nothing
-is imported before it is used. Other scans are added in `_BACKENDS` and `_obstacle`.
+`torch` runs anywhere; `triton` (ours) and `mamba_ssm` (its CUDA kernels) need a CUDA device and their package, which is
+imported at the first call. To add a backend, extend `_BACKENDS`, `_obstacle` and `model.registry.SCAN_BACKENDS`.
 """
 
 import functools
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from common.errors import UsageError
-from model.ops.selective_scan_torch import scan_torch
-
-Scan = Callable[..., tuple[Tensor, Tensor]]
+from model.ops.scan_inputs import ScanInputs
+from model.ops.torch_scan import scan_torch
 
 
 def selective_scan(
@@ -35,19 +33,19 @@ def selective_scan(
 
     Args:
         u: (B, D, L), inputs of D channels.
-        delta: (B, D, L), steps dt; before the bias and softplus where those are given.
+        delta: (B, D, L), step sizes dt; before bias and softplus if given.
         A: (D, N), rates, negative for states that decay.
-        B: (B, N, L), how the input drives the N states of a channel.
-        C: (B, N, L), how they are read.
+        B: (B, N, L), input weights of the N states of a channel.
+        C: (B, N, L), output weights of the states.
         D: (D,), weight of the input in the output.
         z: (B, D, L), gate.
         delta_bias: (D,), added to delta.
         delta_softplus: take softplus of delta (after the bias).
-        return_last_state: give the state after the last step too.
-        backend: auto, torch, triton or mamba_ssm; `choose_backend` says what auto takes.
+        return_last_state: return the state after the last step too.
+        backend: auto, torch, triton or mamba_ssm; see `choose_backend` for auto.
 
     Returns:
-        y (B, D, L) of the dtype of u, calculated in float32 (by `torch` in float64 where u or A have it); with
+        y (B, D, L) of the dtype of u, computed in float32 (by `torch` in float64 if u or A have it); with
         `return_last_state` also the last state (B, D, N), which carries a gradient in `torch` and `triton`.
 
     Raises:
@@ -55,25 +53,26 @@ def selective_scan(
         UsageError: if the backend is unknown, or cannot run on the device of u.
 
     Source:
-        Gu & Dao 2023 (Mamba), Algorithm 2 and eq. 2; arguments laid out as in `mamba_ssm.selective_scan_fn`.
+        Gu & Dao 2023 (Mamba), Algorithm 2 and eq. 2; arguments in the order of `mamba_ssm.selective_scan_fn`.
     """
-    _check_shapes(u, delta, A, B, C, D, z, delta_bias)
-    if backend == "auto" and torch.float64 in (u.dtype, A.dtype):
+    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    inputs.check_shapes()
+    if backend == "auto" and inputs.double:
         backend = "torch"  # the only one in float64
     scan = _scan
-    if torch.compiler.is_compiling():  # a network being compiled steps out of its graph
+    if torch.compiler.is_compiling():  # the scan is left out of compiled graphs
         scan = torch.compiler.disable(_scan)  # not as a decorator: it imports the compiler, which takes a second
-    y, last = scan(backend, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    y, last = scan(backend, inputs)
     return (y, last) if return_last_state else y
 
 
 def choose_backend(name: str, device: torch.device | str) -> tuple[str, str]:
-    """Which backend runs on a device, and why.
+    """Backend that runs on a device, and why.
 
     Args:
-        name: a backend, or auto: the first of triton, mamba_ssm and torch that works on the device. Triton counts as
-            working when a small scan of its own, forward and backward, agrees with torch there.
-        device: where the tensors will be.
+        name: a backend, or auto: the first of triton, mamba_ssm and torch that works on the device. Triton works if a
+            small scan, forward and backward, agrees with torch there.
+        device: of the tensors.
 
     Returns:
         The backend's name, and a reason to log.
@@ -87,31 +86,31 @@ def choose_backend(name: str, device: torch.device | str) -> tuple[str, str]:
 @functools.lru_cache
 def _choose(name: str, device: str) -> tuple[str, str]:
     if name == "auto":
-        return _choose_freely(device)
+        return _choose_auto(device)
     if name not in _BACKENDS:
         raise UsageError(f"unknown --ssm_backend {name!r}; choose from auto, {', '.join(_BACKENDS)}")
     obstacle = _obstacle(name, device)
     if obstacle:
         raise UsageError(f"--ssm_backend {name} {obstacle}; take --ssm_backend auto, or torch, which runs anywhere")
-    return name, "as asked for"
+    return name, "as requested"
 
 
-def _choose_freely(device: str) -> tuple[str, str]:
+def _choose_auto(device: str) -> tuple[str, str]:
     if torch.device(device).type != "cuda":
         return "torch", f"triton and mamba_ssm need a CUDA device, and this is {device}"
-    passed_over: list[str] = []
+    skipped: list[str] = []
     for name in ("triton", "mamba_ssm"):
         obstacle = _obstacle(name, device)
         if obstacle is None and name == "triton":
-            obstacle = _failed_trial(device)
+            obstacle = _self_test_triton(device)
         if obstacle is None:
-            return name, "; ".join([f"works on {device}", *passed_over])
-        passed_over.append(f"{name} {obstacle}")
-    return "torch", "; ".join(passed_over)
+            return name, "; ".join([f"works on {device}", *skipped])
+        skipped.append(f"{name} {obstacle}")
+    return "torch", "; ".join(skipped)
 
 
 def _obstacle(name: str, device: str) -> str | None:
-    """Why a backend cannot run on a device; None if it can."""
+    """Reason why a backend cannot run on a device; None if it can."""
     if name == "torch":
         return None
     if torch.device(device).type != "cuda":
@@ -123,37 +122,28 @@ def _obstacle(name: str, device: str) -> str | None:
     return None
 
 
-def _failed_trial(device: str) -> str | None:
-    from model.ops.selective_scan_triton import failed_trial
+def _self_test_triton(device: str) -> str | None:
+    from model.ops.triton_scan import self_test  # deferred: imports triton, which is optional
 
-    return failed_trial(device)
-
-
-def _scan(backend: str, u: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    name, _ = choose_backend(backend, u.device)
-    return _BACKENDS[name](u, *others)
+    return self_test(device)
 
 
-def _scan_triton(*arguments: Any) -> tuple[Tensor, Tensor]:
-    from model.ops.selective_scan_triton import scan_triton
+def _scan(backend: str, inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    name, _ = choose_backend(backend, inputs.u.device)
+    return _BACKENDS[name](inputs)
 
-    return scan_triton(*arguments)
+
+def _scan_triton(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    from model.ops.triton_scan import scan_triton  # deferred: imports triton, which is optional
+
+    return scan_triton(inputs)
 
 
-def _scan_mamba_ssm(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> tuple[Tensor, Tensor]:
+def _scan_mamba_ssm(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     """The CUDA kernels of mamba_ssm: all inputs of one dtype, parameters in float32. Not yet run by us on a GPU."""
-    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn  # deferred: optional
 
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus = inputs
     delta, B, C = (x.to(u.dtype) for x in (delta, B, C))
     z = None if z is None else z.to(u.dtype)
     D, delta_bias = (None if x is None else x.float() for x in (D, delta_bias))
@@ -161,32 +151,8 @@ def _scan_mamba_ssm(
     return y, last
 
 
-_BACKENDS: dict[str, Scan] = {"torch": scan_torch, "triton": _scan_triton, "mamba_ssm": _scan_mamba_ssm}
-
-
-def _check_shapes(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-) -> None:
-    if u.ndim != 3 or A.ndim != 2 or 0 in u.shape[1:] or 0 in A.shape:
-        raise ValueError(f"expected u (B, D, L) and A (D, N), none empty, got {tuple(u.shape)} and {tuple(A.shape)}")
-    batch, channels, length = u.shape
-    states = A.shape[1]
-    expected = {
-        "delta": (delta, (batch, channels, length)),
-        "A": (A, (channels, states)),
-        "B": (B, (batch, states, length)),
-        "C": (C, (batch, states, length)),
-        "D": (D, (channels,)),
-        "z": (z, (batch, channels, length)),
-        "delta_bias": (delta_bias, (channels,)),
-    }
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(f"expected {name} {shape} beside u {tuple(u.shape)}, got {tuple(tensor.shape)}")
+_BACKENDS: dict[str, Callable[[ScanInputs], tuple[Tensor, Tensor]]] = {
+    "torch": scan_torch,
+    "triton": _scan_triton,
+    "mamba_ssm": _scan_mamba_ssm,
+}

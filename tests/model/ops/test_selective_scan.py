@@ -1,4 +1,4 @@
-"""The selective scan: reference values, gradients, the choice of a backend, and how much it keeps."""
+"""The selective scan: reference values, gradients, choice of a backend, memory kept for the backward pass."""
 
 import argparse
 import importlib.util
@@ -14,27 +14,17 @@ from benchmarks import selective_scan as benchmark
 from benchmarks.selective_scan import make_inputs, naive_scan
 from common.errors import UsageError
 from model.ops import choose_backend, selective_scan
-from model.ops import selective_scan_torch as blocks
+from model.ops import torch_scan as blocks
+from model.ops.scan_inputs import ScanInputs
+from model.registry import SCAN_BACKENDS
+from tests.support.scan_cases import assert_equals_plain_loop
 
 LENGTHS = [1, 2, 3, 7, 30, 64]
 SHAPES = [(5, 7, 3), (1, 1, 1), (3, 13, 5)]  # sequences, channels, states
 
 
-def gradients(y, last, arguments):
-    wanted = [value for value in arguments.values() if isinstance(value, torch.Tensor)]
-    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device).view(y.shape)
-    return torch.autograd.grad((y * weights).sum() + last.square().sum(), wanted)
-
-
-def assert_same_scan(arguments, backend, tolerance):
-    """Outputs, last state and all gradients are those of the plain loop."""
-    y, last = selective_scan(**arguments, return_last_state=True, backend=backend)
-    expected = naive_scan(**arguments)
-    torch.testing.assert_close(y, expected[0], rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(last, expected[1], rtol=tolerance, atol=tolerance)
-    for ours, theirs in zip(gradients(y, last, arguments), gradients(*expected, arguments), strict=True):
-        scale = theirs.abs().max().clamp(min=1).item()
-        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance * scale)
+def torch_scan(inputs):
+    return selective_scan(*inputs, return_last_state=True, backend="torch")
 
 
 def test_reference_values(golden):
@@ -42,7 +32,7 @@ def test_reference_values(golden):
     names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
     arguments = {name: torch.from_numpy(stored[name]) for name in names}
     y, last = selective_scan(**arguments, delta_softplus=True, return_last_state=True)
-    np.testing.assert_allclose(y, stored["y"], rtol=1e-5, atol=1e-5)  # float32 on both sides; asked for: 1e-4
+    np.testing.assert_allclose(y, stored["y"], rtol=1e-5, atol=1e-5)  # float32 on both sides; required: 1e-4
     np.testing.assert_allclose(last, stored["last_state"], rtol=1e-5, atol=1e-5)
 
 
@@ -50,23 +40,23 @@ def test_reference_values(golden):
 @pytest.mark.parametrize(("sequences", "channels", "states"), SHAPES)
 def test_torch_equals_the_plain_loop(length, sequences, channels, states):
     arguments = make_inputs(sequences, channels, length, states, dtype=torch.float64)
-    assert_same_scan(arguments, "torch", 1e-10)  # float64: differs by the order of sums alone
+    assert_equals_plain_loop(torch_scan, arguments, 1e-10)  # float64: differs by the order of sums alone
 
 
 def test_blocks_change_nothing(monkeypatch):
     """Sequences in blocks of 2, the last one smaller, in float32."""
     arguments = make_inputs(7, 9, 5, 4)
     monkeypatch.setattr(blocks, "CPU_BLOCK_BYTES", 2 * 3 * 5 * 9 * 4 * 4 // torch.get_num_threads() + 1)
-    assert_same_scan(arguments, "torch", 1e-5)  # float32 sums of some tens of terms
+    assert_equals_plain_loop(torch_scan, arguments, 1e-5)  # float32 sums of some tens of terms
 
 
 def test_parts_can_be_left_out():
     arguments = make_inputs(3, 4, 6, 2, dtype=torch.float64)
     plain = {name: arguments[name] for name in ("u", "delta", "A", "B", "C")}
     plain["delta"] = plain["delta"].detach().abs().requires_grad_()
-    assert_same_scan(plain, "torch", 1e-10)
+    assert_equals_plain_loop(torch_scan, plain, 1e-10)
     for name in ("D", "z", "delta_bias"):
-        assert_same_scan({**arguments, name: None}, "torch", 1e-10)
+        assert_equals_plain_loop(torch_scan, {**arguments, name: None}, 1e-10)
     y = selective_scan(**plain)
     assert isinstance(y, torch.Tensor)
     assert y.shape == plain["u"].shape
@@ -75,9 +65,9 @@ def test_parts_can_be_left_out():
 @pytest.mark.parametrize("softplus", [False, True])
 def test_gradcheck_in_float64(softplus):
     arguments = make_inputs(2, 3, 4, 2, dtype=torch.float64)
-    order = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
     assert torch.autograd.gradcheck(
-        lambda *values: selective_scan(*values, softplus, True), [arguments[name] for name in order]
+        lambda *values: selective_scan(*values, softplus, True), [arguments[name] for name in names]
     )
 
 
@@ -94,13 +84,13 @@ def test_no_state_is_kept_for_backward():
     """The graph holds the inputs alone: no (batch, channel, length, state) array."""
     arguments = make_inputs(4, 8, 3, 16)
     y = selective_scan(**arguments)
-    kept = [tensor for tensor in y.grad_fn.saved_tensors if tensor is not None]
+    saved = [tensor for tensor in y.grad_fn.saved_tensors if tensor is not None]
     inputs = {value.data_ptr() for value in arguments.values() if isinstance(value, torch.Tensor)}
-    assert {tensor.data_ptr() for tensor in kept} <= inputs
+    assert {tensor.data_ptr() for tensor in saved} <= inputs
 
 
 def test_half_precision_is_calculated_in_float32():
-    """bfloat16 goes in and comes out; inside it is float32, under autocast too."""
+    """bfloat16 in and out, float32 inside, under autocast too."""
     arguments = make_inputs(3, 8, 30, 4)
     rounded = {
         name: value.detach().bfloat16() if name in ("u", "delta", "B", "C", "z") else value
@@ -139,30 +129,34 @@ def test_shapes_that_do_not_fit(name, shape):
         selective_scan(**arguments)
 
 
+def test_every_backend_of_the_registry_has_a_function():
+    assert tuple(sys.modules["model.ops.selective_scan"]._BACKENDS) == SCAN_BACKENDS
+
+
 def test_choice_on_a_cpu():
-    assert choose_backend("torch", "cpu") == ("torch", "as asked for")
+    assert choose_backend("torch", "cpu") == ("torch", "as requested")
     name, reason = choose_backend("auto", torch.device("cpu"))
     assert name == "torch"
     assert "CUDA" in reason
-    for other in ("triton", "mamba_ssm"):
-        with pytest.raises(UsageError, match=f"--ssm_backend {other} needs a CUDA device, and this is cpu"):
-            choose_backend(other, "cpu")
+    for name in ("triton", "mamba_ssm"):
+        with pytest.raises(UsageError, match=f"--ssm_backend {name} needs a CUDA device, and this is cpu"):
+            choose_backend(name, "cpu")
     with pytest.raises(UsageError, match="unknown --ssm_backend 'cuda'; choose from auto, torch, triton, mamba_ssm"):
         choose_backend("cuda", "cpu")
 
 
 def test_choice_on_a_gpu(monkeypatch):
-    """Without a GPU at hand: what auto takes, and says, for each set of packages and a trial that fails."""
-    door = sys.modules["model.ops.selective_scan"]
+    """Without a GPU: what auto takes, and its reason, for each set of packages and a failing self-test."""
+    dispatch = sys.modules["model.ops.selective_scan"]
     packages: set[str] = set()
-    monkeypatch.setattr(door, "find_spec", lambda name: name if name in packages else None)
-    trial = {"cuda:0": None}
-    monkeypatch.setattr(door, "_failed_trial", trial.get)
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: name if name in packages else None)
+    failures = {"cuda:0": None}
+    monkeypatch.setattr(dispatch, "_self_test_triton", failures.get)
 
     def choose(name, *installed):
         packages.clear()
         packages.update(installed)
-        door._choose.cache_clear()
+        dispatch._choose.cache_clear()
         return choose_backend(name, "cuda:0")
 
     name, reason = choose("auto")
@@ -174,18 +168,18 @@ def test_choice_on_a_gpu(monkeypatch):
     assert "without its CUDA kernels" in reason
     assert choose("auto", "mamba_ssm", "selective_scan_cuda")[0] == "mamba_ssm"
     assert choose("auto", "triton", "mamba_ssm", "selective_scan_cuda")[0] == "triton"
-    assert choose("triton", "triton") == ("triton", "as asked for")
+    assert choose("triton", "triton") == ("triton", "as requested")
     with pytest.raises(UsageError, match="package mamba-ssm, which is not installed; take --ssm_backend auto"):
         choose("mamba_ssm", "triton")
-    trial["cuda:0"] = "disagrees"
+    failures["cuda:0"] = "disagrees"
     name, reason = choose("auto", "triton")
     assert name == "torch"
     assert "triton disagrees" in reason
-    door._choose.cache_clear()
+    dispatch._choose.cache_clear()
 
 
 def test_mamba_ssm_gets_its_own_argument_layout(monkeypatch):
-    """A stand-in for the package takes what its kernels take: one dtype, parameters in float32."""
+    """The stand-in for the package checks what its kernels need: one dtype, parameters in float32."""
 
     def selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state):
         assert {x.dtype for x in (u, delta, B, C, z)} == {torch.bfloat16}
@@ -203,8 +197,8 @@ def test_mamba_ssm_gets_its_own_argument_layout(monkeypatch):
     monkeypatch.setitem(sys.modules, "mamba_ssm.ops.selective_scan_interface", package)
     arguments = make_inputs(2, 3, 4, 2)
     arguments["u"] = arguments["u"].bfloat16()
-    door = sys.modules["model.ops.selective_scan"]
-    y, last = door._scan_mamba_ssm(*arguments.values())
+    dispatch = sys.modules["model.ops.selective_scan"]
+    y, last = dispatch._scan_mamba_ssm(ScanInputs(**arguments))
     expected = selective_scan(**arguments, return_last_state=True)
     torch.testing.assert_close(y, expected[0], rtol=0.05, atol=0.05)  # delta, B and C rounded to bfloat16
     torch.testing.assert_close(last, expected[1], rtol=0.05, atol=0.05)
@@ -243,8 +237,8 @@ def test_mamba_ssm_equals_the_plain_loop(length):
 @pytest.mark.parametrize("name", ["inputs", "loop", "torch"])
 def test_benchmark_measures_each(name):
     sizes = {"sequences": 4, "dates": 3, "channels": 5, "states": 2}
-    found = benchmark.measure(argparse.Namespace(only=name, device="cpu", repeats=2, **sizes))
-    assert len(found["step_s"]) == (0 if name == "inputs" else 2)
-    assert found["peak_mb"] > 1
+    figures = benchmark.measure(argparse.Namespace(only=name, device="cpu", repeats=2, **sizes))
+    assert len(figures["step_s"]) == (0 if name == "inputs" else 2)
+    assert figures["peak_mb"] > 1
     # 11 arrays of 4 x 3 x 5 and 6 of 4 x 3 x 2 floats
     assert benchmark.least_bytes(argparse.Namespace(**sizes)) == 4 * (11 * 60 + 6 * 24)

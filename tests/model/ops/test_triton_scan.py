@@ -7,26 +7,26 @@ import pytest
 import torch
 
 from benchmarks.selective_scan import make_inputs, naive_scan
-from model.ops.selective_scan_torch import scan_torch
+from model.ops.scan_inputs import ScanInputs
+from model.ops.torch_scan import scan_torch
+from tests.support.scan_cases import assert_equals_plain_loop
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported first
 pytest.importorskip("triton", reason="triton is not installed")
-kernels = importlib.import_module("model.ops.selective_scan_triton")
+kernels = importlib.import_module("model.ops.triton_scan")
 
 
-def assert_same_scan(arguments, tolerance=2e-5):
-    """Outputs, last state and all gradients; tolerance: float32, relative to the largest value."""
-    wanted = [value for value in arguments.values() if isinstance(value, torch.Tensor)]
-    results = []
-    for scan in (kernels.scan_triton, naive_scan):
-        y, last = scan(**arguments)
-        weights = torch.linspace(-1, 1, y.numel(), device=y.device).view(y.shape)
-        results.append([y, last, *torch.autograd.grad((y * weights).sum() + last.square().sum(), wanted)])
-    for ours, theirs in zip(*results, strict=True):
-        scale = max(theirs.abs().max().item(), 1)
-        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance * scale)
+TOLERANCE = 2e-5  # float32
+
+
+def triton_scan(**arguments):
+    return kernels.scan_triton(ScanInputs(**arguments))
+
+
+def assert_same_scan(arguments):
+    assert_equals_plain_loop(kernels.scan_triton, arguments, TOLERANCE)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 30, 64])
@@ -35,9 +35,9 @@ def test_equals_the_plain_loop(length):
 
 
 def test_equals_the_torch_backend():
-    arguments = make_inputs(4, 6, 9, 2, DEVICE)
-    for ours, theirs in zip(kernels.scan_triton(**arguments), scan_torch(**arguments), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)  # float32
+    inputs = ScanInputs(**make_inputs(4, 6, 9, 2, DEVICE))
+    for actual, expected in zip(kernels.scan_triton(inputs), scan_torch(inputs), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)  # float32
 
 
 @pytest.mark.parametrize("length", [8, 9, 16, 17])
@@ -80,36 +80,36 @@ def test_small_steps_keep_their_digits():
     """Steps near exp(-12): softplus by log(1 + w) alone would be off by a percent in float32."""
     arguments = {name: torch.ones(1, 1, 1, device=DEVICE) for name in ("u", "delta", "B", "C")}
     arguments["delta"] *= -12
-    y, _ = kernels.scan_triton(**arguments, A=-torch.ones(1, 1, device=DEVICE), delta_softplus=True)
+    y, _ = triton_scan(**arguments, A=-torch.ones(1, 1, device=DEVICE), delta_softplus=True)
     torch.testing.assert_close(y, torch.full_like(y, 6.144193477e-06), rtol=1e-5, atol=0)  # log1p(exp(-12))
 
 
 def test_gradient_of_the_last_state_alone():
     arguments = make_inputs(2, 3, 4, 2, DEVICE)
-    wanted = [arguments[name] for name in ("u", "delta", "A", "B")]
-    ours = torch.autograd.grad(kernels.scan_triton(**arguments)[1].square().sum(), wanted)
-    theirs = torch.autograd.grad(naive_scan(**arguments)[1].square().sum(), wanted)
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    tensors = [arguments[name] for name in ("u", "delta", "A", "B")]
+    ours = torch.autograd.grad(triton_scan(**arguments)[1].square().sum(), tensors)
+    expected = torch.autograd.grad(naive_scan(**arguments)[1].square().sum(), tensors)
+    for actual, gradient in zip(ours, expected, strict=True):
+        torch.testing.assert_close(actual, gradient, rtol=1e-4, atol=1e-5)
 
 
-def test_trial():
-    assert kernels.failed_trial(DEVICE) is None
+def test_self_test():
+    assert kernels.self_test(DEVICE) is None
 
 
-def test_trial_notices_a_wrong_result(monkeypatch):
-    monkeypatch.setattr(kernels, "scan_torch", lambda *a, **k: [1.001 * x + 0.01 for x in scan_torch(*a, **k)])
-    assert "disagrees" in kernels.failed_trial(DEVICE)
+def test_the_self_test_detects_a_wrong_result(monkeypatch):
+    monkeypatch.setattr(kernels, "scan_torch", lambda inputs: [1.001 * x + 0.01 for x in scan_torch(inputs)])
+    assert "disagrees" in kernels.self_test(DEVICE)
 
 
-def test_trial_tells_of_a_failure(monkeypatch):
-    def fail(*arguments, **flags):
+def test_the_self_test_names_a_failure(monkeypatch):
+    def fail(inputs):
         raise RuntimeError("no C compiler")
 
     monkeypatch.setattr(kernels, "scan_triton", fail)
-    assert "no C compiler" in kernels.failed_trial(DEVICE)
+    assert "no C compiler" in kernels.self_test(DEVICE)
 
 
 def test_float64_is_refused():
     with pytest.raises(ValueError, match="backend='torch' for float64"):
-        kernels.scan_triton(**make_inputs(2, 3, 4, 2, dtype=torch.float64))
+        triton_scan(**make_inputs(2, 3, 4, 2, dtype=torch.float64))

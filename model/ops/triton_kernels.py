@@ -1,12 +1,12 @@
 """Triton kernels of the selective scan: many short sequences, the states of a tile in registers.
 
-A program takes a tile of sequences and channels with all their states and walks along the dates. Going back it meets
-the dates in reverse and needs the state before each: it walks again from the last state kept, and the forward kernel
-keeps one every `EVERY` dates (none for sequences of up to `EVERY`). Programs of the backward kernel take several tiles
-each and sum gradients of parameters in registers; no atomic additions, so the same bits each time.
+A program takes a tile of sequences and channels with all their states and iterates over the dates. The backward kernel
+iterates in reverse and needs the state before each date: it recomputes it from the last state kept, and the forward
+kernel keeps one every `EVERY` dates (none for sequences of up to `EVERY`). Programs of the backward kernel take several
+tiles each and sum gradients of parameters in registers, without atomic additions, so that results are deterministic.
 
-Tested on the CPU with Triton's interpreter, and compiled for compute capability 9.0, where no register is spilled; no
-GPU has run them yet.
+Tested on the CPU with Triton's interpreter, and compiled for compute capability 9.0 without register spills; no GPU has
+run them yet.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ def _sigmoid(x: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def _softplus(x: tl.tensor) -> tl.tensor:
-    # log1p by Kahan's quotient: log(1 + w) alone loses the digits of the small steps that Mamba starts with
+    # log1p by Kahan's quotient: log(1 + w) alone loses the digits of Mamba's small initial steps
     w = tl.exp(-tl.abs(x))
     s = 1 + w
     return tl.maximum(x, 0) + tl.where(s == 1, w, tl.log(s) * (w / tl.where(s == 1, 1, s - 1)))
@@ -38,22 +38,22 @@ def _softplus(x: tl.tensor) -> tl.tensor:
 @triton.jit
 def _advance(
     h: tl.tensor,  # (SEQUENCES, CHANNELS, STATES)
-    u_at: tl.tensor,  # (SEQUENCES, CHANNELS), at this date; so delta_at
+    u_at: tl.tensor,  # (SEQUENCES, CHANNELS), at this date; also delta_at
     delta_at: tl.tensor,
     B_at: tl.tensor,  # (SEQUENCES, STATES), at this date
     rates: tl.tensor,  # (1, CHANNELS, STATES)
     bias: tl.tensor,  # (1, CHANNELS)
-    wide: tl.tensor,  # mask of (SEQUENCES, CHANNELS)
-    narrow: tl.tensor,  # mask of (SEQUENCES, STATES)
+    channel_mask: tl.tensor,  # (SEQUENCES, CHANNELS)
+    state_mask: tl.tensor,  # (SEQUENCES, STATES)
     SOFTPLUS: tl.constexpr,
 ) -> Any:
-    """One date further: the new state, and what it was made of."""
-    u = _read(u_at, wide)
-    raw = _read(delta_at, wide) + bias
+    """State after one date, and the terms of its update."""
+    u = _read(u_at, channel_mask)
+    raw = _read(delta_at, channel_mask) + bias
     dt = raw
     if SOFTPLUS:
         dt = _softplus(raw)
-    B = _read(B_at, narrow)
+    B = _read(B_at, state_mask)
     decay = tl.exp2(dt[:, :, None] * (rates * LOG2E))
     return decay * h + (dt * u)[:, :, None] * B[:, None, :], decay, dt, raw, u, B
 
@@ -91,17 +91,17 @@ def forward_kernel(
     STATES: tl.constexpr,
     EVERY: tl.constexpr,
 ) -> None:
-    """Output, last state, and the states kept; grid: tiles of sequences, blocks of channels."""
+    """Output, last state and kept states; grid: tiles of sequences, blocks of channels."""
     rows = tl.program_id(0).to(tl.int64) * SEQUENCES + tl.arange(0, SEQUENCES)
     channels = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     states = tl.arange(0, STATES)
     row_in, channel_in, state_in = rows < n_sequences, channels < n_channels, states < n_states
-    wide = row_in[:, None] & channel_in[None, :]
-    narrow = row_in[:, None] & state_in[None, :]
-    full = wide[:, :, None] & state_in[None, None, :]
-    of_channel = channels[:, None] * n_states + states[None, :]
-    rates = _read(A + of_channel, channel_in[:, None] & state_in[None, :])[None]
-    of_state = rows[:, None, None] * (n_channels * n_states) + of_channel[None]
+    channel_mask = row_in[:, None] & channel_in[None, :]
+    state_mask = row_in[:, None] & state_in[None, :]
+    full_mask = channel_mask[:, :, None] & state_in[None, None, :]
+    rate_offsets = channels[:, None] * n_states + states[None, :]
+    rates = _read(A + rate_offsets, channel_in[:, None] & state_in[None, :])[None]
+    state_offsets = rows[:, None, None] * (n_channels * n_states) + rate_offsets[None]
     bias = tl.zeros((1, CHANNELS), tl.float32)
     if delta_bias is not None:
         bias += _read(delta_bias + channels, channel_in)[None]
@@ -110,20 +110,20 @@ def forward_kernel(
         u_at = u + rows[:, None] * u_row + t * u_date + channels[None]
         delta_at = delta + rows[:, None] * delta_row + t * delta_date + channels[None]
         B_at = B + rows[:, None] * B_row + t * B_date + states[None]
-        h, _, _, _, u_now, _ = _advance(h, u_at, delta_at, B_at, rates, bias, wide, narrow, SOFTPLUS)
-        C_now = _read(C + rows[:, None] * C_row + t * C_date + states[None], narrow)
+        h, _, _, _, u_now, _ = _advance(h, u_at, delta_at, B_at, rates, bias, channel_mask, state_mask, SOFTPLUS)
+        C_now = _read(C + rows[:, None] * C_row + t * C_date + states[None], state_mask)
         out = tl.sum(h * C_now[:, None, :], 2)
         if D is not None:
             out += _read(D + channels, channel_in)[None] * u_now
         if z is not None:
-            gate = _read(z + rows[:, None] * z_row + t * z_date + channels[None], wide)
+            gate = _read(z + rows[:, None] * z_row + t * z_date + channels[None], channel_mask)
             out *= gate * _sigmoid(gate)
-        tl.store(y + (rows[:, None] * length + t) * n_channels + channels[None], out, mask=wide)
+        tl.store(y + (rows[:, None] * length + t) * n_channels + channels[None], out, mask=channel_mask)
         if kept is not None:
             slot = tl.cast((t + 1) // EVERY - 1, tl.int64) * n_sequences * n_channels * n_states
             if ((t + 1) % EVERY == 0) & (t + 1 < length):
-                tl.store(kept + slot + of_state, h, mask=full)
-    tl.store(last + of_state, h, mask=full)
+                tl.store(kept + slot + state_offsets, h, mask=full_mask)
+    tl.store(last + state_offsets, h, mask=full_mask)
 
 
 @triton.jit
@@ -139,14 +139,14 @@ def backward_kernel(
     kept: tl.tensor,
     grad_y: tl.tensor,
     grad_last: tl.tensor,
-    of_u: tl.tensor,  # (B, L, D); so of_delta, of_z
-    of_delta: tl.tensor,
-    of_z: tl.tensor,
-    of_B: tl.tensor,  # (blocks of channels, B, L, N); so of_C
-    of_C: tl.tensor,
-    of_A: tl.tensor,  # (programs, D, N)
-    of_D: tl.tensor,  # (programs, D); so of_bias
-    of_bias: tl.tensor,
+    grad_u: tl.tensor,  # (B, L, D); also grad_delta, grad_z
+    grad_delta: tl.tensor,
+    grad_z: tl.tensor,
+    grad_B: tl.tensor,  # (blocks of channels, B, L, N); also grad_C
+    grad_C: tl.tensor,
+    grad_A: tl.tensor,  # (programs, D, N)
+    grad_D: tl.tensor,  # (programs, D); also grad_bias
+    grad_bias: tl.tensor,
     n_sequences: tl.tensor,
     n_channels: tl.tensor,
     n_states: tl.tensor,
@@ -173,9 +173,9 @@ def backward_kernel(
     channels = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     states = tl.arange(0, STATES)
     channel_in, state_in = channels < n_channels, states < n_states
-    of_channel = channels[:, None] * n_states + states[None, :]
-    own = channel_in[:, None] & state_in[None, :]
-    rates = _read(A + of_channel, own)[None]
+    rate_offsets = channels[:, None] * n_states + states[None, :]
+    rate_mask = channel_in[:, None] & state_in[None, :]
+    rates = _read(A + rate_offsets, rate_mask)[None]
     bias = tl.zeros((1, CHANNELS), tl.float32)
     if delta_bias is not None:
         bias += _read(delta_bias + channels, channel_in)[None]
@@ -189,16 +189,16 @@ def backward_kernel(
     for tile in range(tl.program_id(0), tl.cdiv(n_sequences, SEQUENCES), tl.num_programs(0)):
         rows = tl.cast(tile, tl.int64) * SEQUENCES + tl.arange(0, SEQUENCES)
         row_in = rows < n_sequences
-        wide = row_in[:, None] & channel_in[None, :]
-        narrow = row_in[:, None] & state_in[None, :]
-        full = wide[:, :, None] & state_in[None, None, :]
-        of_state = rows[:, None, None] * (n_channels * n_states) + of_channel[None]
+        channel_mask = row_in[:, None] & channel_in[None, :]
+        state_mask = row_in[:, None] & state_in[None, :]
+        full_mask = channel_mask[:, :, None] & state_in[None, None, :]
+        state_offsets = rows[:, None, None] * (n_channels * n_states) + rate_offsets[None]
         u_at = u + rows[:, None] * u_row + channels[None]
         delta_at = delta + rows[:, None] * delta_row + channels[None]
         B_at = B + rows[:, None] * B_row + states[None]
-        g = tl.zeros((SEQUENCES, CHANNELS, STATES), tl.float32)  # gradient of the state after the date at hand
+        g = tl.zeros((SEQUENCES, CHANNELS, STATES), tl.float32)  # gradient of the state after this date
         if grad_last is not None:
-            g += _read(grad_last + of_state, full)
+            g += _read(grad_last + state_offsets, full_mask)
         for chunks_done in range(n_chunks):
             chunk = n_chunks - 1 - chunks_done
             start = chunk * EVERY
@@ -207,7 +207,7 @@ def backward_kernel(
             if kept is not None:
                 slot = tl.cast(chunk - 1, tl.int64) * n_sequences * n_channels * n_states
                 if chunk > 0:
-                    first = _read(kept + slot + of_state, full)
+                    first = _read(kept + slot + state_offsets, full_mask)
             for dates_done in range(stop - start):
                 t = stop - 1 - dates_done
                 before = first
@@ -219,8 +219,8 @@ def backward_kernel(
                         B_at + s * B_date,
                         rates,
                         bias,
-                        wide,
-                        narrow,
+                        channel_mask,
+                        state_mask,
                         SOFTPLUS,
                     )
                 h, decay, dt, raw, u_now, B_now = _advance(
@@ -230,35 +230,35 @@ def backward_kernel(
                     B_at + t * B_date,
                     rates,
                     bias,
-                    wide,
-                    narrow,
+                    channel_mask,
+                    state_mask,
                     SOFTPLUS,
                 )
-                C_now = _read(C + rows[:, None] * C_row + t * C_date + states[None], narrow)
-                grad = _read(grad_y + rows[:, None] * grad_row + t * grad_date + channels[None], wide)
-                wide_at = (rows[:, None] * length + t) * n_channels + channels[None]
+                C_now = _read(C + rows[:, None] * C_row + t * C_date + states[None], state_mask)
+                grad = _read(grad_y + rows[:, None] * grad_row + t * grad_date + channels[None], channel_mask)
+                channel_at = (rows[:, None] * length + t) * n_channels + channels[None]
                 if z is not None:
-                    gate = _read(z + rows[:, None] * z_row + t * z_date + channels[None], wide)
+                    gate = _read(z + rows[:, None] * z_row + t * z_date + channels[None], channel_mask)
                     sigmoid = _sigmoid(gate)
                     out = tl.sum(h * C_now[:, None, :], 2) + skip * u_now
-                    tl.store(of_z + wide_at, grad * out * sigmoid * (1 + gate * (1 - sigmoid)), mask=wide)
+                    tl.store(grad_z + channel_at, grad * out * sigmoid * (1 + gate * (1 - sigmoid)), mask=channel_mask)
                     grad *= gate * sigmoid
                 g += C_now[:, None, :] * grad[:, :, None]
-                of_driven = tl.sum(g * B_now[:, None, :], 2)
-                narrow_at = ((tl.program_id(1) * n_sequences + rows[:, None]) * length + t) * n_states + states[None]
-                tl.store(of_C + narrow_at, tl.sum(h * grad[:, :, None], 1), mask=narrow)
-                tl.store(of_B + narrow_at, tl.sum(g * (dt * u_now)[:, :, None], 1), mask=narrow)
+                grad_drive = tl.sum(g * B_now[:, None, :], 2)
+                state_at = ((tl.program_id(1) * n_sequences + rows[:, None]) * length + t) * n_states + states[None]
+                tl.store(grad_C + state_at, tl.sum(h * grad[:, :, None], 1), mask=state_mask)
+                tl.store(grad_B + state_at, tl.sum(g * (dt * u_now)[:, :, None], 1), mask=state_mask)
                 g *= decay
-                of_exponent = g * before
-                sum_A += tl.sum(of_exponent * dt[:, :, None], 0)
+                grad_exponent = g * before
+                sum_A += tl.sum(grad_exponent * dt[:, :, None], 0)
                 sum_D += tl.sum(grad * u_now, 0)
-                of_step = of_driven * u_now + tl.sum(of_exponent * rates, 2)
+                grad_step = grad_drive * u_now + tl.sum(grad_exponent * rates, 2)
                 if SOFTPLUS:
-                    of_step *= _sigmoid(raw)
-                sum_bias += tl.sum(of_step, 0)
-                tl.store(of_u + wide_at, of_driven * dt + skip * grad, mask=wide)
-                tl.store(of_delta + wide_at, of_step, mask=wide)
+                    grad_step *= _sigmoid(raw)
+                sum_bias += tl.sum(grad_step, 0)
+                tl.store(grad_u + channel_at, grad_drive * dt + skip * grad, mask=channel_mask)
+                tl.store(grad_delta + channel_at, grad_step, mask=channel_mask)
     program = tl.program_id(0).to(tl.int64) * n_channels
-    tl.store(of_A + program * n_states + of_channel, sum_A, mask=own)
-    tl.store(of_D + program + channels, sum_D, mask=channel_in)
-    tl.store(of_bias + program + channels, sum_bias, mask=channel_in)
+    tl.store(grad_A + program * n_states + rate_offsets, sum_A, mask=rate_mask)
+    tl.store(grad_D + program + channels, sum_D, mask=channel_in)
+    tl.store(grad_bias + program + channels, sum_bias, mask=channel_in)
