@@ -1,7 +1,7 @@
-# make demo   sample data, a short training, test, export, ensemble and a table, from a fresh clone
-# make test   the whole test suite, from a fresh clone
-# make bench  every benchmark of speed that a CPU can run: benchmarks/RESULTS.md
-# make check  what CI runs: lint, format, types, tests
+# make demo   sample data, short trainings, tests, fusion, ensemble and reports; creates its environment
+# make test   the full test suite; creates its environment
+# make bench  all speed benchmarks that run on a CPU: benchmarks/RESULTS.md
+# make check  lint, format, types and tests, as in CI
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

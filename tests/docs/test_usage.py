@@ -31,8 +31,8 @@ def test_python_runs_as_it_stands(tmp_path, monkeypatch):
     exec(compile(coordinates, "docs/usage.md", "exec"), names)
     np.testing.assert_array_equal(names["maps"].reflectance.values, names["clear"])
     np.testing.assert_array_equal(names["maps"].deviation.values, names["deviation"])
-    assert names["greenness"].dims == ("y", "x")
-    assert float(names["greenness"].y[0]) == 5_400_000
+    assert names["ndvi"].dims == ("y", "x")
+    assert float(names["ndvi"].y[0]) == 5_400_000
 
 
 def test_commands_name_flags_that_exist():
