@@ -72,10 +72,9 @@ def check_loss(loss: str, head: str) -> None:
     if loss not in LOSS_HEADS:
         raise UsageError(f"unknown loss {loss!r}; choose --loss {', '.join(LOSS_HEADS)}")
     if head not in LOSS_HEADS[loss]:
-        why = "trains no variance" if loss in ("l1", "l2") else "needs an output that the head does not have"
-        raise UsageError(
-            f"--loss {loss} with --head {head}: the loss {why}; use --head {' or '.join(LOSS_HEADS[loss])}"
-        )
+        why = {"mean": "trains no variance", "nig": "needs evidence parameters"}.get(LOSS_HEADS[loss][0])
+        heads = " or ".join(LOSS_HEADS[loss])
+        raise UsageError(f"--loss {loss} with --head {head}: the loss {why or 'needs a variance'}; use --head {heads}")
 
 
 def check_widths(config: ModelConfig) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from common.errors import DataError
 from common.files import atomic_file
 from model.compat import rename_key, rename_keys
 
+_UNREADABLE = (  # what torch.load raises for a truncated or damaged file
+    *(OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError, AttributeError, TypeError, struct.error),
+)
 PREFIX = "netG."  # of the backbone's parameters in a Reconstructor
 FLAGS_OF = {  # flags that determine a parameter's shape, by the start of its name
     "in_conv": ("use_sar", "encoder_widths", "encoder_norm"),
@@ -71,7 +75,7 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
             f"{path} is refused: it holds more than tensors and plain values and could run code, or it is not a "
             "checkpoint; copy it again from where it was trained"
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+    except _UNREADABLE as error:
         raise DataError(f"{path} cannot be read as a checkpoint; is it complete? ({first_line(error)})") from error
     if not isinstance(content, dict):
         raise DataError(

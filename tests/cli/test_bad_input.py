@@ -21,9 +21,7 @@ from tests.support.cli_cases import (
     TRAIN_ROI,
     VAL_ROI,
     assert_whole,
-    build_tree,
     call,
-    copy_tree,
     evaluating,
     files_in,
     image,
@@ -31,28 +29,9 @@ from tests.support.cli_cases import (
     refused,
     training,
 )
+from tests.support.commands import ROOT
 from tests.support.fake_trees import SIZE, place, write_triplet
 from util import make_sample_data, pre_compute_data_samples
-
-HERE = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory) -> Path:
-    return build_tree(tmp_path_factory.mktemp("tree"))
-
-
-@pytest.fixture
-def copy(tree, tmp_path) -> Path:
-    return copy_tree(tree, tmp_path / "data")
-
-
-@pytest.fixture(scope="module")
-def runs(tree, tmp_path_factory) -> Path:
-    """A folder with the trained run `my_first_experiment`."""
-    res_dir = tmp_path_factory.mktemp("runs") / "results"
-    assert call(train_reconstruct.main, *training(tree, res_dir)) == 0
-    return res_dir
 
 
 def put(path: Path, bands: int, size: int, kind: str, value: float = 1) -> None:
@@ -63,35 +42,39 @@ def put(path: Path, bands: int, size: int, kind: str, value: float = 1) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--root1", "--root2"])
-def test_a_missing_root_is_named_with_its_flag_and_layout(tree, tmp_path, capsys, flag):
-    message = refused(capsys, train_reconstruct.main, *training(tree, tmp_path / "results", flag, tmp_path / "nowhere"))
+def test_a_missing_root_is_named_with_its_flag_and_layout(series, tmp_path, capsys, flag):
+    message = refused(
+        capsys, train_reconstruct.main, *training(series, tmp_path / "results", flag, tmp_path / "nowhere")
+    )
     assert re.search(rf"no folder {tmp_path}/nowhere \({flag}\); expected a folder that holds ROIs1158", message)
     assert files_in(tmp_path) == {}
 
 
-def test_a_root_that_is_not_given_is_a_usage_error(tree, tmp_path, capsys):
-    words = ["--root1", tree, "--res_dir", tmp_path, *TINY]
+def test_a_root_that_is_not_given_is_a_usage_error(series, tmp_path, capsys):
+    words = ["--root1", series, "--res_dir", tmp_path, *TINY]
     assert "--root2 is missing: the folder of SEN12MS-CR-TS" in refused(capsys, train_reconstruct.main, *words, code=2)
     message = refused(capsys, train_reconstruct.main, *words, "--pretrain", code=2)
     assert "--root3 is missing: the folder of SEN12MS-CR" in message
 
 
-def test_an_empty_split_names_root_split_region_and_layout(copy, runs, tmp_path, capsys):
-    shutil.rmtree(copy / TRAIN_ROI)
-    message = refused(capsys, train_reconstruct.main, *training(copy, tmp_path / "results"))
+def test_an_empty_split_names_root_split_region_and_layout(series_copy, runs, tmp_path, capsys):
+    shutil.rmtree(series_copy / TRAIN_ROI)
+    message = refused(capsys, train_reconstruct.main, *training(series_copy, tmp_path / "results"))
     assert re.search(r"split 'train', region 'all' in .*/data \(--root1\); expected .*S2/14/s2_ROIs1868", message)
     message = refused(
-        capsys, test_reconstruct.main, *evaluating(runs, copy, tmp_path / "inference", "--region", "africa")
+        capsys,
+        test_reconstruct.main,
+        *evaluating(runs, series_copy, tmp_path / "inference", "--region", "africa"),
     )
     assert re.search(r"split 'test', region 'africa' in .*/data \(--root2\)", message)
     assert not (tmp_path / "results").exists()
     assert not (tmp_path / "inf").exists()
 
 
-def test_neither_validation_nor_test_split(copy, tmp_path, capsys):
+def test_neither_validation_nor_test_split(series_copy, tmp_path, capsys):
     for roi in (VAL_ROI, TEST_ROI):
-        shutil.rmtree(copy / roi)
-    message = refused(capsys, train_reconstruct.main, *training(copy, tmp_path / "results"))
+        shutil.rmtree(series_copy / roi)
+    message = refused(capsys, train_reconstruct.main, *training(series_copy, tmp_path / "results"))
     assert "split 'val', region 'all'" in message
     assert "(--root2)" in message
 
@@ -126,60 +109,60 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_an_unusable_image_stops_training_and_is_named(copy, tmp_path, capsys, how):
+def test_an_unusable_image_stops_training_and_is_named(series_copy, tmp_path, capsys, how):
     damage, expected = DAMAGE[how]
-    path = image(copy)
+    path = image(series_copy)
     damage(path)
-    message = refused(capsys, train_reconstruct.main, *training(copy, tmp_path / "results", "--no-vary_samples"))
+    message = refused(capsys, train_reconstruct.main, *training(series_copy, tmp_path / "results", "--no-vary_samples"))
     assert re.search(expected.format(re.escape(str(path))), message)
-    assert message.endswith("--skip_bad_samples goes on without it")
+    assert message.endswith("--skip_bad_samples continues without it")
     assert set(files_in(tmp_path / "results")) == {"my_first_experiment/conf.json"}
 
 
 @pytest.mark.parametrize("how", ["truncated", "bands", "blank"])
-def test_an_unusable_image_stops_a_test_and_is_named(copy, runs, tmp_path, capsys, how):
+def test_an_unusable_image_stops_a_test_and_is_named(series_copy, runs, tmp_path, capsys, how):
     damage, expected = DAMAGE[how]
-    path = image(copy, TEST_ROI, patch=10)
+    path = image(series_copy, TEST_ROI, patch=10)
     damage(path)
-    message = refused(capsys, test_reconstruct.main, *evaluating(runs, copy, tmp_path / "inference"))
+    message = refused(capsys, test_reconstruct.main, *evaluating(runs, series_copy, tmp_path / "inference"))
     assert re.search(expected.format(re.escape(str(path))), message)
     assert not list(tmp_path.rglob("test_metrics.json"))
     assert_whole(tmp_path)
 
 
 @pytest.mark.parametrize("how", ["truncated", "type"])
-def test_workers_name_the_unusable_image_in_one_line_too(copy, tmp_path, capsys, how):
+def test_workers_name_the_unusable_image_in_one_line_too(series_copy, tmp_path, capsys, how):
     damage, expected = DAMAGE[how]
-    path = image(copy, VAL_ROI, patch=5)
+    path = image(series_copy, VAL_ROI, patch=5)
     damage(path)
-    message = refused(capsys, train_reconstruct.main, *training(copy, tmp_path / "results", "--num_workers", 2))
+    message = refused(capsys, train_reconstruct.main, *training(series_copy, tmp_path / "results", "--num_workers", 2))
     assert re.search(expected.format(re.escape(str(path))), message)
 
 
-def test_a_radar_image_of_another_kind_is_named(copy, tmp_path, capsys):
-    path = image(copy, sensor="S1", day=0)
+def test_a_radar_image_of_another_kind_is_named(series_copy, tmp_path, capsys):
+    path = image(series_copy, sensor="S1", day=0)
     put(path, 2, SIZE, "int16")
-    words = training(copy, tmp_path / "results", "--no-vary_samples", "--use_sar")
+    words = training(series_copy, tmp_path / "results", "--no-vary_samples", "--use_sar")
     assert f"{path}: expected float32 or float64 values, found int16" in refused(capsys, train_reconstruct.main, *words)
 
 
-def test_nan_in_radar_is_said_and_training_goes_on(copy, tmp_path, recwarn):
-    put(image(copy, sensor="S1", day=0), 2, SIZE, "float32", np.nan)
-    words = training(copy, tmp_path / "results", "--no-vary_samples", "--use_sar", "--max_samples_count", 1)
+def test_nan_in_radar_is_said_and_training_goes_on(series_copy, tmp_path, recwarn):
+    put(image(series_copy, sensor="S1", day=0), 2, SIZE, "float32", np.nan)
+    words = training(series_copy, tmp_path / "results", "--no-vary_samples", "--use_sar", "--max_samples_count", 1)
     assert call(train_reconstruct.main, *words) == 0
     warnings = [str(entry.message) for entry in recwarn if "NaN" in str(entry.message)]
     assert len(warnings) == 1
     assert re.search(r"ImgNo_0_.*_patch_1.tif: 2048 of 2048 values are NaN and become 0", warnings[0])
 
 
-def test_a_missing_date_and_an_unpaired_patch_are_named(copy, runs, tmp_path, capsys):
-    image(copy, day=17).unlink()
-    message = refused(capsys, train_reconstruct.main, *training(copy, tmp_path / "results"))
+def test_a_missing_date_and_an_unpaired_patch_are_named(series_copy, runs, tmp_path, capsys):
+    image(series_copy, day=17).unlink()
+    message = refused(capsys, train_reconstruct.main, *training(series_copy, tmp_path / "results"))
     assert re.search(rf"patch 1 of {TRAIN_ROI}: one image is missing, the first S2 date 17 \(.*/S2/17/s2_.*\)", message)
     assert message.endswith("complete the download, or add --skip_bad_samples")
     assert not (tmp_path / "results").exists()
-    image(copy, TEST_ROI, "S1", 3, 9).unlink()
-    message = refused(capsys, test_reconstruct.main, *evaluating(runs, copy, tmp_path / "inference"))
+    image(series_copy, TEST_ROI, "S1", 3, 9).unlink()
+    message = refused(capsys, test_reconstruct.main, *evaluating(runs, series_copy, tmp_path / "inference"))
     assert f"patch 9 of {TEST_ROI}: one image is missing, the first S1 date 3" in message
 
 
@@ -193,18 +176,20 @@ def test_incomplete_triplets_are_left_out_and_counted(tmp_path, capsys, recwarn)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_skip_bad_samples_goes_on_and_lists_them_at_the_end(copy, tmp_path, capsys, workers):
-    truncate(image(copy, TEST_ROI, patch=10))
-    put(image(copy, patch=2), 12, SIZE, "uint16")
-    image(copy, TEST_ROI, "S1", 3, 9).unlink()
-    (copy / TEST_ROI / "S2" / "0" / "notes.txt").write_text("not an image")
-    words = training(copy, tmp_path / "results", "--no-vary_samples", "--skip_bad_samples", "--num_workers", workers)
+def test_skip_bad_samples_goes_on_and_lists_them_at_the_end(series_copy, tmp_path, capsys, workers):
+    truncate(image(series_copy, TEST_ROI, patch=10))
+    put(image(series_copy, patch=2), 12, SIZE, "uint16")
+    image(series_copy, TEST_ROI, "S1", 3, 9).unlink()
+    (series_copy / TEST_ROI / "S2" / "0" / "notes.txt").write_text("not an image")
+    words = training(
+        series_copy, tmp_path / "results", "--no-vary_samples", "--skip_bad_samples", "--num_workers", workers
+    )
     assert call(train_reconstruct.main, *words) == 1  # nothing is left to test on: the list says why
     printed = capsys.readouterr()
     assert "no sample of the test split could be read" in only_error(printed.err)
     assert "3 unreadable patches were skipped:" in printed.out
     assert (tmp_path / "results" / "my_first_experiment" / "model_epoch_1.pth.tar").exists()
-    copy_back = image(copy, TEST_ROI, patch=10)
+    copy_back = image(series_copy, TEST_ROI, patch=10)
     put(copy_back, 13, SIZE, "uint16", 500)
     assert call(train_reconstruct.main, *words) == 0
     end = capsys.readouterr().out.split("unreadable patches were skipped:\n")[1]
@@ -221,19 +206,23 @@ def saved(path: Path, content: object) -> Path:
     return path
 
 
-def test_a_coverage_file_for_other_data(tree, runs, tmp_path, capsys):
+def test_a_coverage_file_for_other_data(series, runs, tmp_path, capsys):
     other = [f"ROIs1868/73/S2/{day}/s2_ROIs1868_73_ImgNo_{day}_2018-06-21_patch_999.tif" for day in range(30)]
     name = tmp_path / "generic_2_test_all_s2cloudless_mask.npy"
     saved(name, {0: {"coverage": [0.5] * 30, "paths": {"S1": other, "S2": other}}})
     for given in (name, tmp_path):
         message = refused(
-            capsys, test_reconstruct.main, *evaluating(runs, tree, tmp_path / "inference", "--precomputed", given)
+            capsys,
+            test_reconstruct.main,
+            *evaluating(runs, series, tmp_path / "inference", "--precomputed", given),
         )
         assert f"coverage file for other data: {name} contains none of the 60 images" in message
         assert "check the split, the region and the root" in message
     wrong = name.rename(tmp_path / "generic_2_test_all_s2cloudless_map.npy")
     message = refused(
-        capsys, test_reconstruct.main, *evaluating(runs, tree, tmp_path / "inference", "--precomputed", wrong)
+        capsys,
+        test_reconstruct.main,
+        *evaluating(runs, series, tmp_path / "inference", "--precomputed", wrong),
     )
     assert "holds the coverage of s2cloudless_map, but the detector is s2cloudless_mask" in message
 
@@ -246,17 +235,17 @@ class Hostile:
         return os.system, (f"touch {self.marker}",)
 
 
-def test_a_hostile_coverage_file_runs_nothing(tree, tmp_path, capsys):
+def test_a_hostile_coverage_file_runs_nothing(series, tmp_path, capsys):
     marker = tmp_path / "executed"
     given = saved(tmp_path / "coverage.npy", {0: Hostile(marker)})
-    words = training(tree, tmp_path / "results", "--precomputed", given)
+    words = training(series, tmp_path / "results", "--precomputed", given)
     assert f"refused to read {given}: its pickle refers to posix.system" in refused(
         capsys, train_reconstruct.main, *words
     )
-    words = ["--root", tree, "--out", tmp_path / "store", "--import", given]
+    words = ["--root", series, "--out", tmp_path / "store", "--import", given]
     assert "refused to read" in refused(capsys, pre_compute_data_samples.main, *words)
     given.write_bytes(pickle.dumps("no array"))
-    words = training(tree, tmp_path / "results", "--precomputed", given)
+    words = training(series, tmp_path / "results", "--precomputed", given)
     assert "not a published coverage file" in refused(capsys, train_reconstruct.main, *words)
     assert not marker.exists()
     assert not (tmp_path / "store").exists()
@@ -267,14 +256,23 @@ def test_a_hostile_coverage_file_runs_nothing(tree, tmp_path, capsys):
 
 @pytest.mark.parametrize("how", ["truncated", "bands"])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_pre_computing_names_the_image_and_stores_the_others(copy, tmp_path, capsys, how, workers):
-    shutil.rmtree(default_store(copy))
+def test_pre_computing_names_the_image_and_stores_the_others(series_copy, tmp_path, capsys, how, workers):
+    shutil.rmtree(default_store(series_copy))
     damage, expected = DAMAGE[how]
-    path = image(copy, VAL_ROI, patch=5)
+    path = image(series_copy, VAL_ROI, patch=5)
     damage(path)
-    words = ["--root", copy, "--out", tmp_path / "store", "--detector", "cloud_cloudshadow_mask", "--workers", workers]
+    words = [
+        "--root",
+        series_copy,
+        "--out",
+        tmp_path / "store",
+        "--detector",
+        "cloud_cloudshadow_mask",
+        "--workers",
+        workers,
+    ]
     message = refused(capsys, pre_compute_data_samples.main, *words)
-    assert "1 of 5 patches could not be done, the others are stored" in message
+    assert "1 of 5 patches could not be computed, the others are stored" in message
     assert re.search(expected.format(re.escape(str(path))), message)
     assert len(list((tmp_path / "store").rglob("patch_*.npz"))) == 4
     assert_whole(tmp_path)
@@ -296,21 +294,21 @@ def test_sample_data_is_not_laid_over_other_files(tmp_path, capsys):
 # As a user meets it: a process of its own
 
 
-def test_debug_adds_the_traceback(copy, tmp_path, capsys):
-    truncate(image(copy))
-    words = training(copy, tmp_path / "results", "--no-vary_samples", "--debug")
+def test_debug_adds_the_traceback(series_copy, tmp_path, capsys):
+    truncate(image(series_copy))
+    words = training(series_copy, tmp_path / "results", "--no-vary_samples", "--debug")
     assert call(train_reconstruct.main, *words) == 1
     err = capsys.readouterr().err
     assert "Traceback" in err
     assert err.strip().splitlines()[-1].startswith("error: truncated or damaged image")
 
 
-def test_in_a_process_of_its_own(copy, tmp_path):
-    path = image(copy)
+def test_in_a_process_of_its_own(series_copy, tmp_path):
+    path = image(series_copy)
     truncate(path)
-    words = [str(word) for word in training(copy, tmp_path / "results", "--no-vary_samples", "--num_workers", 2)]
+    words = [str(word) for word in training(series_copy, tmp_path / "results", "--no-vary_samples", "--num_workers", 2)]
     done = subprocess.run(
-        [sys.executable, "train_reconstruct.py", *words], cwd=HERE, capture_output=True, text=True, check=False
+        [sys.executable, "train_reconstruct.py", *words], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
     assert only_error(done.stderr).startswith(f"error: truncated or damaged image: {path}")

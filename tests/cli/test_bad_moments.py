@@ -21,34 +21,18 @@ import train_reconstruct
 from evaluation.exports import read_exports
 from model.reconstructor import Reconstructor
 from model.weights import load_checkpoint
-from tests.support.cli_cases import assert_whole, build_tree, call, evaluating, files_in, only_error, refused, training
+from tests.support.cli_cases import (
+    NAME,
+    assert_whole,
+    call,
+    evaluating,
+    files_in,
+    only_error,
+    refused,
+    training,
+)
+from tests.support.commands import ROOT
 from util import make_sample_data, pre_compute_data_samples
-
-HERE = Path(__file__).resolve().parents[2]
-NAME = "my_first_experiment"
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory) -> Path:
-    return build_tree(tmp_path_factory.mktemp("tree"))
-
-
-@pytest.fixture(scope="module")
-def runs(tree, tmp_path_factory) -> Path:
-    """A folder with the run `my_first_experiment`, one epoch of it done; not to be changed."""
-    res_dir = tmp_path_factory.mktemp("runs") / "results"
-    assert call(train_reconstruct.main, *training(tree, res_dir)) == 0
-    return res_dir
-
-
-@pytest.fixture
-def begun(runs, tmp_path) -> Path:
-    """A copy of the run, to go on with."""
-    for name in ("conf.json", "model.pth.tar", "model_epoch_1.pth.tar"):
-        copy = tmp_path / "results" / NAME / name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes((runs / NAME / name).read_bytes())
-    return tmp_path / "results"
 
 
 def checkpoints(runs: Path) -> dict[str, bytes]:
@@ -72,29 +56,31 @@ def full_for(monkeypatch, call_name: str, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("call_name", ["replace", "fsync"])
-def test_a_full_disk_while_saving_leaves_the_previous_checkpoints(begun, tree, capsys, monkeypatch, call_name):
-    before = checkpoints(begun)
+def test_a_full_disk_while_saving_leaves_the_previous_checkpoints(runs_copy, series, capsys, monkeypatch, call_name):
+    before = checkpoints(runs_copy)
     full_for(monkeypatch, call_name, ".tar")
-    words = training(tree, begun, "--resume_from", "--epochs", 2)
+    words = training(series, runs_copy, "--resume_from", "--epochs", 2)
     message = refused(capsys, train_reconstruct.main, *words)
-    assert re.search(rf"disk full while saving {begun}/{NAME}/model.*\.pth\.tar: make room; what stood there", message)
-    assert checkpoints(begun) == before
-    assert_whole(begun)
+    assert re.search(
+        rf"disk full while saving {runs_copy}/{NAME}/model.*\.pth\.tar: make room; what stood there", message
+    )
+    assert checkpoints(runs_copy) == before
+    assert_whole(runs_copy)
     monkeypatch.undo()
     assert call(train_reconstruct.main, *words) == 0  # and the training goes on once there is room
-    assert load_checkpoint(begun / NAME / "model_epoch_2.pth.tar")["epoch"] == 2
+    assert load_checkpoint(runs_copy / NAME / "model_epoch_2.pth.tar")["epoch"] == 2
 
 
 @pytest.mark.parametrize("what", ["conf.json", "trainlog.json", "metrics.json", ".png", ".npy"])
-def test_a_full_disk_at_any_other_file(begun, tree, tmp_path, capsys, monkeypatch, what):
+def test_a_full_disk_at_any_other_file(runs_copy, series, tmp_path, capsys, monkeypatch, what):
     full_for(monkeypatch, "replace", what)
     if what == ".npy":
-        words = evaluating(begun, tree, tmp_path / "inference")
+        words = evaluating(runs_copy, series, tmp_path / "inference")
         message = refused(capsys, test_reconstruct.main, *words)
         assert "img-0_" in message
         assert not list((tmp_path / "inference").rglob("*.npy"))
     else:
-        message = refused(capsys, train_reconstruct.main, *training(tree, tmp_path / "new"))
+        message = refused(capsys, train_reconstruct.main, *training(series, tmp_path / "new"))
     assert re.search(rf"disk full while saving {tmp_path}/\S*{re.escape(what)}: make room", message)
     assert_whole(tmp_path)
 
@@ -103,19 +89,19 @@ def limited(size: int):
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-def test_a_full_disk_in_a_process_of_its_own(begun, tree):
+def test_a_full_disk_in_a_process_of_its_own(runs_copy, series):
     """The kernel refuses to let any file grow above 60 KB: checkpoints have 110, the other files of a run less."""
-    before = checkpoints(begun)
-    words = [str(word) for word in training(tree, begun, "--resume_from", "--epochs", 2)]
+    before = checkpoints(runs_copy)
+    words = [str(word) for word in training(series, runs_copy, "--resume_from", "--epochs", 2)]
     command = [sys.executable, "train_reconstruct.py", *words]
-    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False, preexec_fn=limited(60_000))
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, preexec_fn=limited(60_000))
     assert done.returncode == 1, done.stderr
-    assert re.search(rf"error: disk full while saving {begun}/{NAME}/model.*\.pth\.tar", only_error(done.stderr))
-    assert checkpoints(begun) == before
-    assert_whole(begun)
+    assert re.search(rf"error: disk full while saving {runs_copy}/{NAME}/model.*\.pth\.tar", only_error(done.stderr))
+    assert checkpoints(runs_copy) == before
+    assert_whole(runs_copy)
 
 
-def test_a_full_disk_under_tensorboard(tree, tmp_path, capsys, monkeypatch):
+def test_a_full_disk_under_tensorboard(series, tmp_path, capsys, monkeypatch):
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     def refuse(*_):
@@ -123,21 +109,21 @@ def test_a_full_disk_under_tensorboard(tree, tmp_path, capsys, monkeypatch):
 
     hook = threading.excepthook
     monkeypatch.setattr(RecordWriter, "write", refuse)  # it is called in a thread of its own
-    message = refused(capsys, train_reconstruct.main, *training(tree, tmp_path / "results"))
+    message = refused(capsys, train_reconstruct.main, *training(series, tmp_path / "results"))
     assert f"cannot write the log in {tmp_path}/logs/{NAME}: No space left on device; make room" in message
     assert threading.excepthook is hook
     assert_whole(tmp_path)
 
 
-def test_logs_that_cannot_be_made(tree, tmp_path, capsys):
+def test_logs_that_cannot_be_made(series, tmp_path, capsys):
     (tmp_path / "logs").write_text("")
-    message = refused(capsys, train_reconstruct.main, *training(tree, tmp_path / "results"))
+    message = refused(capsys, train_reconstruct.main, *training(series, tmp_path / "results"))
     assert f"cannot write the log in {tmp_path}/logs/{NAME}: " in message
 
 
-def test_a_full_disk_under_the_mask_store(tree, tmp_path, capsys, monkeypatch):
+def test_a_full_disk_under_the_mask_store(series, tmp_path, capsys, monkeypatch):
     full_for(monkeypatch, "replace", ".npz")
-    words = ["--root", tree, "--out", tmp_path / "store", "--detector", "cloud_cloudshadow_mask"]
+    words = ["--root", series, "--out", tmp_path / "store", "--detector", "cloud_cloudshadow_mask"]
     message = refused(capsys, pre_compute_data_samples.main, *words)
     assert f"disk full while saving {tmp_path}/store" in message
     assert_whole(tmp_path)
@@ -148,14 +134,14 @@ def test_a_full_disk_under_the_mask_store(tree, tmp_path, capsys, monkeypatch):
     assert_whole(tmp_path)
 
 
-def test_a_results_folder_that_is_a_file(tree, runs, tmp_path, capsys):
+def test_a_results_folder_that_is_a_file(series, runs, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    message = refused(capsys, train_reconstruct.main, *training(tree, tmp_path / "file"))
-    assert f"cannot make the run folder {tmp_path}/file/{NAME}: Not a directory; choose another --res_dir" in message
-    message = refused(capsys, test_reconstruct.main, *evaluating(runs, tree, tmp_path / "file"))
+    message = refused(capsys, train_reconstruct.main, *training(series, tmp_path / "file"))
+    assert f"cannot create the run folder {tmp_path}/file/{NAME}: Not a directory; choose another --res_dir" in message
+    message = refused(capsys, test_reconstruct.main, *evaluating(runs, series, tmp_path / "file"))
     assert "choose another --res_dir" in message
     exports = tmp_path / "inference" / NAME / "export" / "epoch_1" / "test"
-    assert call(test_reconstruct.main, *evaluating(runs, tree, tmp_path / "inference")) == 0
+    assert call(test_reconstruct.main, *evaluating(runs, series, tmp_path / "inference")) == 0
     message = refused(capsys, ensemble_reconstruct.main, exports, "--res_dir", tmp_path / "file")
     assert f"cannot write {tmp_path}/file" in message
 
@@ -179,46 +165,48 @@ def processor_is_full(*_):
     ("fails", "where"),
     [(cuda_is_full, "on cpu"), (this_machine_is_full, "of this machine"), (processor_is_full, "on cpu")],
 )
-def test_a_full_memory_names_the_flags_that_lower_the_need(begun, tree, tmp_path, capsys, monkeypatch, fails, where):
-    before = checkpoints(begun)
+def test_a_full_memory_names_the_flags_that_lower_the_need(
+    runs_copy, series, tmp_path, capsys, monkeypatch, fails, where
+):
+    before = checkpoints(runs_copy)
     monkeypatch.setattr(Reconstructor, "forward", fails)
-    words = training(tree, begun, "--resume_from", "--epochs", 2)
+    words = training(series, runs_copy, "--resume_from", "--epochs", 2)
     message = refused(capsys, train_reconstruct.main, *words)
     assert f"out of memory {where}: lower --batch_size (--accumulate N" in message
     assert "--input_t" in message
     assert "--precision bf16" in message
-    assert checkpoints(begun) == before
-    message = refused(capsys, test_reconstruct.main, *evaluating(begun, tree, tmp_path / "inference"))
+    assert checkpoints(runs_copy) == before
+    message = refused(capsys, test_reconstruct.main, *evaluating(runs_copy, series, tmp_path / "inference"))
     assert f"out of memory {where}: lower --batch_size, use --precision bf16, or add --device cpu" in message
 
 
 @pytest.mark.parametrize("place", ["zero_grad", "step"])
-def test_a_full_memory_outside_the_network(tree, tmp_path, capsys, monkeypatch, place):
+def test_a_full_memory_outside_the_network(series, tmp_path, capsys, monkeypatch, place):
     monkeypatch.setattr(torch.optim.Adam, place, cuda_is_full)
-    message = refused(capsys, train_reconstruct.main, *training(tree, tmp_path))
+    message = refused(capsys, train_reconstruct.main, *training(series, tmp_path))
     assert "out of memory on cpu: lower --batch_size" in message
 
 
-def test_other_failures_of_torch_are_not_taken_for_a_full_memory(tree, tmp_path, monkeypatch):
+def test_other_failures_of_torch_are_not_taken_for_a_full_memory(series, tmp_path, monkeypatch):
     def fails(*_):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     monkeypatch.setattr(Reconstructor, "forward", fails)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
-        call(train_reconstruct.main, *training(tree, tmp_path))
+        call(train_reconstruct.main, *training(series, tmp_path))
 
 
 # Loss
 
 
-def test_a_loss_that_is_not_finite_stops_and_leaves_what_is_needed_to_look_into_it(begun, tree, capsys):
-    words = training(tree, begun, "--resume_from", "--epochs", 2)
-    state = load_checkpoint(begun / NAME / "model_epoch_1.pth.tar")
+def test_a_loss_that_is_not_finite_stops_and_leaves_what_is_needed_to_look_into_it(runs_copy, series, capsys):
+    words = training(series, runs_copy, "--resume_from", "--epochs", 2)
+    state = load_checkpoint(runs_copy / NAME / "model_epoch_1.pth.tar")
     state["optimizer_G"]["param_groups"][0]["lr"] = 1e30  # a resumed training keeps its own rate
-    torch.save(state, begun / NAME / "model_epoch_1.pth.tar")
-    before = checkpoints(begun)
+    torch.save(state, runs_copy / NAME / "model_epoch_1.pth.tar")
+    before = checkpoints(runs_copy)
     message = refused(capsys, train_reconstruct.main, *words)
-    path = begun / NAME / "nan_epoch_2_batch_1.pth.tar"
+    path = runs_copy / NAME / "nan_epoch_2_batch_1.pth.tar"
     assert re.search(rf"the loss is (nan|inf) in epoch 2, batch 1; the samples and the weights are in {path}", message)
     assert message.endswith("try a lower --lr, --clip_grad 1, or --precision fp32")
     found = torch.load(path, weights_only=True)
@@ -227,13 +215,13 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_what_is_needed_to_look_into_
     assert found["samples"][0]["roi"] == "ROIs1970/21"
     assert not np.isfinite(found["loss"])
     assert "netG.in_conv.conv.conv.0.weight" in found["state_dict"]
-    after = checkpoints(begun)
+    after = checkpoints(runs_copy)
     assert {name: after[name] for name in before} == before
     assert set(after) - set(before) == {f"{NAME}/{path.name}"}
-    assert_whole(begun)
+    assert_whole(runs_copy)
 
 
-def test_a_device_that_runs_ahead_names_the_first_bad_batch(tree, tmp_path, monkeypatch):
+def test_a_device_that_runs_ahead_names_the_first_bad_batch(series, tmp_path, monkeypatch):
     """On a GPU losses are checked every display_step batches: the first bad one is reported, not the last."""
     from common.errors import DataError
     from data.batch import Batch, SampleInfo
@@ -279,8 +267,8 @@ def test_a_device_that_runs_ahead_names_the_first_bad_batch(tree, tmp_path, monk
     assert "x" not in found
 
 
-def test_weights_that_broke_in_the_last_step_of_all(tree, tmp_path, capsys):
-    words = training(tree, tmp_path / "results", "--lr", 1e30, "--max_samples_count", 1)
+def test_weights_that_broke_in_the_last_step_of_all(series, tmp_path, capsys):
+    words = training(series, tmp_path / "results", "--lr", 1e30, "--max_samples_count", 1)
     message = refused(capsys, train_reconstruct.main, *words)
     path = tmp_path / "results" / NAME / "model_epoch_1.pth.tar"
     assert f"the validation loss is NaN after epoch 1, whose weights are in {path}; try a lower --lr" in message
@@ -292,8 +280,8 @@ def test_weights_that_broke_in_the_last_step_of_all(tree, tmp_path, capsys):
 # Exports and ensembles
 
 
-def test_fewer_exports_than_before_leave_none_of_an_older_model(runs, tree, tmp_path, capsys):
-    words = evaluating(runs, tree, tmp_path)
+def test_fewer_exports_than_before_leave_none_of_an_older_model(runs, series, tmp_path, capsys):
+    words = evaluating(runs, series, tmp_path)
     assert call(test_reconstruct.main, *words) == 0
     exports = tmp_path / NAME / "export" / "epoch_1" / "test"
     assert read_exports(exports).ids == (0, 1)
@@ -302,9 +290,9 @@ def test_fewer_exports_than_before_leave_none_of_an_older_model(runs, tree, tmp_
     assert {path.name.split("_")[0] for path in exports.glob("*.npy")} == {"img-0"}
 
 
-def test_an_ensemble_that_fails_says_why_and_leaves_nothing_half_written(runs, tree, tmp_path, capsys):
+def test_an_ensemble_that_fails_says_why_and_leaves_nothing_half_written(runs, series, tmp_path, capsys):
     exports = tmp_path / NAME / "export" / "epoch_1" / "test"
-    assert call(test_reconstruct.main, *evaluating(runs, tree, tmp_path)) == 0
+    assert call(test_reconstruct.main, *evaluating(runs, series, tmp_path)) == 0
     out = tmp_path / "out"
     damaged = exports / "img-1_pred.npy"
     content = damaged.read_bytes()
@@ -329,10 +317,10 @@ def test_an_ensemble_that_fails_says_why_and_leaves_nothing_half_written(runs, t
 # Workers
 
 
-def test_a_worker_that_is_killed_is_told_in_one_line(tree, tmp_path, capsys, monkeypatch):
+def test_a_worker_that_is_killed_is_told_in_one_line(series, tmp_path, capsys, monkeypatch):
     from data.datasets.sen12mscrts import SEN12MSCRTS
 
     monkeypatch.setattr(SEN12MSCRTS, "load", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
-    message = refused(capsys, train_reconstruct.main, *training(tree, tmp_path, "--num_workers", 2))
-    assert "a process that loads data was ended from outside" in message
+    message = refused(capsys, train_reconstruct.main, *training(series, tmp_path, "--num_workers", 2))
+    assert "a data loading process was killed from outside" in message
     assert "lower --num_workers or --batch_size" in message

@@ -12,42 +12,9 @@ import test_reconstruct
 import train_reconstruct
 from model import registry
 from model.runtime import choose_device
-from tests.support.cli_cases import build_tree, call, evaluating, files_in, refused, training
-from training.checkpoint import load_checkpoint
-
-HERE = Path(__file__).resolve().parents[2]
-NAME = "my_first_experiment"
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory) -> Path:
-    return build_tree(tmp_path_factory.mktemp("tree"))
-
-
-@pytest.fixture(scope="module")
-def runs(tree, tmp_path_factory) -> Path:
-    """A folder with the run `my_first_experiment`, one epoch of it done; not to be changed."""
-    res_dir = tmp_path_factory.mktemp("runs") / "results"
-    assert call(train_reconstruct.main, *training(tree, res_dir)) == 0
-    return res_dir
-
-
-@pytest.fixture(scope="module")
-def exports(tree, runs, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("exports")
-    assert call(test_reconstruct.main, *evaluating(runs, tree, out)) == 0
-    return out / NAME / "export" / "epoch_1" / "test"
-
-
-@pytest.fixture
-def spoiled(runs, tmp_path) -> Path:
-    """A copy of the run, for damage."""
-    for name in ("conf.json", "model.pth.tar", "model_epoch_1.pth.tar"):
-        copy = tmp_path / "results" / NAME / name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes((runs / NAME / name).read_bytes())
-    return tmp_path / "results"
-
+from model.weights import load_checkpoint
+from tests.support.cli_cases import NAME, call, evaluating, files_in, refused, training
+from tests.support.commands import ROOT
 
 # Flags
 
@@ -55,8 +22,11 @@ def spoiled(runs, tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--loss l2 --head nig", "--loss l2 trains no variance; use --head mean, got --head nig"),
-        ("--loss NIG --head gaussian", "--loss NIG needs --head nig, got --head gaussian"),
+        ("--loss l2 --head nig", "--loss l2 with --head nig: the loss trains no variance; use --head mean"),
+        (
+            "--loss NIG --head gaussian",
+            "--loss NIG with --head gaussian: the loss needs evidence parameters; use --head nig",
+        ),
         ("--loss fusion", "--loss fusion belongs to --model fusion_net, got --model uncrtaints"),
         (
             "--model conv3d_mamba --encoder_widths 8 8 --decoder_widths 8 8 --ssm_backend triton",
@@ -80,16 +50,16 @@ def spoiled(runs, tmp_path) -> Path:
         ("--precomputed SELF", "neither a folder nor an .npy file"),
     ],
 )
-def test_flags_that_cannot_be_followed(tree, tmp_path, capsys, words, message):
-    words = words.replace("SELF", str(HERE / "parse_args.py")).split()
+def test_flags_that_cannot_be_followed(series, tmp_path, capsys, words, message):
+    words = words.replace("SELF", str(ROOT / "parse_args.py")).split()
     code = 1 if words[0] == "--precomputed" else 2
-    assert message in refused(capsys, train_reconstruct.main, *training(tree, tmp_path / "res", *words), code=code)
+    assert message in refused(capsys, train_reconstruct.main, *training(series, tmp_path / "res", *words), code=code)
     assert not (tmp_path / "res").exists()
 
 
 @pytest.mark.parametrize("words", ["--loss MGNNL", "--epochs many", "--colour red", "--encoder_widths 8,x"])
-def test_what_the_parser_refuses_is_a_usage_error(tree, tmp_path, capsys, words):
-    assert call(train_reconstruct.main, *training(tree, tmp_path / "res", *words.split())) == 2
+def test_what_the_parser_refuses_is_a_usage_error(series, tmp_path, capsys, words):
+    assert call(train_reconstruct.main, *training(series, tmp_path / "res", *words.split())) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert "error: " in last
     assert words.split()[0] in last
@@ -97,12 +67,12 @@ def test_what_the_parser_refuses_is_a_usage_error(tree, tmp_path, capsys, words)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
-def test_cuda_where_there_is_none_names_device_cpu(tree, runs, exports, tmp_path, capsys):
+def test_cuda_where_there_is_none_names_device_cpu(series, runs, exports, tmp_path, capsys):
     for device in ("cuda", "cuda:1"):
         expected = f"--device {device}: there is no CUDA device here; add --device cpu"
-        words = training(tree, tmp_path / "res", "--device", device)
+        words = training(series, tmp_path / "res", "--device", device)
         assert expected in refused(capsys, train_reconstruct.main, *words, code=2)
-        words = evaluating(runs, tree, tmp_path / "res", "--device", device)
+        words = evaluating(runs, series, tmp_path / "res", "--device", device)
         assert expected in refused(capsys, test_reconstruct.main, *words, code=2)
         words = [exports, "--res_dir", tmp_path / "res", "--device", device]
         assert expected in refused(capsys, ensemble_reconstruct.main, *words, code=2)
@@ -120,13 +90,13 @@ def test_a_cuda_device_too_many_and_one_of_another_name(monkeypatch, exports, tm
     assert choose_device("cuda:1") == torch.device("cuda", 1)
 
 
-def test_a_backbone_that_this_version_lacks_lists_those_it_has(monkeypatch, tree, tmp_path, capsys):
-    assert "utae" in registry.names()
-    monkeypatch.delitem(registry._BUILDERS, "uncrtaints")
-    words = training(tree, tmp_path / "res", "--model", "uncrtaints")
+def test_a_backbone_that_this_version_lacks_lists_those_it_has(monkeypatch, series, tmp_path, capsys):
+    assert "utae" in registry.BACKBONES
+    monkeypatch.delitem(registry.BACKBONES, "uncrtaints")
+    words = training(series, tmp_path / "res", "--model", "uncrtaints")
     message = refused(capsys, train_reconstruct.main, *words, code=2)
     assert "'uncrtaints'" in message
-    assert f"choose --model {', '.join(registry.names())}" in message
+    assert f"choose --model {', '.join(registry.MODELS)}" in message
     assert not (tmp_path / "res").exists()
 
 
@@ -162,42 +132,45 @@ SPOIL = {
 
 
 @pytest.mark.parametrize("how", SPOIL)
-def test_a_checkpoint_that_cannot_be_used(spoiled, tree, tmp_path, capsys, how):
+def test_a_checkpoint_that_cannot_be_used(runs_copy, series, tmp_path, capsys, how):
     damage, expected = SPOIL[how]
-    best, epoch = (spoiled / NAME / name for name in ("model.pth.tar", "model_epoch_1.pth.tar"))
+    best, epoch = (runs_copy / NAME / name for name in ("model.pth.tar", "model_epoch_1.pth.tar"))
     damage(best)
     damage(epoch)
-    before = files_in(spoiled)
+    before = files_in(runs_copy)
     cases = {
-        best: (test_reconstruct.main, evaluating(spoiled, tree, tmp_path / "inference")),
-        epoch: (train_reconstruct.main, training(tree, spoiled, "--resume_from", "--resume_at", 1, "--epochs", 2)),
+        best: (test_reconstruct.main, evaluating(runs_copy, series, tmp_path / "inference")),
+        epoch: (
+            train_reconstruct.main,
+            training(series, runs_copy, "--resume_from", "--resume_at", 1, "--epochs", 2),
+        ),
     }
     for path, (main, words) in cases.items():
         message = refused(capsys, main, *words)
         assert str(path) in message
         assert expected in message
-    message = refused(capsys, train_reconstruct.main, *training(tree, tmp_path / "new", "--trained_checkp", best))
+    message = refused(capsys, train_reconstruct.main, *training(series, tmp_path / "new", "--trained_checkp", best))
     assert expected in message
-    assert not (spoiled / NAME / "executed").exists()
-    assert files_in(spoiled) == before
+    assert not (runs_copy / NAME / "executed").exists()
+    assert files_in(runs_copy) == before
     assert not (tmp_path / "inference").exists()
     assert not (tmp_path / "new").exists()
 
 
-def test_a_checkpoint_of_another_architecture_is_listed_by_name_and_shape(spoiled, tree, tmp_path, capsys):
-    words = evaluating(spoiled, tree, tmp_path / "inference", "--use_sar")
+def test_a_checkpoint_of_another_architecture_is_listed_by_name_and_shape(runs_copy, series, tmp_path, capsys):
+    words = evaluating(runs_copy, series, tmp_path / "inference", "--use_sar")
     message = refused(capsys, test_reconstruct.main, *words)
     assert "of another architecture than the flags describe" in message
     assert "in_conv.conv.conv.0.weight 8x13x1x1 instead of 8x15x1x1" in message
     assert "check --model, --use_sar" in message
-    words = training(tree, spoiled, "--resume_from", "--epochs", 2, "--decoder_widths", 16, 8)
+    words = training(series, runs_copy, "--resume_from", "--epochs", 2, "--decoder_widths", 16, 8)
     assert "of another shape" in refused(capsys, train_reconstruct.main, *words)
     widths = ["--encoder_widths", 16, "--decoder_widths", 16, "--n_head", 4, "--d_model", 16]
-    checkpoint = spoiled / NAME / "model.pth.tar"
-    words = training(tree, tmp_path / "new", *widths, "--trained_checkp", checkpoint)
+    checkpoint = runs_copy / NAME / "model.pth.tar"
+    words = training(series, tmp_path / "new", *widths, "--trained_checkp", checkpoint)
     message = refused(capsys, train_reconstruct.main, *words)
     assert f"{checkpoint} is of another architecture" in message
-    assert "is it of another --model" in message
+    assert "was it trained with another --model" in message
     assert not (tmp_path / "inference").exists()
     assert not (tmp_path / "new").exists()
 
@@ -216,31 +189,31 @@ def test_a_checkpoint_of_another_architecture_is_listed_by_name_and_shape(spoile
         ({"encoder_widths": ["wide"]}, "--encoder_widths: expected whole numbers such as [64,64,128], got 'wide'"),
     ],
 )
-def test_a_configuration_that_cannot_be_read(spoiled, tree, tmp_path, capsys, content, expected):
-    conf = spoiled / NAME / "conf.json"
+def test_a_configuration_that_cannot_be_read(runs_copy, series, tmp_path, capsys, content, expected):
+    conf = runs_copy / NAME / "conf.json"
     if isinstance(content, dict):
         content = json.dumps(json.loads(conf.read_text()) | content)
     conf.write_bytes(content if isinstance(content, bytes) else content.encode())
     code = 2 if "--encoder_widths" in expected else 1
-    before = files_in(spoiled)
+    before = files_in(runs_copy)
     cases = (
-        (test_reconstruct.main, evaluating(spoiled, tree, tmp_path / "inference")),
-        (train_reconstruct.main, ["--res_dir", spoiled, "--resume_from", "--device", "cpu"]),
+        (test_reconstruct.main, evaluating(runs_copy, series, tmp_path / "inference")),
+        (train_reconstruct.main, ["--res_dir", runs_copy, "--resume_from", "--device", "cpu"]),
     )
     for main, words in cases:
         message = refused(capsys, main, *words, code=code)
         assert expected in message
         assert code == 2 or str(conf) in message
-    assert files_in(spoiled) == before
+    assert files_in(runs_copy) == before
     assert not (tmp_path / "inference").exists()
 
 
-def test_a_run_that_is_not_there(tree, tmp_path, capsys):
-    message = refused(capsys, test_reconstruct.main, *evaluating(tmp_path / "none", tree, tmp_path), code=2)
+def test_a_run_that_is_not_there(series, tmp_path, capsys):
+    message = refused(capsys, test_reconstruct.main, *evaluating(tmp_path / "none", series, tmp_path), code=2)
     assert f"there is no configuration {tmp_path}/none/{NAME}/conf.json; --weight_folder and --experiment" in message
     words = ["--res_dir", tmp_path, "--resume_from", "--device", "cpu"]
-    assert "nothing to go on with" in refused(capsys, train_reconstruct.main, *words, code=2)
-    words = training(tree, tmp_path / "new", "--trained_checkp", tmp_path / "none.pth.tar")
+    assert "nothing to resume" in refused(capsys, train_reconstruct.main, *words, code=2)
+    words = training(series, tmp_path / "new", "--trained_checkp", tmp_path / "none.pth.tar")
     assert f"there is no checkpoint {tmp_path}/none.pth.tar" in refused(capsys, train_reconstruct.main, *words)
     assert files_in(tmp_path) == {}
 
@@ -256,10 +229,10 @@ def test_a_run_that_is_not_there(tree, tmp_path, capsys):
         ('[{"target": []}]', "a custom sample lacks 'input'"),
     ],
 )
-def test_a_custom_list_that_cannot_be_used(runs, tree, tmp_path, capsys, content, expected):
+def test_a_custom_list_that_cannot_be_used(runs, series, tmp_path, capsys, content, expected):
     given = tmp_path / "list.json"
     if content is not None:
         given.write_text(content)
-    words = evaluating(runs, tree, tmp_path / "inference", "--use_custom", given)
+    words = evaluating(runs, series, tmp_path / "inference", "--use_custom", given)
     assert expected in refused(capsys, test_reconstruct.main, *words)
     assert not (tmp_path / "inference").exists()

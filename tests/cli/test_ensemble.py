@@ -9,7 +9,7 @@ import pytest
 import torch
 from rasterio.transform import from_origin
 
-from common.errors import run_command
+from common.cli import run_command
 from data.raster.geotiff import write_geotiff
 from ensemble_reconstruct import main
 from evaluation.exports import ExportWriter, read_exports

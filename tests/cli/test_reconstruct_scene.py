@@ -146,7 +146,7 @@ def test_radar_goes_in_where_the_network_takes_it(scene, run, whole, tmp_path, c
     assert call(main, "--weights", with_radar, *scene.words(radar=True), "--out", out, *SMALL) == 0
     capsys.readouterr()
     assert call(main, "--weights", run, *scene.words(radar=True), "--out", tmp_path / "without", *SMALL) == 0
-    assert "note: this run's network was trained without radar: --sar is not looked at" in capsys.readouterr().out
+    assert "note: this run's network was trained without radar: --sar is ignored" in capsys.readouterr().out
     assert_same(tmp_path / "without", whole)
 
 

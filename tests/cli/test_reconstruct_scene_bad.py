@@ -13,7 +13,7 @@ from rasterio.transform import from_origin
 
 from data.raster.geotiff import read_bands, write_geotiff
 from reconstruct_scene import main
-from scenes.resume import Ledger
+from scenes.resume import ResumeState
 from tests.support.cli_cases import call, refused
 from tests.support.commands import ROOT
 from tests.support.scene_cases import CRS, ORIGIN, write_run, write_scene
@@ -98,7 +98,7 @@ FLAGS = {
     "--overlap 40": "--overlap 40: expected 0 to half of --tile, which is 32",
     "--tile 8 --overlap 0": "--tile 8 is too small",
     "--batch_size 0": "--batch_size takes a number from 1",
-    "--where_clear keep --detector none": "--where_clear keep must know what is clear",
+    "--where_clear keep --detector none": "--where_clear keep needs to detect clear pixels",
     "--folder somewhere": "name the scene by one of --optical, --list and --folder; got --optical and --folder",
     "--offset much": "--offset takes auto, none or a number such as -1000, not 'much'",
     "--dates 2018-06-01": "3 images of --optical, but 1 dates",
@@ -133,7 +133,7 @@ def test_a_record_that_cannot_be_read(line, tmp_path, capsys):
 
 
 def test_two_commands_in_one_folder(line, tmp_path, capsys):
-    first = Ledger(tmp_path / "maps", {})
+    first = ResumeState(tmp_path / "maps", {})
     assert first.begin(False) == "new"
     assert "another command is at work in" in refused(capsys, main, *line, code=2)
 

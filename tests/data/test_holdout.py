@@ -22,7 +22,7 @@ VAL = ("ROIs1868/17", "ROIs1868/127", "ROIs1970/65")
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory) -> Path:
+def split_tree(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("split_tree")
     for number, roi in enumerate((*TRAIN, *VAL)):
         write_series(root, roi, number, clear_at(4, 9), size=8)
@@ -49,8 +49,8 @@ def test_the_draw_of_a_region_does_not_depend_on_the_others():
     assert len(hold_out(names, 99, seed=1)) == 30
 
 
-def test_held_out_regions_train_nobody_and_fit_the_fusion(tree):
-    config = config_of(tree, fit_rois=1)
+def test_held_out_regions_train_nobody_and_fit_the_fusion(split_tree):
+    config = config_of(split_tree, fit_rois=1)
     held = held_out_rois(config)
     assert len(held) == 1
     with pytest.warns(UserWarning, match="continuing without that split"):  # there is no test region
@@ -64,26 +64,26 @@ def test_held_out_regions_train_nobody_and_fit_the_fusion(tree):
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))  # the dates do not vary
 
 
-def test_how_many_are_held_out(tree):
-    assert len(held_out_rois(config_of(tree))) == 1  # a tenth of four, but at least one
-    assert held_out_rois(config_of(tree, fit_rois=0)) == ()
-    assert held_out_rois(Config(root1=str(tree))) == ()  # another network holds nothing out by default
+def test_how_many_are_held_out(split_tree):
+    assert len(held_out_rois(config_of(split_tree))) == 1  # a tenth of four, but at least one
+    assert held_out_rois(config_of(split_tree, fit_rois=0)) == ()
+    assert held_out_rois(Config(root1=str(split_tree))) == ()  # another network holds nothing out by default
     with pytest.raises(DataError, match="--fit_rois 4 leaves none of the 4 training regions"):
-        held_out_rois(config_of(tree, fit_rois=4))
+        held_out_rois(config_of(split_tree, fit_rois=4))
 
 
-def test_validation_is_divided_by_region_where_nothing_was_held_out(tree):
-    split = build_fit_split(config_of(tree), ())
+def test_validation_is_divided_by_region_where_nothing_was_held_out(split_tree):
+    split = build_fit_split(config_of(split_tree), ())
     assert split.guard is not None
     fit, guard = rois_in(split.fit), rois_in(split.guard)
     assert (len(fit), len(guard)) == (1, 2)
     assert fit | guard == set(VAL)
     assert "1 of 3 validation regions fit the fusion, the others test it" in split.notes[0]
-    drawn = {frozenset(rois_in(build_fit_split(config_of(tree, rdm_seed=seed), ()).fit)) for seed in range(8)}
+    drawn = {frozenset(rois_in(build_fit_split(config_of(split_tree, rdm_seed=seed), ()).fit)) for seed in range(8)}
     assert len(drawn) > 1
 
 
-def test_one_patch_cannot_judge(tree, tmp_path):
+def test_one_patch_cannot_judge(split_tree, tmp_path):
     for roi in (TRAIN[0], VAL[0]):
         write_series(tmp_path, roi, 1, clear_at(4, 9), size=8)
     split = build_fit_split(config_of(tmp_path), ())

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-import data.raster.image_store
 from common.errors import DataError, UsageError
 from data.batch import Batch, Collate, Indexed, Skipped
 from data.constants import DATE_ORIGIN
 from data.dataLoader import SEN12MSCRTS
 from data.loaders import build_loaders, build_test_loader, choose_subset, count_workers
+from data.raster import image_store
 from parse_args import Config
 from tests.support.fake_trees import (
     DETECTOR,
@@ -33,7 +33,7 @@ VAL, TEST = "ROIs2017/22", "ROIs1868/73"
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory) -> Path:
+def loader_tree(tmp_path_factory) -> Path:
     """Three patches in each of two training regions, one of validation and two of test."""
     root = tmp_path_factory.mktemp("series")
     for roi in TRAIN:
@@ -54,8 +54,8 @@ def seen(loader) -> list[tuple[int, tuple[int, ...], int]]:
     return [(info.index, info.input_days, info.target_days) for batch in loader for info in batch.info]
 
 
-def test_a_batch_holds_radar_first_then_optical_and_the_mean_of_both_days(tree):
-    loader = build_test_loader(config_for(tree))
+def test_a_batch_holds_radar_first_then_optical_and_the_mean_of_both_days(loader_tree):
+    loader = build_test_loader(config_for(loader_tree))
     (batch,) = loader
     assert isinstance(batch, Batch)
     assert batch.n == 2
@@ -65,7 +65,7 @@ def test_a_batch_holds_radar_first_then_optical_and_the_mean_of_both_days(tree):
     assert batch.masks.shape == (2, 3, SIZE, SIZE)
     assert batch.coverage.shape == (2, 3)
     assert torch.allclose(batch.masks.mean(dim=(2, 3)), batch.coverage)
-    item = SEN12MSCRTS(tree, "test")[1]
+    item = SEN12MSCRTS(loader_tree, "test")[1]
     assert np.array_equal(batch.x[1, 2, :2], item["input"]["S1"][2])
     assert np.array_equal(batch.x[1, 2, 2:], item["input"]["S2"][2])
     assert np.array_equal(batch.target[1, 0], item["target"]["S2"][0])
@@ -79,47 +79,47 @@ def test_a_batch_holds_radar_first_then_optical_and_the_mean_of_both_days(tree):
     assert info.to_json()["input_paths"] == [series_path(TEST, "S2", day, 2) for day in range(3)]
 
 
-def test_without_radar_the_days_are_the_optical_ones(tree):
-    (batch,) = build_test_loader(config_for(tree, use_sar=False))
+def test_without_radar_the_days_are_the_optical_ones(loader_tree):
+    (batch,) = build_test_loader(config_for(loader_tree, use_sar=False))
     assert batch.x.shape == (2, 3, 13, SIZE, SIZE)
     assert batch.dates[0].tolist() == [(optical_day(day) - DATE_ORIGIN).days for day in range(3)]
 
 
-def test_traps_11_a_batch_of_one_is_nothing_special(tree):
+def test_traps_11_a_batch_of_one_is_nothing_special(loader_tree):
     # known issue 11: the published dates become (T,) at batch size 1, and keep the configured size in a smaller last
     # batch
-    (both,) = build_test_loader(config_for(tree))
-    single = list(build_test_loader(config_for(tree, batch_size=1)))
+    (both,) = build_test_loader(config_for(loader_tree))
+    single = list(build_test_loader(config_for(loader_tree, batch_size=1)))
     for name in ("x", "target", "dates", "masks", "coverage"):
         assert torch.equal(torch.cat([getattr(batch, name) for batch in single]), getattr(both, name))
-    sizes = [(batch.n, batch.dates.shape) for batch in build_loaders(config_for(tree)).train]
+    sizes = [(batch.n, batch.dates.shape) for batch in build_loaders(config_for(loader_tree)).train]
     assert sizes == [(4, (4, 3)), (2, (2, 3))]
 
 
-def test_traps_12_coverage_and_number_of_dates_reach_the_test(tree):
+def test_traps_12_coverage_and_number_of_dates_reach_the_test(loader_tree):
     # known issue 12
-    (batch,) = build_test_loader(config_for(tree, min_cov=0.3, max_cov=0.5, input_t=2))
+    (batch,) = build_test_loader(config_for(loader_tree, min_cov=0.3, max_cov=0.5, input_t=2))
     assert batch.x.shape[1] == 2
     assert ((batch.coverage >= 0.3) & (batch.coverage <= 0.5)).all()
 
 
-def test_splits_come_from_their_roots(tree, tmp_path):
+def test_splits_come_from_their_roots(loader_tree, tmp_path):
     write_series(tmp_path, "ROIs1970/40", 8, clear_at(4))
-    loaders = build_loaders(config_for(tree, root1=str(tmp_path)))
+    loaders = build_loaders(config_for(loader_tree, root1=str(tmp_path)))
     assert [len(part.patches) for part in (loaders.train, loaders.val, loaders.test)] == [1, 1, 2]
     assert loaders.train.patches.dataset.roi(0) == "ROIs1970/40"
 
 
-def test_validation_and_test_of_a_training_see_all_regions(tree):
-    loaders = build_loaders(config_for(tree, region="africa"))
+def test_validation_and_test_of_a_training_see_all_regions(loader_tree):
+    loaders = build_loaders(config_for(loader_tree, region="africa"))
     assert len(loaders.test.patches) == 2  # asiaEast
     with pytest.raises(DataError, match=r"split 'test', region 'africa' .*--root2"):
-        build_test_loader(config_for(tree, region="africa"))
+        build_test_loader(config_for(loader_tree, region="africa"))
 
 
-def test_order_and_dates_are_a_function_of_seed_and_epoch(tree):
+def test_order_and_dates_are_a_function_of_seed_and_epoch(loader_tree):
     def epochs(numbers, **changes):
-        loaders = build_loaders(config_for(tree, **changes))
+        loaders = build_loaders(config_for(loader_tree, **changes))
         found = []
         for number in numbers:
             loaders.set_epoch(number)
@@ -138,14 +138,14 @@ def test_order_and_dates_are_a_function_of_seed_and_epoch(tree):
     assert fixed[0] != fixed[1]
 
 
-def test_validation_does_not_change_with_the_epoch(tree):
-    loaders = build_loaders(config_for(tree))
+def test_validation_does_not_change_with_the_epoch(loader_tree):
+    loaders = build_loaders(config_for(loader_tree))
     before = seen(loaders.val) + seen(loaders.test)
     loaders.set_epoch(7)
     assert seen(loaders.val) + seen(loaders.test) == before
 
 
-def test_traps_6_the_fraction_is_of_each_split_and_spread_over_regions(tree):
+def test_traps_6_the_fraction_is_of_each_split_and_spread_over_regions(loader_tree):
     # known issue 6: the published fraction of val and test is that of the training's length, and takes one region
     rois = ["a"] * 100 + ["b"] * 50 + ["c"] * 10
     taken = choose_subset(rois, 1e9, 0.1, seed=1)
@@ -155,7 +155,7 @@ def test_traps_6_the_fraction_is_of_each_split_and_spread_over_regions(tree):
     assert all(abs(count - 0.1 * size) <= 1 for count, size in zip(counts, (100, 50, 10), strict=True))
     assert choose_subset(rois, 1e9, 0.1, seed=1) == taken
     assert choose_subset(rois, 1e9, 0.1, seed=2) != taken
-    loaders = build_loaders(config_for(tree, max_samples_frac=0.5))
+    loaders = build_loaders(config_for(loader_tree, max_samples_frac=0.5))
     assert [len(part.patches) for part in (loaders.train, loaders.val, loaders.test)] == [3, 1, 1]
     assert {loaders.train.patches.dataset.roi(index) for index in loaders.train.patches.positions} == set(TRAIN)
 
@@ -176,11 +176,11 @@ def test_count_takes_the_first_and_whole_is_whole():
     assert len(choose_subset(["a"] * 50, 3, 0.5, 1)) == 3
 
 
-def test_traps_14_every_loader_has_workers(tree):
+def test_traps_14_every_loader_has_workers(loader_tree):
     # known issue 14: the published test loader has none
-    loaders = build_loaders(config_for(tree, num_workers=2))
+    loaders = build_loaders(config_for(loader_tree, num_workers=2))
     assert [part.num_workers for part in (loaders.train, loaders.val, loaders.test)] == [2, 1, 2]
-    assert seen(loaders.test) == seen(build_test_loader(config_for(tree)))
+    assert seen(loaders.test) == seen(build_test_loader(config_for(loader_tree)))
 
 
 def test_auto_counts_the_processors_at_hand(monkeypatch):
@@ -194,9 +194,9 @@ def test_auto_counts_the_processors_at_hand(monkeypatch):
 
 
 @pytest.fixture
-def damaged(tree, tmp_path) -> Path:
+def damaged(loader_tree, tmp_path) -> Path:
     """The first test patch is truncated in a date that is an input; a training patch lacks a date."""
-    copy = Path(shutil.copytree(tree, tmp_path / "copy"))
+    copy = Path(shutil.copytree(loader_tree, tmp_path / "copy"))
     path = copy / series_path(TEST, "S2", 1, 1)
     path.write_bytes(path.read_bytes()[:2000])
     (copy / series_path(TRAIN[0], "S1", 8, 2)).unlink()
@@ -226,14 +226,14 @@ def test_bad_samples_are_skipped_and_listed(damaged, num_workers):
     ]
 
 
-def test_batches_hold_what_samples_hold_and_open_no_more_than_that(tree, monkeypatch):
+def test_batches_hold_what_samples_hold_and_open_no_more_than_that(loader_tree, monkeypatch):
     opened: list[str] = []
-    original = data.images.read_with_bounds
+    original = image_store.read_with_bounds
     monkeypatch.setattr(
-        data.images, "read_with_bounds", lambda path, *rest: opened.append(path) or original(path, *rest)
+        image_store, "read_with_bounds", lambda path, *rest: opened.append(path) or original(path, *rest)
     )
     for use_sar, files in ((True, 7), (False, 4)):  # three inputs and one target; never the target's radar
-        loader = build_test_loader(config_for(tree, use_sar=use_sar, batch_size=1))
+        loader = build_test_loader(config_for(loader_tree, use_sar=use_sar, batch_size=1))
         batch = next(iter(loader))
         assert len(opened) == files
         sample = loader.patches.dataset[batch.info[0].index]  # converted before it is collated
@@ -246,8 +246,8 @@ def test_batches_hold_what_samples_hold_and_open_no_more_than_that(tree, monkeyp
         opened.clear()
 
 
-def test_batches_of_workers_are_those_without(tree):
-    (there,), (here,) = (build_test_loader(config_for(tree, num_workers=n, batch_size=2)) for n in (1, 0))
+def test_batches_of_workers_are_those_without(loader_tree):
+    (there,), (here,) = (build_test_loader(config_for(loader_tree, num_workers=n, batch_size=2)) for n in (1, 0))
     for name in ("x", "target", "dates", "masks", "coverage"):
         assert torch.equal(getattr(there, name), getattr(here, name))
 
@@ -258,9 +258,9 @@ def test_an_empty_batch_goes_the_way_of_the_others():
     assert batch.to("cpu").skipped == (Skipped("a.tif", "truncated"),)
 
 
-def test_collate_is_picklable_and_refuses_samples_of_several_sizes(tree, tmp_path):
+def test_collate_is_picklable_and_refuses_samples_of_several_sizes(loader_tree, tmp_path):
     write_series(tmp_path, TEST, 1, clear_at(4), size=16)
-    small, large = (SEN12MSCRTS(root, "test")[0] for root in (tmp_path, tree))
+    small, large = (SEN12MSCRTS(root, "test")[0] for root in (tmp_path, loader_tree))
     collate = pickle.loads(pickle.dumps(Collate(use_sar=False)))
     assert collate == Collate(use_sar=False)
     assert collate([small]).x.shape[-1] == 16
@@ -268,19 +268,19 @@ def test_collate_is_picklable_and_refuses_samples_of_several_sizes(tree, tmp_pat
         collate([small, large])
 
 
-def test_missing_roots_and_empty_splits_name_the_flag(tree, tmp_path):
+def test_missing_roots_and_empty_splits_name_the_flag(loader_tree, tmp_path):
     with pytest.raises(DataError, match=r"no folder .*gone \(--root1\)"):
-        build_loaders(config_for(tree, root1=str(tmp_path / "gone")))
+        build_loaders(config_for(loader_tree, root1=str(tmp_path / "gone")))
     with pytest.raises(UsageError, match="--root2 is not given"):
-        build_loaders(config_for(tree, root2=""))
+        build_loaders(config_for(loader_tree, root2=""))
     with pytest.raises(DataError, match=r"split 'train', region 'all' in .*\(--root1\)"):
-        build_loaders(config_for(tree, root1=str(tmp_path)))
+        build_loaders(config_for(loader_tree, root1=str(tmp_path)))
     with pytest.raises(DataError, match=r"split 'val', region 'all' in .*\(--root2\)"):
-        build_loaders(config_for(tree, root2=str(tmp_path)))
+        build_loaders(config_for(loader_tree, root2=str(tmp_path)))
     with pytest.raises(DataError, match=r"no folder .*gone \(--root3\)"):
-        build_loaders(config_for(tree, root3=str(tmp_path / "gone"), pretrain=True, sample_type="pretrain"))
+        build_loaders(config_for(loader_tree, root3=str(tmp_path / "gone"), pretrain=True, sample_type="pretrain"))
     with pytest.raises(UsageError, match="--sample_type generic has no target"):
-        build_loaders(config_for(tree, sample_type="generic"))
+        build_loaders(config_for(loader_tree, sample_type="generic"))
 
 
 def test_one_empty_split_of_two_is_a_warning(tmp_path):
@@ -295,20 +295,20 @@ def test_one_empty_split_of_two_is_a_warning(tmp_path):
     assert batch.info[0].target_path == triplet_path("ROIs1970_fall/139", "s2", 5)
 
 
-def test_custom_samples_reach_the_test(tree, tmp_path):
+def test_custom_samples_reach_the_test(loader_tree, tmp_path):
     path = tmp_path / "list.json"
     path.write_text(f'[{{"target": ["{series_path(TEST, "S2", 4, 2)}"], "inputs": [1, 3]}}]')
-    loader = build_test_loader(config_for(tree, use_custom=str(path)))
+    loader = build_test_loader(config_for(loader_tree, use_custom=str(path)))
     loader.patches.dataset.cloud_masks = "cloud_cloudshadow_mask"  # spares the tests the slow detector
     (batch,) = loader
     assert batch.x.shape == (1, 2, 15, SIZE, SIZE)
     assert batch.info[0].target_path == series_path(TEST, "S2", 4, 2)
     assert batch.target[0, 0, 0, 0, 0] == np.float32(optical_level(2, 4) / 1e4)
     with pytest.raises(DataError, match="no twin of .*patch_171.tif"):
-        build_test_loader(config_for(tree, use_custom="published"))
+        build_test_loader(config_for(loader_tree, use_custom="published"))
 
 
-def test_published_coverage_serves_series_and_leaves_triplets_alone(tree, tmp_path):
+def test_published_coverage_serves_series_and_leaves_triplets_alone(loader_tree, tmp_path):
     names = [f"data/{series_path(TEST, 'S2', day, patch)}" for patch in (1, 2) for day in range(30)]
     share = clear_at(25)
     entries = {
@@ -316,9 +316,9 @@ def test_published_coverage_serves_series_and_leaves_triplets_alone(tree, tmp_pa
         for position in range(2)
     }
     np.save(tmp_path / f"generic_3_test_all_{DETECTOR}.npy", entries, allow_pickle=True)
-    (batch,) = build_test_loader(config_for(tree, precomputed=str(tmp_path)))
+    (batch,) = build_test_loader(config_for(loader_tree, precomputed=str(tmp_path)))
     assert batch.info[0].target_path == series_path(TEST, "S2", 25, 1)
     triplets = tmp_path / "triplets"
     write_triplet(triplets, "ROIs1970_fall/139", 5)
     mono = {"root3": str(triplets), "pretrain": True, "sample_type": "pretrain", "precomputed": str(tmp_path)}
-    assert next(iter(build_test_loader(config_for(tree, **mono)))).n == 1
+    assert next(iter(build_test_loader(config_for(loader_tree, **mono)))).n == 1

@@ -4,10 +4,11 @@ import os
 import shutil
 from pathlib import Path
 
-from common.errors import run_command
+from common.cli import run_command
 from tests.support.fake_trees import clear_at, series_path, write_series
 
 TRAIN_ROI, VAL_ROI, TEST_ROI = "ROIs1970/21", "ROIs1868/17", "ROIs1868/73"
+NAME = "my_first_experiment"
 CLEAR = (4, 9)  # dates without a cloud; the target is the first of them
 TINY = [
     *("--encoder_widths", "8", "--decoder_widths", "8", "8", "--n_head", "2", "--d_model", "8"),
