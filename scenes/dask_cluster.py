@@ -1,55 +1,53 @@
-"""Tiles on a Dask cluster: one that runs already, or one of processes on this machine.
+"""Prediction of tiles on a Dask cluster: a running one, or one of processes on this machine.
 
-A task is a batch of tiles, see `scenes.predict`; it leaves files in a folder that this process and all workers
-share. When a worker dies its tasks are done again by others, and what it had half written is no file at all. Only some
-tasks are handed over at a time, so that a large scene fills neither the scheduler nor the disk.
+A task is a batch of tiles, see `scenes.predict`; its result is files in a folder that this process and all workers
+share. When a worker dies, others repeat its tasks, and its unfinished files do not exist. Only a few tasks are
+submitted at a time, so that a large scene fills neither the scheduler nor the disk.
 """
 
 import logging
 import signal
 import threading
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from common.errors import DataError
 from scenes.predict import Job, predict_batch
 
-if TYPE_CHECKING:
-    from distributed import Client, Future
-
-AHEAD = 2  # tasks handed over for each thread of the cluster: one runs, one waits
-FAILURES = 5  # deaths of workers that one task survives
-# A worker computes in a thread of its own, and glibc hands back to the system at once what threads free in arenas of
-# theirs. `common.memory.keep_freed_memory` acts on the main arena; with this all share it: 1.6 s a tile in place of 2.7.
+AHEAD = 2  # submitted tasks for each thread of the cluster: one runs, one waits
+FAILURES = 5  # deaths of workers that a task survives
+# A worker computes in a thread, and glibc returns memory that threads free in their own arenas to the system at once.
+# `common.memory.keep_freed_memory` acts on the main arena; with this all threads share it: 1.6 s a tile instead of 2.7.
 ONE_ARENA = {"MALLOC_ARENA_MAX": 1}
 PATIENCE = 30  # seconds to wait for a scheduler and its first worker
 
 
 @contextmanager
 def local_cluster(workers: int) -> Iterator[str]:
-    """A cluster of processes on this machine, which listens on the loopback device only and has no dashboard.
+    """A cluster of processes on this machine that listens on the loopback device only and has no dashboard.
 
     Args:
-        workers: processes, of one thread each as Dask sees them.
+        workers: processes, with one Dask thread each.
 
     Yields:
         The address of its scheduler.
     """
-    import dask
-    import distributed  # which brings its defaults into dask.config
+    import dask  # deferred: optional
+    import distributed  # deferred: optional; adds its defaults to dask.config
 
-    quiet = {
+    config = {
         "distributed.scheduler.allowed-failures": FAILURES,
         "distributed.worker.memory.terminate": False,  # the limit is the machine's, not a share of it for each worker
         "distributed.worker.memory.pause": False,
         "distributed.nanny.pre-spawn-environ": dask.config.get("distributed.nanny.pre-spawn-environ") | ONE_ARENA,
     }
     with ExitStack() as stack:
-        stack.enter_context(dask.config.set(quiet))
-        with _deaf_children():
+        stack.enter_context(dask.config.set(config))
+        with _ignore_interrupts():
             cluster = distributed.LocalCluster(
                 n_workers=workers,
                 threads_per_worker=1,
@@ -63,9 +61,9 @@ def local_cluster(workers: int) -> Iterator[str]:
 
 
 @contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Processes started here do not hear Ctrl-C, which a terminal sends to all: this one tells them to end."""
-    if threading.current_thread() is not threading.main_thread():  # which alone may say what is heard
+def _ignore_interrupts() -> Iterator[None]:
+    """Processes started within ignore Ctrl-C, which a terminal sends to all of them: this process ends them."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -75,33 +73,32 @@ def _deaf_children() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def on_cluster(address: str, job: Job, batches: Sequence[range]) -> Generator[range, None, None]:
-    """Predict batches on a cluster's workers; one that has died is no error while others go on.
+def run_on_cluster(address: str, job: Job, batches: Sequence[range]) -> Generator[range, None, None]:
+    """Predict batches on the workers of a cluster; a worker that dies is no error while others run.
 
     Args:
         address: of the scheduler, such as tcp://10.0.0.1:8786.
-        job: what to predict; its folder of tiles must be the same for the workers.
+        job: what to predict; workers must see the same folder of tiles.
         batches: numbers of tiles.
 
     Yields:
-        Each batch when it is done, in any order.
+        Each finished batch, in order of completion.
 
     Raises:
         DataError: if there is no such cluster, its workers do not share the folder, or a task fails.
     """
-    from concurrent.futures import CancelledError
-
-    from distributed import Client
-    from distributed.scheduler import KilledWorker
+    from distributed import Client  # deferred: optional
+    from distributed.scheduler import KilledWorker  # deferred: optional
 
     try:
         client = Client(address, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError) as error:  # a timeout is an OSError
-        raise DataError(f"--scheduler {address}: no Dask scheduler answers there ({_first_line(error)})") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"--scheduler {address}: no Dask scheduler answers there ({reason})") from error
     with client:
         _check_workers(client, address, job)
         try:
-            yield from _bounded(client, job, batches)
+            yield from _run_bounded(client, job, batches)
         except KilledWorker as error:
             raise DataError(
                 "workers died again and again over the same tiles (memory?); use fewer --workers, a smaller --tile or "
@@ -111,53 +108,49 @@ def on_cluster(address: str, job: Job, batches: Sequence[range]) -> Generator[ra
             raise DataError(f"the scheduler {address} was lost; run again to go on") from error
 
 
-def _bounded(client: "Client", job: Job, batches: Sequence[range]) -> Iterator[range]:
-    """Hand over a few batches, and another one for each that is done; what is under way is cancelled at the end."""
-    from distributed import as_completed
+def _run_bounded(client: Any, job: Job, batches: Sequence[range]) -> Iterator[range]:
+    """Submit a few batches, and one more for each that finishes; cancel what still runs when the loop ends early."""
+    from distributed import as_completed  # deferred: optional
 
-    coming = iter(batches)
-    under_way: dict[Future, range] = {}
+    remaining = iter(batches)
+    running: dict[Any, range] = {}  # by future
 
-    def submit(batch: range) -> "Future":
+    def submit(batch: range) -> Any:
         future = client.submit(predict_batch, job, batch, pure=False)
-        under_way[future] = batch
+        running[future] = batch
         return future
 
     try:
         ahead = AHEAD * sum(client.nthreads().values())
-        done = as_completed([submit(batch) for batch in islice(coming, ahead)], loop=client.loop)
-        for future in done:
+        finished = as_completed([submit(batch) for batch in islice(remaining, ahead)], loop=client.loop)
+        for future in finished:
             future.result()
-            batch = under_way.pop(future)
-            following = next(coming, None)
+            batch = running.pop(future)
+            following = next(remaining, None)
             if following is not None:
-                done.add(submit(following))
+                finished.add(submit(following))
             yield batch
     finally:
-        client.cancel(list(under_way), force=True)
+        client.cancel(list(running), force=True)
 
 
-def _check_workers(client: "Client", address: str, job: Job) -> None:
-    """Raise a DataError unless there are workers which know this project and see the folder of tiles."""
+def _check_workers(client: Any, address: str, job: Job) -> None:
+    """Raise a `DataError` unless there are workers that can import this project and see the folder of tiles."""
     try:
         client.wait_for_workers(1, timeout=PATIENCE)
     except TimeoutError as error:
         raise DataError(f"the scheduler {address} has no worker; start some with: dask worker {address}") from error
     try:
-        seen = client.run(_sees, job.spool)
+        visible = client.run(_is_folder, job.tile_folder)
     except ImportError as error:
         raise DataError(
             f"the workers of {address} cannot import this project ({error}); start them in its folder, "
             "with the same environment"
         ) from error
-    blind = [worker for worker, sees in seen.items() if not sees]
+    blind = [worker for worker, sees in visible.items() if not sees]
     if blind:
-        raise DataError(f"the worker {blind[0]} does not see {job.spool}; --out must be a folder that all share")
+        raise DataError(f"the worker {blind[0]} does not see {job.tile_folder}; --out must be a folder that all share")
 
 
-def _sees(folder: str) -> bool:
-    return Path(folder).is_dir()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _is_folder(path: str) -> bool:
+    return Path(path).is_dir()

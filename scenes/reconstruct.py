@@ -1,181 +1,210 @@
-"""The loop over a scene: tiles are predicted batch by batch, blocks are written as soon as their tiles are there.
+"""Reconstruction of a scene: from the options of the command line to maps with their uncertainty."""
 
-Memory does not grow with the scene: what is in it at a time is a batch of tiles and one block. On disk, tiles lie under
-DIR/.work until the rows that need them are written. A killed run goes on from both.
-
-How far a tiled prediction is from an untiled one depends on what a network looks at. Convolutions look at a few pixels,
-and the border of a tile has no weight. Group norms, squeeze-excite and the pooled attention of `uncrtaints` look at the
-whole tile: there, the tile is what the network was trained on (256 x 256 pixels of the published data), and a larger
-image is something else, not something better. docs/usage.md tells measured differences.
-"""
-
-import shutil
-import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-import numpy as np
+import torch
 
-from data.constants import N_S2
-from scenes.blending import blend, overlap_of
-from scenes.inputs.grid import Window
-from scenes.predict import CLEAR, MISSING, Job, Prepared, load_network, load_tile, prepare, spool_batch
-from scenes.tiles import BLOCK, BlockRow
+from common.memory import memory_advice
+from common.parallel import AUTO, available_cores
+from data.constants import DETECTORS
+from model.runtime import choose_device
+from scenes.dask_cluster import local_cluster, run_on_cluster
+from scenes.inference import Runner, run_inference, run_locally
+from scenes.inputs.open import open_series
+from scenes.inputs.series import SceneSeries
+from scenes.outputs.products import SceneProducts
+from scenes.predict import Job
+from scenes.requirements import ModelRequirements, read_requirements
+from scenes.resume import WORK, ResumeState, digest
+from scenes.tiles import TilePlan
 
-Batches = Sequence[range]
-Runner = Callable[[Job, Batches], Generator[range, None, None]]
-"""Predicts batches of tiles, given by their numbers, and tells each when it is done, in any order."""
-
-
-class Products(Protocol):
-    """Where blocks go, see `scenes.outputs.products.SceneProducts`."""
-
-    def written(self) -> frozenset[Window]:
-        """The blocks that are there."""
-
-    def write(self, window: Window, fields: Mapping[str, np.ndarray]) -> None:
-        """Add a block, whole or not at all."""
+TILES_PER_WORKER = 12  # a process starts in the time of some tiles: with fewer it does not pay
+MAX_WORKERS = 8  # of --workers auto: each needs about 1.5 GB
+MEMORY_ADVICE = "lower --batch_size, --workers or --tile, or use --precision bf16"
 
 
 @dataclass(frozen=True)
-class Pace:
-    """How fast it went.
+class SceneOptions:
+    """The flags of `reconstruct_scene.py`, which documents them; None and "auto" take the defaults described there."""
 
-    Attributes:
-        megapixels: predicted by this run: those of a run that was killed before do not count.
-        seconds: of this run, without the making of products.
-    """
+    weights: str
+    out: str
+    optical: Sequence[str] = ()
+    radar: Sequence[str] = ()
+    dates: Sequence[str] = ()
+    radar_dates: Sequence[str] = ()
+    manifest: str = ""
+    folder: str = ""
+    numbers: Sequence[int] = ()
+    offset: str = "auto"
+    scale: float | None = None
+    radar_units: str = "db"
+    where_clear: str = "predict"
+    detector: str = DETECTORS[0]
+    overwrite: bool = False
+    tile: int = 256
+    overlap: int | None = None
+    batch_size: int | None = None
+    workers: int | str = AUTO
+    scheduler: str = ""
+    device: str = "auto"
+    precision: str = "fp32"
 
-    megapixels: float
-    seconds: float
 
-    def __str__(self) -> str:
-        rate = self.megapixels / self.seconds if self.seconds > 0 else 0.0
-        return f"{self.megapixels:.2f} megapixels in {self.seconds:.0f} s, {rate:.3f} megapixels per second"
-
-
-def reconstruct(
-    job: Job, products: Products, names: Sequence[str], batch_size: int, run: Runner, block: int = BLOCK
-) -> Pace:
-    """Predict all tiles that are not there yet, and write all blocks that are not.
-
-    Args:
-        job: what to predict.
-        products: where blocks go; those that it holds already are left out.
-        names: `mean`, and the variances that the network gives.
-        batch_size: tiles that are predicted together; the same for the same bits.
-        run: who predicts.
-        block: pixels across of what is written at once.
-
-    Returns:
-        How fast it went.
+def reconstruct_scene(options: SceneOptions) -> None:
+    """Reconstruct a scene, or resume an interrupted reconstruction, and print the progress.
 
     Raises:
-        DataError: if inputs cannot be read, or files not be written.
+        UsageError: if options contradict each other or the trained run.
+        DataError: if inputs cannot be used, or files cannot be written.
     """
-    from tqdm import tqdm
-
-    plan, written = job.plan, products.written()
-    rows = [row for row in plan.block_rows(block) if not written.issuperset(row.windows)]
-    columns = len(plan.across.starts)
-    needed = {number for row in rows for number in range(row.first * columns, row.end * columns)}
-    missing = {number for number in needed if not job.path(plan[number]).is_file()}
-    batches = [batch for batch in plan.batches(batch_size) if missing.intersection(batch)]
-    pixels, started = 0, time.perf_counter()
-    with tqdm(total=len(plan), initial=len(plan) - len(missing), desc="tiles", unit="tile") as bar:
-        rows = _write_ready(job, products, names, rows, missing, written)
-        with closing(run(job, batches)) as finished:
-            for batch in finished:
-                done = missing.intersection(batch)
-                missing -= done
-                cells = [plan[number].cell for number in done]
-                pixels += sum(cell.height * cell.width for cell in cells)
-                bar.update(len(done))
-                rows = _write_ready(job, products, names, rows, missing, written)
-    assert not rows, "every batch was done"
-    return Pace(pixels / 1e6, time.perf_counter() - started)
-
-
-def in_this_process(job: Job, batches: Batches) -> Generator[range, None, None]:
-    """Predict one batch after the other, while a thread reads the next."""
-    load_network(job.weights, job.device)  # an error of the weights comes before the first image is read
-
-    def read(batch: range) -> list[Prepared]:
-        return [prepare(job, job.plan[number]) for number in batch]
-
-    with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(read, batches[0]) if batches else None
-        for position, batch in enumerate(batches):
-            assert coming is not None
-            prepared = coming.result()
-            later = position + 1
-            coming = reader.submit(read, batches[later]) if later < len(batches) else None
-            spool_batch(job, [job.plan[number] for number in batch], prepared)
-            yield batch
-
-
-def assemble(job: Job, window: Window, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """One block of the products, from the tiles that cover it.
-
-    With `keep`, pixels that the latest date shows clear are that observation; nothing was predicted there, and their
-    standard deviations are 0.
-
-    Args:
-        job: where the tiles are.
-        window: which pixels.
-        names: `mean`, and the variances that the network gives.
-
-    Returns:
-        `reflectance` (13, H, W); `aleatoric`, `epistemic`, `total`, standard deviations, where the network has them;
-        `clouds` (T, H, W), where a detector looked: 0 clear, 1 clouded, 255 missing; `valid` (H, W), where any date saw
-        the ground or a cloud; `observed` (H, W) with `keep`.
-    """
-    fields = blend(job.plan, window, names, lambda tile: load_tile(job, tile, names))
-    states = np.full((len(job.series.days), window.height, window.width), MISSING, np.uint8)
-    latest = np.zeros((N_S2, window.height, window.width), np.float32) if job.keep else None
-    for tile in job.plan.covering(window):
-        inside, target = overlap_of(tile.cell, window)
-        if inside[0].start >= inside[0].stop or inside[1].start >= inside[1].stop:
-            continue
-        part = load_tile(job, tile, ("states", "observed"))
-        states[(slice(None), *target)] = part["states"][(slice(None), *inside)]
-        if latest is not None:
-            latest[(slice(None), *target)] = part["observed"][(slice(None), *inside)]
-    deviations = {name: np.sqrt(np.maximum(values, 0)) for name, values in fields.items() if name != "mean"}
-    block = {"reflectance": fields["mean"], **deviations, "valid": (states != MISSING).any(axis=0)}
-    if job.detector:
-        block["clouds"] = states
-    if latest is not None:
-        block["observed"] = states[-1] == CLEAR
-        block["reflectance"] = np.where(block["observed"], latest, block["reflectance"])
-        for name in deviations:
-            block[name] = np.where(block["observed"], np.float32(0), block[name])
-    return block
+    device, batch_size = _choose_device(options)
+    with memory_advice(device, MEMORY_ADVICE), ExitStack() as stack:
+        requirements, weight_files = read_requirements(options.weights)
+        series = stack.enter_context(_open(options))
+        notes = [*series.notes, *requirements.check(len(series.days), series.has_radar)]
+        job = _plan(options, requirements, series, device)
+        workers = _count_workers(options, device, len(job.plan))
+        for note in notes:
+            print(f"note: {note}")
+        print(_describe(options, requirements, job, workers))
+        settings = _settings(options, job, batch_size, weight_files)
+        state = ResumeState(options.out, settings)
+        status = state.begin(options.overwrite)
+        if status == "done":
+            print(f"{options.out} is complete already, with these inputs and settings; nothing to do")
+            return
+        if status == "resumed":
+            print("going on where an earlier command was interrupted")
+        products = SceneProducts(
+            options.out,
+            series.grid,
+            labels=series.labels,
+            days=series.days,
+            nodata=series.nodata,
+            fields=_fields(requirements, job),
+        )
+        Path(job.tile_folder).mkdir(parents=True, exist_ok=True)
+        runner = _choose_runner(options, device, workers, stack)
+        throughput = run_inference(job, products, ("mean", *requirements.variances), batch_size, runner)
+        print(throughput)
+        network = f"{requirements.name}, {job.weights}"
+        files = products.finish(network=network, notes=notes, tags=_tags(options, job))
+        state.finish(
+            {
+                "notes": notes,
+                "network": network,
+                "dates": series.labels,
+                "megapixels": throughput.megapixels,
+                "seconds": throughput.seconds,
+                "products": {name: path.name for name, path in files.items()},
+            }
+        )
+        for name, path in files.items():
+            print(f"{name}: {path}")
 
 
-def _write_ready(
-    job: Job,
-    products: Products,
-    names: Sequence[str],
-    rows: list[BlockRow],
-    missing: set[int],
-    written: frozenset[Window],
-) -> list[BlockRow]:
-    """Write the rows of blocks whose tiles are all there, top to bottom, and delete tiles that no other row needs.
+def _choose_device(options: SceneOptions) -> tuple[str, int]:
+    """The device, and the number of tiles that it predicts together."""
+    device = options.device
+    if device == "auto":
+        several = options.scheduler or (options.workers != AUTO and options.workers != 1)
+        device = "cuda" if torch.cuda.is_available() and not several else "cpu"
+    return device, options.batch_size or (1 if device == "cpu" else 8)
 
-    Returns:
-        The rows that remain.
-    """
-    columns = len(job.plan.across.starts)
-    while rows and missing.isdisjoint(range(rows[0].first * columns, rows[0].end * columns)):
-        for window in rows[0].windows:
-            if window not in written:
-                products.write(window, assemble(job, window, names))
-        rows = rows[1:]
-        kept = rows[0].first if rows else len(job.plan.down.starts)
-        for row in range(kept):
-            shutil.rmtree(job.path(job.plan.at(row, 0)).parent, ignore_errors=True)
-    return rows
+
+def _open(options: SceneOptions) -> SceneSeries:
+    return open_series(
+        options.optical,
+        options.radar,
+        dates=options.dates,
+        radar_dates=options.radar_dates,
+        manifest=options.manifest,
+        folder=options.folder,
+        numbers=options.numbers,
+        offset=options.offset,
+        scale=options.scale,
+        radar_units=options.radar_units,
+    )
+
+
+def _plan(options: SceneOptions, requirements: ModelRequirements, series: SceneSeries, device: str) -> Job:
+    overlap = options.tile // 4 if options.overlap is None else options.overlap
+    return Job(
+        series=series,
+        plan=TilePlan(series.grid.height, series.grid.width, options.tile, overlap),
+        weights=str(Path(options.weights).resolve()),
+        tile_folder=str((Path(options.out) / WORK / "tiles").resolve()),
+        device=device,
+        precision=options.precision,
+        uses_radar=requirements.radar,
+        uses_dates=not requirements.single,
+        detector="" if options.detector == "none" else options.detector,
+        keep_clear=options.where_clear == "keep",
+    )
+
+
+def _count_workers(options: SceneOptions, device: str, n_tiles: int) -> int:
+    """As given; else one for each core, if each has enough tiles, up to `MAX_WORKERS`."""
+    if options.workers != AUTO:
+        return int(options.workers)
+    return max(1, min(available_cores(), MAX_WORKERS, n_tiles // TILES_PER_WORKER)) if device == "cpu" else 1
+
+
+def _describe(options: SceneOptions, requirements: ModelRequirements, job: Job, workers: int) -> str:
+    grid, labels, plan = job.series.grid, job.series.labels, job.plan
+    where = f"on {job.device}" + (f", {workers} processes" if workers > 1 else "")
+    return (
+        f"{requirements.name} of {options.weights}: {grid.height} x {grid.width} pixels, "
+        f"{len(labels)} dates {', '.join(labels)}; {len(plan)} tiles of {plan.tile}, overlap {plan.overlap}, "
+        f"{'on the cluster ' + options.scheduler if options.scheduler else where}"
+    )
+
+
+def _settings(options: SceneOptions, job: Job, batch_size: int, weight_files: Sequence[Path]) -> dict[str, Any]:
+    """Everything that the result depends on, by the names that a user gives it."""
+    return {
+        "inputs": digest(job.series.paths),
+        "dates": [list(job.series.labels), list(job.dates)],
+        "--weights": digest(weight_files),
+        "--offset, --scale or --sar_units": [options.offset, options.scale, options.radar_units],
+        "--tile": job.plan.tile,
+        "--overlap": job.plan.overlap,
+        "--batch_size": batch_size,
+        "--where_clear": options.where_clear,
+        "--detector": options.detector,
+        "--precision": options.precision,
+        "--device": job.device.partition(":")[0],
+    }
+
+
+def _fields(requirements: ModelRequirements, job: Job) -> tuple[str, ...]:
+    """The products, by name."""
+    fields = ["reflectance", *requirements.variances]
+    fields += ["total"] if requirements.variances else []
+    fields += ["clouds"] if job.detector else []
+    return (*fields, "observed") if job.keep_clear else tuple(fields)
+
+
+def _tags(options: SceneOptions, job: Job) -> dict[str, str]:
+    """Metadata of the maps."""
+    observed = "observed where the latest date is clear (standard deviation 0 there)"
+    return {
+        "PIXELS": observed if job.keep_clear else "predicted",
+        "TILES": f"{job.plan.tile} pixels, overlap {job.plan.overlap}, blended",
+        "CLOUD_DETECTOR": options.detector,
+        "PRECISION": options.precision,
+    }
+
+
+def _choose_runner(options: SceneOptions, device: str, workers: int, stack: ExitStack) -> Runner:
+    if workers <= 1 and not options.scheduler:
+        choose_device(device)  # raises if there is no such device
+        return run_locally
+    address = options.scheduler or stack.enter_context(local_cluster(workers))
+    return partial(run_on_cluster, address)

@@ -1,24 +1,25 @@
-"""What a trained run asks of a scene, read from its conf.json: no weights are loaded."""
+"""The inputs that a trained run requires and the outputs that it has, read from its conf.json without its weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from common.errors import DataError, UsageError
+from config.stored import model_config, read_conf
+from model.restore import CONF, WEIGHTS
 
 VARIANCES = {"nig": ("aleatoric", "epistemic"), "gaussian": ("aleatoric",), "mean": ()}  # by head
 
 
 @dataclass(frozen=True)
-class Needs:
-    """What a network takes and gives.
+class ModelRequirements:
+    """Inputs and outputs of a network.
 
     Attributes:
-        name: of the backbone, as --model spells it.
+        name: of the backbone, as in --model.
         radar: whether it takes radar.
-        single: whether it takes one date only.
-        dates: how many dates it was trained with; 0 where nobody wrote it down.
-        variances: those it predicts, `aleatoric` and `epistemic`, one or none.
+        single: whether it takes a single date.
+        dates: number of dates in training; 0 if unknown.
+        variances: those that it predicts, of `aleatoric` and `epistemic`.
     """
 
     name: str
@@ -28,11 +29,11 @@ class Needs:
     variances: tuple[str, ...]
 
     def check(self, n_dates: int, has_radar: bool) -> list[str]:
-        """Compare a scene with what the network takes.
+        """Compare a scene with the requirements.
 
         Args:
             n_dates: dates of the scene.
-            has_radar: whether there is radar of it.
+            has_radar: whether the scene has radar.
 
         Returns:
             Notes for the user.
@@ -54,14 +55,14 @@ class Needs:
             raise UsageError("this run's network was trained with radar (--use_sar): give --sar, a file for each date")
         notes = []
         if has_radar and not self.radar:
-            notes.append("this run's network was trained without radar: --sar is not looked at")
+            notes.append("this run's network was trained without radar: --sar is ignored")
         if self.dates and n_dates != self.dates and not self.single:
             notes.append(f"{n_dates} dates; the network was trained with {self.dates}")
         return notes
 
 
-def read_needs(weights: str | Path) -> tuple[Needs, list[Path]]:
-    """What the network of a run needs, and the files that it is made of.
+def read_requirements(weights: str | Path) -> tuple[ModelRequirements, list[Path]]:
+    """The requirements of a run, and the files that it consists of.
 
     Args:
         weights: a run's folder or a .pth.tar file beside its conf.json, as `model.load_model` takes it.
@@ -69,10 +70,6 @@ def read_needs(weights: str | Path) -> tuple[Needs, list[Path]]:
     Raises:
         DataError: if files are missing or conf.json cannot be read.
     """
-    from model.compat import from_conf
-    from model.restore import CONF, WEIGHTS
-    from parse_args import read_conf
-
     path = Path(weights)
     folder, checkpoint = (path, path / WEIGHTS) if path.is_dir() else (path.parent, path)
     if not path.exists():
@@ -80,15 +77,14 @@ def read_needs(weights: str | Path) -> tuple[Needs, list[Path]]:
     for file in (folder / CONF, checkpoint):
         if not file.is_file():
             raise DataError(f"there is no {file.name} in {folder}; --weights takes the folder of a trained run")
-    stored: dict[str, Any] = read_conf(folder / CONF)
-    flags = from_conf(stored, str(folder / CONF))
-    head = "nig" if flags.model == "fusion_net" else flags.head
+    stored = read_conf(folder / CONF)
+    config = model_config(stored, str(folder / CONF))
     dates = stored.get("input_t")
-    needs = Needs(
-        flags.model,
-        flags.use_sar,
-        flags.pretrain or flags.model == "unet",
-        dates if isinstance(dates, int) else 0,
-        VARIANCES[head],
+    requirements = ModelRequirements(
+        name=config.model,
+        radar=config.use_sar,
+        single=config.pretrain or config.model == "unet",
+        dates=dates if isinstance(dates, int) else 0,
+        variances=VARIANCES["nig" if config.model == "fusion_net" else config.head],
     )
-    return needs, [checkpoint, folder / CONF]
+    return requirements, [checkpoint, folder / CONF]

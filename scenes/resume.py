@@ -1,42 +1,33 @@
-"""What a folder of products was begun with: a killed run goes on only with the same inputs, weights and flags."""
+"""The record of a reconstruction in its folder: an interrupted one resumes with the same inputs, weights and flags."""
 
 import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from common.errors import DataError, UsageError
-from common.files import write_json
+from common.files import file_stamp, write_json
 
-WORK = ".work"
-TOLD = "reconstruction.json"
+WORK = ".work"  # the folder of unfinished files
+RECORD = "reconstruction.json"
 LOCK = "lock"
 
 
-def identity(path: str | Path) -> list[Any]:
-    """What tells a file from another one: where it is, its size, and when it was changed, in nanoseconds."""
-    try:
-        found = Path(path).stat()
-    except OSError:  # inside a pack, or a web address: its name must do
-        return [str(path)]
-    return [str(Path(path).resolve()), found.st_size, found.st_mtime_ns]
-
-
 def digest(paths: Iterable[str | Path]) -> str:
-    """One text for many files; it changes when any of them does."""
-    return hashlib.sha256(json.dumps([identity(path) for path in paths]).encode()).hexdigest()[:16]
+    """A hash of the locations, sizes and modification times of files."""
+    return hashlib.sha256(json.dumps([_identity(path) for path in paths]).encode()).hexdigest()[:16]
 
 
-class Ledger:
-    """The record of one reconstruction in its folder.
+class ResumeState:
+    """The state of a reconstruction in its folder.
 
-    While it is under way its settings are in DIR/.work/job.json, afterwards in DIR/reconstruction.json.
+    Its settings are in DIR/.work/job.json while it is unfinished, afterwards in DIR/reconstruction.json.
 
     Args:
         folder: DIR.
-        settings: everything that the result depends on, by the words that a user knows it by; JSON can hold it.
+        settings: everything that the result depends on, by names that the user knows; JSON values.
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any]) -> None:
@@ -44,60 +35,57 @@ class Ledger:
         self.work = self.folder / WORK
         self.settings = json.loads(json.dumps(settings))
 
-    def begin(self, overwrite: bool) -> str:
-        """Make the folder ready.
+    def begin(self, overwrite: bool) -> Literal["new", "resumed", "done"]:
+        """Prepare the folder.
 
         Args:
-            overwrite: begin anew, whatever is there.
+            overwrite: start anew, whatever is there.
 
         Returns:
-            `new`, `resumed`, or `done` where nothing is left to do.
+            `new`, `resumed`, or `done` if nothing is left to do.
 
         Raises:
-            UsageError: if something else was begun or finished here.
-            DataError: if the folder cannot be made or read.
+            UsageError: if it holds a reconstruction with other settings, or another process is using it.
+            DataError: if the folder cannot be created or read.
         """
-        begun, told = self.work / "job.json", self.folder / TOLD
-        if told.is_file() and not begun.is_file() and not overwrite:
-            self._compare(told)
+        job, record = self.work / "job.json", self.folder / RECORD
+        if record.is_file() and not job.is_file() and not overwrite:
+            self._check_settings(record)
             return "done"
         try:
             self.work.mkdir(parents=True, exist_ok=True)
             self._lock()
             if overwrite:
-                told.unlink(missing_ok=True)
-                _empty(self.work)
+                record.unlink(missing_ok=True)
+                self._clear()
         except OSError as error:
             raise DataError(f"cannot write to {self.folder}: {error.strerror or error}; check --out") from error
-        if begun.is_file():
-            self._compare(begun)
+        if job.is_file():
+            self._check_settings(job)
             return "resumed"
-        write_json(begun, {"settings": self.settings})
+        write_json(job, {"settings": self.settings})
         return "new"
 
-    def finish(self, more: Mapping[str, Any]) -> Path:
-        """Record that all is done; what was temporary is deleted.
-
-        Args:
-            more: what else there is to tell.
+    def finish(self, details: Mapping[str, Any]) -> Path:
+        """Write the record of a finished reconstruction, with `details`, and delete temporary files.
 
         Returns:
             The record.
         """
-        path = self.folder / TOLD
-        write_json(path, {"settings": self.settings, **more})
+        record = self.folder / RECORD
+        write_json(record, {"settings": self.settings, **details})
         shutil.rmtree(self.work, ignore_errors=True)
-        return path
+        return record
 
     def _lock(self) -> None:
-        """Hold the folder as long as this process lives.
+        """Lock the folder until this process ends; without effect on file systems that have no locks.
 
         Raises:
-            UsageError: if another process holds it. On file systems without locks nobody notices.
+            UsageError: if another process holds the lock.
         """
         try:
-            import fcntl
-        except ImportError:  # not Unix
+            import fcntl  # deferred: Unix only
+        except ImportError:
             return
         self._held = (self.work / LOCK).open("w")
         try:
@@ -108,23 +96,31 @@ class Ledger:
         except OSError:
             return
 
-    def _compare(self, path: Path) -> None:
+    def _clear(self) -> None:
+        """Delete all temporary files but the lock."""
+        for path in self.work.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
+
+    def _check_settings(self, path: Path) -> None:
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))["settings"]
+            stored = json.loads(path.read_text(encoding="utf-8"))["settings"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} cannot be read ({error}); add --overwrite to begin anew") from error
-        other = [name for name in {**found, **self.settings} if found.get(name) != self.settings.get(name)]
-        if other:
+        names = [name for name in {**stored, **self.settings} if stored.get(name) != self.settings.get(name)]
+        if names:
             raise UsageError(
-                f"{self.folder} holds a reconstruction with other {', '.join(other)}; "
+                f"{self.folder} holds a reconstruction with other {', '.join(names)}; "
                 "choose another --out, or add --overwrite to replace it"
             )
 
 
-def _empty(folder: Path) -> None:
-    """Delete all but the lock."""
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != LOCK:
-            path.unlink()
+def _identity(path: str | Path) -> list[Any]:
+    """Location, size and modification time (ns) of a file."""
+    try:
+        modified, size = file_stamp(path)
+    except OSError:  # within a pack, or remote: only its name is known
+        return [str(path)]
+    return [str(Path(path).resolve()), size, modified]

@@ -1,26 +1,24 @@
-"""Which tiles cover a scene, in which order, and which rows are final after which tiles; nothing is read here."""
+"""The tiles that cover a scene, their order, and the rows of output blocks that they complete; geometry only."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from common.errors import UsageError
 from scenes.inputs.grid import Window
-
-BLOCK = 512  # pixels across of what is written at once: whole blocks of the GeoTIFFs
 
 
 @dataclass(frozen=True)
 class Axis:
     """Tiles along one side of a scene.
 
-    The last tile is shifted inwards, so that it ends with the scene; where the scene is smaller than a tile there is
-    one, of the scene's size.
+    The last tile is shifted inwards to end with the scene; a scene smaller than a tile has one, of the scene's size.
 
     Attributes:
         size: pixels of the scene.
         tile: pixels of a tile.
-        overlap: pixels that neighbouring tiles share, or more at the end.
+        overlap: pixels that neighbouring tiles share; the last two may share more.
     """
 
     size: int
@@ -29,31 +27,28 @@ class Axis:
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
-        """The first pixel of each tile, rising."""
-        stride, last = self.tile - self.overlap, max(0, self.size - self.tile)
-        return (*range(0, last, stride), last)
+        """The first pixel of each tile, ascending."""
+        last = max(0, self.size - self.tile)
+        return (*range(0, last, self.tile - self.overlap), last)
 
     @property
     def length(self) -> int:
-        """Pixels of each tile inside the scene."""
+        """Pixels of each tile within the scene."""
         return min(self.tile, self.size)
 
     @cached_property
     def borders(self) -> tuple[int, ...]:
-        """Where the tiles' own shares of the scene begin, in the middle of what two of them cover; the end comes last.
+        """Borders of the tiles' cells, in the middle of each overlap, between 0 and the scene's size.
 
-        Every share keeps half of `overlap` from the border of its tile, but for the scene's own border.
+        A cell keeps half of `overlap` from the border of its tile, except at the scene's own border.
         """
-        inner = [later + (sooner + self.length - later) // 2 for sooner, later in self._neighbours()]
+        inner = [second + (first + self.length - second) // 2 for first, second in pairwise(self.starts)]
         return (0, *inner, self.size)
 
     def covering(self, begin: int, end: int) -> range:
         """The tiles that hold any of the pixels `begin` to `end` (exclusive)."""
-        there = [i for i, start in enumerate(self.starts) if start < end and start + self.length > begin]
-        return range(there[0], there[-1] + 1)
-
-    def _neighbours(self) -> Iterator[tuple[int, int]]:
-        yield from zip(self.starts, self.starts[1:], strict=False)
+        tiles = [i for i, start in enumerate(self.starts) if start < end and start + self.length > begin]
+        return range(tiles[0], tiles[-1] + 1)
 
 
 @dataclass(frozen=True)
@@ -62,8 +57,8 @@ class Tile:
 
     Attributes:
         row, column: its place among the tiles.
-        window: what it covers.
-        cell: its own share of the scene, inside the window; shares are disjoint and cover the scene.
+        window: the pixels that the network sees.
+        cell: the part of the window that belongs to this tile alone; cells are disjoint and cover the scene.
     """
 
     row: int
@@ -73,12 +68,25 @@ class Tile:
 
 
 @dataclass(frozen=True)
+class BlockRow:
+    """Output blocks side by side.
+
+    Attributes:
+        windows: the blocks, left to right.
+        tile_rows: the rows of tiles that they need.
+    """
+
+    windows: tuple[Window, ...]
+    tile_rows: range
+
+
+@dataclass(frozen=True)
 class TilePlan:
-    """The tiles of a scene, row by row.
+    """The tiles of a scene, numbered row by row.
 
     Attributes:
         height, width: of the scene.
-        tile: pixels across of a tile, as the network sees it.
+        tile: pixels along a side of a tile.
         overlap: pixels that neighbours share, at most half a tile.
 
     Raises:
@@ -96,6 +104,11 @@ class TilePlan:
         if not 0 <= self.overlap <= self.tile // 2:
             raise UsageError(f"--overlap {self.overlap}: expected 0 to half of --tile, which is {self.tile // 2}")
 
+    @property
+    def window(self) -> Window:
+        """The window of the full scene."""
+        return Window(0, 0, self.height, self.width)
+
     @cached_property
     def down(self) -> Axis:
         """Rows of tiles."""
@@ -110,51 +123,40 @@ class TilePlan:
         return len(self.down.starts) * len(self.across.starts)
 
     def __getitem__(self, number: int) -> Tile:
-        """A tile by its number, row by row."""
+        """A tile by its number."""
         if not 0 <= number < len(self):
             raise IndexError(f"tile {number} of {len(self)}")
         return self.at(*divmod(number, len(self.across.starts)))
 
     def at(self, row: int, column: int) -> Tile:
-        """A tile by its place."""
+        """A tile by row and column."""
         down, across = self.down, self.across
         window = Window(down.starts[row], across.starts[column], down.length, across.length)
         (top, bottom), (left, right) = down.borders[row : row + 2], across.borders[column : column + 2]
-        return Tile(row, column, window, Window(top, left, bottom - top, right - left))
+        return Tile(row, column, window, Window.from_edges(top, left, bottom, right))
+
+    def numbers(self, rows: range) -> range:
+        """The numbers of the tiles in some rows."""
+        columns = len(self.across.starts)
+        return range(rows.start * columns, rows.stop * columns)
 
     def covering(self, window: Window) -> Iterator[Tile]:
-        """The tiles that hold any pixel of a window, row by row."""
+        """The tiles that hold any pixel of a window, in the order of their numbers."""
         for row in self.down.covering(window.top, window.bottom):
             for column in self.across.covering(window.left, window.right):
                 yield self.at(row, column)
 
-    def block_rows(self, block: int = BLOCK) -> list["BlockRow"]:
-        """What is written when: rows of blocks, top to bottom, with the rows of tiles that they are made of."""
-        found = []
-        for top in range(0, self.height, block):
-            height = min(block, self.height - top)
-            windows = tuple(
-                Window(top, left, height, min(block, self.width - left)) for left in range(0, self.width, block)
-            )
-            tiles = self.down.covering(top, top + height)
-            found.append(BlockRow(windows, tiles.start, tiles.stop))
-        return found
-
     def batches(self, size: int) -> list[range]:
-        """Numbers of the tiles that are predicted together, always the same ones."""
+        """Numbers of the tiles that are predicted together; they depend on nothing but `size`."""
         return [range(first, min(first + size, len(self))) for first in range(0, len(self), size)]
 
-
-@dataclass(frozen=True)
-class BlockRow:
-    """Blocks side by side.
-
-    Attributes:
-        windows: the blocks, left to right.
-        first: the first row of tiles that they need.
-        end: the row of tiles after the last that they need.
-    """
-
-    windows: tuple[Window, ...]
-    first: int
-    end: int
+    def block_rows(self, block: int, written: frozenset[Window] = frozenset()) -> list[BlockRow]:
+        """Rows of output blocks of `block` x `block` pixels, top to bottom, without those in `written`."""
+        rows = []
+        for top in range(0, self.height, block):
+            height = min(block, self.height - top)
+            blocks = (Window(top, x, height, min(block, self.width - x)) for x in range(0, self.width, block))
+            windows = tuple(window for window in blocks if window not in written)
+            if windows:
+                rows.append(BlockRow(windows, self.down.covering(top, top + height)))
+        return rows

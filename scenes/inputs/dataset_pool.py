@@ -1,4 +1,4 @@
-"""Raster files kept open between windows, one set for each process; and the first look at a file."""
+"""Raster files that stay open between windows, one pool for each process, and probes of a file's pixels."""
 
 import os
 import threading
@@ -13,21 +13,22 @@ import rasterio
 from rasterio.errors import RasterioError, RasterioIOError
 
 from common.errors import DataError
+from common.files import file_stamp
 from scenes.inputs.grid import Grid, Window
 
-CACHE_BYTES = 64 * 2**20  # of GDAL's block cache, which would grow to a twentieth of the machine's memory
+CACHE_BYTES = 64 * 2**20  # GDAL's block cache, by default a twentieth of the machine's memory
 OPEN_FILES = 64
-_PROBES, _PROBE_PIXELS = 5, 32  # windows along each side of a scene, and their size, that the first look reads
+_PROBES, _PROBE_PIXELS = 5, 32  # windows along each side of a scene that are probed, and their size
 
 
-class Handles:
-    """Open data sets by key; the one not used for longest is closed when there are too many.
+class DatasetPool:
+    """Open data sets by key; beyond the limit the least recently used one is closed.
 
     Args:
         limit: how many stay open.
 
     Attributes:
-        lock: whoever reads holds it, GDAL's data sets being for one thread at a time.
+        lock: to be held while reading: GDAL's data sets are not thread-safe.
     """
 
     def __init__(self, limit: int = OPEN_FILES) -> None:
@@ -45,7 +46,7 @@ class Handles:
         return self._open[key]
 
     def close(self, paths: Sequence[str]) -> None:
-        """Close what belongs to some files."""
+        """Close the data sets of these files."""
         with self.lock:
             for key in [key for key in self._open if key[0] in set(paths)]:
                 self._open.pop(key).close()
@@ -54,30 +55,29 @@ class Handles:
         return len(self._open)
 
 
-_of_process: dict[int, Handles] = {}
+_pools: dict[int, DatasetPool] = {}
 
 
-def handles() -> Handles:
-    """Those of this process. After a fork the child starts anew: shared file positions would mix its reading up."""
-    return _of_process.setdefault(os.getpid(), Handles())
+def dataset_pool() -> DatasetPool:
+    """The pool of this process; a forked child gets its own, since shared file positions would corrupt its reads."""
+    return _pools.setdefault(os.getpid(), DatasetPool())
 
 
 def gdal_settings() -> Any:
-    """What reading and writing of scenes happens under; GDAL_CACHEMAX of the environment goes first."""
+    """The GDAL environment for reading and writing scenes; GDAL_CACHEMAX of the environment takes precedence."""
     return rasterio.Env() if "GDAL_CACHEMAX" in os.environ else rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES)
 
 
-def stamp(path: str) -> tuple[str, int, int]:
-    """A key that changes when the file does; remote files (`/vsicurl/…`, `s3://…`) are taken to stay."""
+def dataset_key(path: str) -> tuple[str, int, int]:
+    """A key that changes when the file does; remote files (`/vsicurl/…`, `s3://…`) are assumed constant."""
     try:
-        found = os.stat(path)
+        return (path, *file_stamp(path))
     except OSError:
         return path, 0, 0
-    return path, found.st_mtime_ns, found.st_size
 
 
 def is_remote(path: str) -> bool:
-    """Whether GDAL is to look elsewhere than among this machine's files."""
+    """Whether GDAL reads the path from somewhere other than the local file system."""
     return "://" in path or path.startswith("/vsi")
 
 
@@ -96,8 +96,8 @@ def open_raster(path: str) -> Any:
 
 
 @contextmanager
-def reading(path: str) -> Iterator[None]:
-    """Tell what goes wrong while pixels are read in one line that names the file."""
+def read_errors(path: str) -> Iterator[None]:
+    """Turn errors of reading pixels into a `DataError` that names the file."""
     try:
         yield
     except RasterioError as error:
@@ -105,17 +105,17 @@ def reading(path: str) -> Iterator[None]:
         raise DataError(f"truncated or damaged image: {path} ({reason}); fetch it again") from error
 
 
-def grid_of(source: Any) -> Grid:
-    """Where an open data set lies."""
-    return Grid(source.height, source.width, source.transform, source.crs)
+def grid_of(dataset: Any) -> Grid:
+    """The grid of an open data set."""
+    return Grid(dataset.height, dataset.width, dataset.transform, dataset.crs)
 
 
-def first_look(path: str, source: Any, bands: Sequence[int]) -> Iterator[np.ndarray]:
-    """Some pixels of an image: its last ones first, which a truncated file lacks, then its middle, then all over it.
+def probe(path: str, dataset: Any, bands: Sequence[int]) -> Iterator[np.ndarray]:
+    """Sample windows of an image: its end, which a truncated file lacks, then its middle, then all over it.
 
     Args:
-        path: its name in messages.
-        source: the open data set.
+        path: for messages.
+        dataset: the open data set.
         bands: positions in the file, from 1.
 
     Yields:
@@ -124,12 +124,12 @@ def first_look(path: str, source: Any, bands: Sequence[int]) -> Iterator[np.ndar
     Raises:
         DataError: if they cannot be read.
     """
-    high, wide = min(_PROBE_PIXELS, source.height), min(_PROBE_PIXELS, source.width)
+    height, width = min(_PROBE_PIXELS, dataset.height), min(_PROBE_PIXELS, dataset.width)
     last, middle = _PROBES - 1, _PROBES // 2
     places = [(row, column) for row in range(_PROBES) for column in range(_PROBES)]
     places.sort(key=lambda place: (place != (last, last), abs(place[0] - middle) + abs(place[1] - middle)))
     for row, column in places:
-        top, left = (source.height - high) * row // last, (source.width - wide) * column // last
-        with reading(path):
-            pixels = source.read(list(bands), window=Window(top, left, high, wide).gdal)
+        top, left = (dataset.height - height) * row // last, (dataset.width - width) * column // last
+        with read_errors(path):
+            pixels = dataset.read(list(bands), window=Window(top, left, height, width).rasterio)
         yield pixels

@@ -11,11 +11,12 @@ from common.errors import DataError
 from scenes.inputs.dataset_pool import is_remote
 
 KEYS = ("optical", "radar", "date", "radar_date")
+_EXPECTED = ", ".join(KEYS)
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One date of a scene; what is not told is empty."""
+class ManifestEntry:
+    """One date of a scene; what is not given is empty."""
 
     optical: str
     radar: str = ""
@@ -23,13 +24,13 @@ class Entry:
     radar_date: str = ""
 
 
-def read_listing(path: str | Path) -> list[Entry]:
+def read_manifest(path: str | Path) -> list[ManifestEntry]:
     """The images that a list names.
 
     Args:
-        path: a CSV file with a header, or a JSON list of objects. Columns or keys: `optical`, and where wanted
-            `radar`, `date` and `radar_date`. Files without a leading / are relative to the list. Rows may be in any
-            order. `radar` pairs that image with the row's optical one; rows without get the one nearest in time.
+        path: a CSV file with a header, or a JSON list of objects. The column or key `optical` is required; `radar`,
+            `date` and `radar_date` are optional. Relative paths start at the list's folder. Rows may be in any order.
+            `radar` belongs to the optical image of its row; rows without one get the radar nearest in time.
 
             ```
             optical,radar,date
@@ -38,7 +39,7 @@ def read_listing(path: str | Path) -> list[Entry]:
             ```
 
     Raises:
-        DataError: if it cannot be read, or names other things.
+        DataError: if it cannot be read, or has other columns.
     """
     path = Path(path)
     try:
@@ -46,14 +47,11 @@ def read_listing(path: str | Path) -> list[Entry]:
     except OSError as error:
         raise DataError(f"cannot read the list {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"the list {path} is not text: expected CSV or JSON with {', '.join(KEYS)}") from error
+        raise DataError(f"the list {path} is not text: expected CSV or JSON with {_EXPECTED}") from error
     rows = _json_rows(path, text) if path.suffix.lower() == ".json" else _csv_rows(text)
-    entries = []
-    for number, row in enumerate(rows, start=1):
-        entries.append(_entry(path, number, row))
-    if not entries:
-        raise DataError(f"the list {path} names no image; expected rows with {', '.join(KEYS)}")
-    return entries
+    if not rows:
+        raise DataError(f"the list {path} names no image; expected rows with {_EXPECTED}")
+    return [_entry(path, number, row) for number, row in enumerate(rows, start=1)]
 
 
 def _csv_rows(text: str) -> list[Any]:
@@ -67,21 +65,21 @@ def _json_rows(path: Path, text: str) -> list[Any]:
     except ValueError as error:
         raise DataError(f"the list {path} is not valid JSON: {error}") from error
     if not isinstance(rows, list):
-        raise DataError(f"the list {path} must be a JSON list of objects with {', '.join(KEYS)}")
+        raise DataError(f"the list {path} must be a JSON list of objects with {_EXPECTED}")
     return rows
 
 
-def _entry(path: Path, number: int, row: Any) -> Entry:
+def _entry(path: Path, number: int, row: Any) -> ManifestEntry:
     where = f"row {number} of the list {path}"
     if not isinstance(row, dict):
-        raise DataError(f"{where}: expected an object with {', '.join(KEYS)}, found {row!r}")
+        raise DataError(f"{where}: expected an object with {_EXPECTED}, found {row!r}")
     unknown = sorted(str(key) for key in row if key not in KEYS)
     if unknown:
-        raise DataError(f"{where}: unknown {', '.join(unknown)}; expected {', '.join(KEYS)}")
+        raise DataError(f"{where}: unknown {', '.join(unknown)}; expected {_EXPECTED}")
     values = {key: str(value).strip() for key, value in row.items() if value is not None}
     if not values.get("optical"):
-        raise DataError(f"{where}: no optical image; expected {', '.join(KEYS)}")
+        raise DataError(f"{where}: no optical image; expected {_EXPECTED}")
     for key in ("optical", "radar"):
         if values.get(key) and not is_remote(values[key]):
-            values[key] = os.path.abspath(os.path.join(path.parent, values[key]))
-    return Entry(**values)
+            values[key] = os.path.abspath(path.parent / values[key])
+    return ManifestEntry(**values)

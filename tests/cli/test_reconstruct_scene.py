@@ -76,8 +76,8 @@ def test_a_scene_of_1200_by_900_is_seamless_and_lies_where_its_input_lies(tmp_pa
 def test_killed_and_resumed_equals_uninterrupted(commands, scene, run, whole, tmp_path, capsys):
     out = tmp_path / "maps"
     line = ["--weights", run, *scene.words(), "--out", out, *SMALL]
-    # the sixth finished file, of two records, 12 tiles and a block
-    killed = commands.start("reconstruct_scene.py", *line, kill_at=("after", "*", 6))
+    # the fifth finished file, of a record, 12 tiles and a block
+    killed = commands.start("reconstruct_scene.py", *line, kill_at=("after", "*", 5))
     assert killed.code == -9, killed.text
     tiles = list((out / ".work" / "tiles").rglob("*.npz"))
     assert len(tiles) == 4

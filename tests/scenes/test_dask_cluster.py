@@ -87,7 +87,7 @@ def test_few_tasks_are_handed_over_at_a_time(two_workers, run, tmp_path, monkeyp
     monkeypatch.setattr(Client, "submit", counted)
     job = Job(memory_series(64, 400), TilePlan(64, 400, 64, 16), str(run), str(tmp_path))
     done = 0
-    for batch in cluster.on_cluster(two_workers, job, job.plan.batches(1)):
+    for batch in cluster.run_on_cluster(two_workers, job, job.plan.batches(1)):
         done += 1
         assert job.path(job.plan[batch[0]]).is_file()
         assert len(submitted) <= 4 + done
@@ -106,7 +106,7 @@ def test_workers_that_do_not_see_the_folder_are_told(two_workers, run, tmp_path,
 
     job = Job(memory_series(64, 64), TilePlan(64, 64, 64, 0), str(run), str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="does not see .*nowhere; --out must be a folder that all share"):
-        next(cluster.on_cluster(two_workers, job, job.plan.batches(1)))
+        next(cluster.run_on_cluster(two_workers, job, job.plan.batches(1)))
 
 
 def test_no_scheduler_is_told(scene, run, tmp_path, capsys, monkeypatch):

@@ -12,9 +12,9 @@ from data.clouds.detectors import detect_clouds
 from model.predictions import NIG, Gaussian
 from scenes import predict as prediction
 from scenes.blending import blend, normalised_weights
+from scenes.inference import run_inference, run_locally
 from scenes.inputs.grid import Window
-from scenes.predict import Job, fill_missing, prepare
-from scenes.reconstruct import in_this_process, reconstruct
+from scenes.predict import Job, fill_missing, read_tile
 from scenes.tiles import Axis, TilePlan
 from tests.support.scene_cases import MemoryProducts, border_steps, memory_series, write_run
 
@@ -52,11 +52,11 @@ def test_shares_of_tiles_are_disjoint_and_cover_the_scene(size, tile, overlap):
 def test_rows_of_blocks_name_the_tiles_they_need():
     plan = TilePlan(1200, 900, 256, 64)  # rows of tiles begin at 0, 192, 384, 576, 768, 944
     rows = plan.block_rows(512)
-    assert [(row.first, row.end) for row in rows] == [(0, 3), (2, 6), (5, 6)]
+    assert [(row.tile_rows.start, row.tile_rows.stop) for row in rows] == [(0, 3), (2, 6), (5, 6)]
     assert [window.width for window in rows[0].windows] == [512, 388]
     for row in rows:
         for window in row.windows:
-            assert all(row.first <= tile.row < row.end for tile in plan.covering(window))
+            assert all(tile.row in row.tile_rows for tile in plan.covering(window))
 
 
 def test_sizes_that_do_not_fit_are_refused():
@@ -106,7 +106,7 @@ def local_network(head):
 
 def scene(job, names, batch_size=2, block=512):
     products = MemoryProducts(job.plan.height, job.plan.width)
-    reconstruct(job, products, names, batch_size, in_this_process, block)
+    run_inference(job, products, names, batch_size, run_locally, block)
     return products.maps
 
 
@@ -114,7 +114,7 @@ def scene(job, names, batch_size=2, block=512):
 def local(monkeypatch, tmp_path):
     """A job with a network of small field of view."""
     monkeypatch.setattr(prediction, "load_network", lambda *_: local_network(NIG))
-    monkeypatch.setattr("scenes.reconstruct.load_network", lambda *_: None)
+    monkeypatch.setattr("scenes.inference.load_network", lambda *_: None)
 
     def job(series, tile, overlap, **more):
         plan = TilePlan(*series.raw.shape[-2:], tile, overlap)
@@ -164,11 +164,11 @@ def test_memory_holds_one_row_of_tiles_on_disk_as_it_is_written(local, tmp_path)
 
     def watched(*args):
         nonlocal most
-        for batch in in_this_process(*args):
+        for batch in run_locally(*args):
             most = max(most, len(list(tmp_path.rglob("*.npz"))))
             yield batch
 
-    reconstruct(job, products, NAMES, 1, watched, block=64)
+    run_inference(job, products, NAMES, 1, watched, block=64)
     assert len(job.plan) == 6
     assert most <= 3  # a block of 64 rows touches two or three tiles of 64 in steps of 48
     assert not list(tmp_path.rglob("*.npz"))
@@ -182,7 +182,7 @@ def test_cloud_masks_of_tiles_equal_those_of_the_whole_scene(local, detector):
     assert 0.1 < whole.mean() < 0.9
     for number in range(len(job.plan)):
         tile = job.plan[number]
-        np.testing.assert_array_equal(prepare(job, tile).states, whole[(slice(None), *tile.cell.slices)])
+        np.testing.assert_array_equal(read_tile(job, tile).states, whole[(slice(None), *tile.cell.slices)])
 
 
 def test_missing_values_are_filled_from_the_date_nearest_in_time():
@@ -232,7 +232,7 @@ def test_keep_copies_what_the_latest_date_shows_clear(local):
     valid[2, :10] = False
     series = dataclasses.replace(series, valid=valid)
     options = {"detector": "s2cloudless_mask"}
-    plain, kept = (scene(local(series, 64, 16, keep=keep, **options), NAMES) for keep in (False, True))
+    plain, kept = (scene(local(series, 64, 16, keep_clear=keep, **options), NAMES) for keep in (False, True))
     clear = kept["clouds"][2] == 0
     assert 0.2 < clear.mean() < 0.9
     np.testing.assert_array_equal(kept["observed"], clear)

@@ -9,13 +9,14 @@ import rasterio
 import torch
 from rasterio.transform import from_origin
 
-from config.schema import ModelConfig
-from data.raster.geotiff import optical_to_unit, sar_to_unit, write_geotiff
+from config.stored import model_config
+from data.raster.geotiff import write_geotiff
+from data.raster.rescaling import optical_to_unit, sar_to_unit
 from model.build import build_model
+from model.weights import save_checkpoint
 from scenes.inputs.grid import Window
 from scenes.inputs.series import Pixels
 from scenes.tiles import TilePlan
-from training.checkpoint import save_checkpoint
 
 DAYS = ("2018-06-01", "2018-06-11", "2018-06-21")
 CRS, ORIGIN = "EPSG:32632", (500_000.0, 5_400_000.0)
@@ -130,7 +131,7 @@ def write_run(folder: Path, model: str = "uncrtaints", *, seed: int = 0, **chang
     """A run's folder with a tiny network of random weights."""
     conf = {"model": model, "head": "nig", "loss": "NIG", "scale_by": 10.0, "input_t": 3, **TINY[model], **changes}
     torch.manual_seed(seed)
-    network = build_model(ModelConfig.from_conf(conf))
+    network = build_model(model_config(conf))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "conf.json").write_text(json.dumps(conf), encoding="utf-8")
     save_checkpoint(folder / "model.pth.tar", {"state_dict_G": network.netG.state_dict(), "epoch": 1, "version": 1})

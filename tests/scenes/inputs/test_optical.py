@@ -11,13 +11,13 @@ from rasterio.transform import from_origin
 
 from common.errors import DataError, UsageError
 from data.constants import S2_BANDS
-from data.raster.geotiff import optical_to_unit
+from data.raster.rescaling import optical_to_unit
 from scenes.inputs.bands import optical_bands
-from scenes.inputs.dataset_pool import handles
-from scenes.inputs.dates import find_date, labels_of, parse_date
+from scenes.inputs.dataset_pool import dataset_pool
+from scenes.inputs.dates import date_labels, find_date, parse_date
 from scenes.inputs.grid import Window
-from scenes.inputs.manifest import read_listing
-from scenes.inputs.series import open_series
+from scenes.inputs.manifest import read_manifest
+from scenes.inputs.open import open_series
 from tests.support.scene_files import HEIGHT, PLACE, WIDTH, ground, write_tif
 
 WITHOUT_B10 = tuple(name for name in S2_BANDS if name != "B10")
@@ -35,7 +35,7 @@ def optical(tmp_path):
 
 def read_all(series):
     with series:
-        return series.read(series.grid.whole)
+        return series.read(series.grid.window)
 
 
 def said(series) -> str:
@@ -118,7 +118,7 @@ def test_images_are_sorted_by_date_and_two_of_one_day_are_told(tmp_path):
     paths = [write_tif(tmp_path / f"{name}.tif", ground(seed)) for seed, name in enumerate("abc")]
     series = open_series(paths, dates=["2018-06-26", "2018-06-21", "2018-06-26"])
     assert series.days == (1540, 1545, 1545)  # 2014-04-03 to 2018-06-21 is 1540 days
-    assert series.labels == ("2018-06-21", "2018-06-26", "2018-06-26 (2)") == labels_of(series.days)
+    assert series.labels == ("2018-06-21", "2018-06-26", "2018-06-26 (2)") == date_labels(series.days)
     assert "several images of 2018-06-26: all are used" in said(series)
     assert np.array_equal(read_all(series).raw, [ground(1), ground(0), ground(2)])
 
@@ -159,8 +159,8 @@ def test_the_offset_can_be_told(optical):
     plain = optical()
     series = open_series([plain], offset="-1000")
     assert np.array_equal(read_all(series).raw[0], ground() - 1000)
-    assert "-1000 is added to the stored values, as told (2018-06-21)" in series.notes
-    with pytest.raises(UsageError, match="--offset must be auto, none or a number like -1000, not 'much'"):
+    assert "-1000 is added to the stored values, as given (2018-06-21)" in series.notes
+    with pytest.raises(UsageError, match="--offset takes auto, none or a number such as -1000, not 'much'"):
         open_series([plain], offset="much")
     with pytest.raises(DataError, match=r"tag PROCESSING_BASELINE of .* is 'new'; expected a number"):
         open_series([optical(tags={"PROCESSING_BASELINE": "new"})])
@@ -169,10 +169,10 @@ def test_the_offset_can_be_told(optical):
 def test_what_cannot_be_known_about_the_offset_is_said(optical):
     series = open_series([optical(name="2023-06-21.tif")])
     assert "nothing says whether the offset of -1000 was taken off" in said(series)
-    assert "the lowest value looked at is 15" in said(series)  # of ground(): 1500 and a bit
+    assert "the lowest sampled value is 15" in said(series)  # of ground(): 1500 and a bit
     low = ground()
     low[:, ::2, ::2] = 200
-    assert "the lowest value" not in said(open_series([optical(low)]))
+    assert "the lowest sampled value" not in said(open_series([optical(low)]))
 
 
 def test_reflectance_between_0_and_1_is_refused_until_told(optical):
@@ -300,7 +300,7 @@ def test_damage_that_opening_does_not_see_is_told_when_reading(tmp_path):
 def test_windows_equal_the_whole(tmp_path):
     paths = [write_tif(tmp_path / f"2018-06-2{day}.tif", ground(day), compress="deflate") for day in (1, 6)]
     with open_series(paths) as series:
-        whole = series.read(series.grid.whole)
+        whole = series.read(series.grid.window)
         assert np.array_equal(whole.optical, optical_to_unit(whole.raw))
         assert whole.optical.dtype == np.float32
         assert whole.radar is None
@@ -315,16 +315,16 @@ def test_windows_equal_the_whole(tmp_path):
 
 def test_a_series_is_pickled_without_files_and_closes_them(tmp_path):
     paths = [write_tif(tmp_path / f"2018-06-2{day}.tif", ground(day)) for day in (1, 6)]
-    before = len(handles())
+    before = len(dataset_pool())
     series = open_series(paths)
-    assert len(handles()) == before  # looking at them leaves nothing open
+    assert len(dataset_pool()) == before  # looking at them leaves nothing open
     with series:
         expected = series.read(Window(3, 4, 5, 6))
-        assert len(handles()) == before + 2
+        assert len(dataset_pool()) == before + 2
         again = pickle.loads(pickle.dumps(series))
         assert np.array_equal(again.read(Window(3, 4, 5, 6)).raw, expected.raw)
-        assert len(handles()) == before + 2  # one set of files for a process
-    assert len(handles()) == before
+        assert len(dataset_pool()) == before + 2  # one set of files for a process
+    assert len(dataset_pool()) == before
     assert again == series
     assert series.paths == tuple(paths)
 
@@ -343,7 +343,7 @@ def test_lists_in_csv_and_json_say_the_same(tmp_path):
     lines = ["optical,date", *(f"{row['optical']}, {row['date']}" for row in rows)]
     (tmp_path / "list.csv").write_text("\n".join(lines) + "\n")
     (tmp_path / "semicolon.csv").write_text("\r\n".join(line.replace(",", ";") for line in lines))
-    listed = [open_series(listing=str(tmp_path / name)) for name in ("list.json", "list.csv", "semicolon.csv")]
+    listed = [open_series(manifest=str(tmp_path / name)) for name in ("list.json", "list.csv", "semicolon.csv")]
     assert listed[0] == listed[1] == listed[2]
     assert listed[0].labels == ("2018-06-21", "2018-06-26")
     assert np.array_equal(read_all(listed[0]).raw, [ground(1), ground(0)])
@@ -369,23 +369,23 @@ def test_lists_in_csv_and_json_say_the_same(tmp_path):
 def test_bad_lists_are_told(name, text, match, tmp_path):
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=match):
-        open_series(listing=str(tmp_path / name))
+        open_series(manifest=str(tmp_path / name))
 
 
 def test_lists_that_cannot_be_read_are_told(tmp_path):
     with pytest.raises(DataError, match="cannot read the list .*none.csv: No such file"):
-        read_listing(tmp_path / "none.csv")
+        read_manifest(tmp_path / "none.csv")
     (tmp_path / "list.csv").write_bytes(b"\xff\xfe\x00optical")
     with pytest.raises(DataError, match="is not text: expected CSV or JSON"):
-        read_listing(tmp_path / "list.csv")
+        read_manifest(tmp_path / "list.csv")
 
 
 def test_sources_of_images_exclude_each_other(tmp_path):
     with pytest.raises(UsageError, match="expected one of --optical, --list and --folder"):
         open_series()
     with pytest.raises(UsageError, match="expected one of --optical, --list and --folder"):
-        open_series(["a.tif"], listing="b.csv")
+        open_series(["a.tif"], manifest="b.csv")
     with pytest.raises(UsageError, match="a list or a folder names its own"):
-        open_series(listing="b.csv", radar=["a.tif"])
+        open_series(manifest="b.csv", radar=["a.tif"])
     with pytest.raises(UsageError, match="--numbers chooses among the 30 dates of --folder"):
         open_series(["a.tif"], numbers=[1])

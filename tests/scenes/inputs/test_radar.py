@@ -9,10 +9,10 @@ from rasterio.warp import reproject, transform
 from scipy.ndimage import map_coordinates
 
 from common.errors import DataError, UsageError
-from data.raster.geotiff import sar_to_unit
+from data.raster.rescaling import sar_to_unit
+from scenes.inputs.dates import pair_nearest
 from scenes.inputs.grid import Grid, Window
-from scenes.inputs.radar import pair_nearest
-from scenes.inputs.series import open_series
+from scenes.inputs.open import open_series
 from tests.support.scene_files import CRS, HEIGHT, PLACE, WIDTH, ground, speckle, write_tif
 
 ZONE_31 = "EPSG:32631"
@@ -26,7 +26,7 @@ def optical(tmp_path) -> str:
 def zone_31(margin: int) -> tuple:
     """A grid of zone 31 that reaches `margin` pixels beyond the scene, and its size."""
     scene = Grid(HEIGHT, WIDTH, PLACE, CRS)
-    xs, ys = transform(CRS, ZONE_31, *zip(*(scene.place(*corner) for corner in scene.corners), strict=True))
+    xs, ys = transform(CRS, ZONE_31, *zip(*(scene.xy(*corner) for corner in scene.corners), strict=True))
     left, top = min(xs) - 10 * margin, max(ys) + 10 * margin
     size = (round((top - min(ys)) / 10) + margin, round((max(xs) - left) / 10) + margin)
     return from_origin(left, top, 10, 10), size
@@ -34,7 +34,7 @@ def zone_31(margin: int) -> tuple:
 
 def read_radar(series) -> np.ndarray:
     with series:
-        return series.read(series.grid.whole).radar
+        return series.read(series.grid.window).radar
 
 
 def test_radar_on_the_optical_grid_is_read_as_it_is(optical, tmp_path):
@@ -99,7 +99,7 @@ def test_windows_of_warped_radar_equal_the_whole(optical, tmp_path):
     place, size = zone_31(margin=8)
     path = write_tif(tmp_path / "s1_2018-06-18.tif", speckle(size=size), crs=ZONE_31, transform=place)
     with open_series([optical], [path]) as series:
-        whole = series.read(series.grid.whole).radar
+        whole = series.read(series.grid.window).radar
         parts = np.empty_like(whole)
         for top in range(0, HEIGHT, 23):
             for left in range(0, WIDTH, 31):
@@ -163,7 +163,7 @@ def test_linear_power_is_refused_until_told(optical, tmp_path):
         open_series([optical], [path])
     series = open_series([optical], [path], radar_units="power")
     np.testing.assert_allclose(read_radar(series)[0], sar_to_unit(speckle()), atol=1e-6)  # float32 logarithms
-    assert "linear power of radar is turned into dB, as told (s1_2018-06-18.tif)" in series.notes
+    assert "linear power of radar is turned into dB, as given (s1_2018-06-18.tif)" in series.notes
     decibels = write_tif(tmp_path / "s1_2018-06-19.tif", speckle())
     with pytest.raises(DataError, match="expected linear power, found -"):
         open_series([optical], [decibels], radar_units="power")
@@ -218,7 +218,7 @@ def test_a_list_pairs_radar_by_row(tmp_path):
     write_tif(tmp_path / "told.tif", speckle(2))
     rows = ("optical,radar,radar_date", "s2_2018-06-01.tif,told.tif,2018-06-20", "s2_2018-06-21.tif,,")
     (tmp_path / "list.csv").write_text("\n".join(rows))
-    series = open_series(listing=str(tmp_path / "list.csv"))
+    series = open_series(manifest=str(tmp_path / "list.csv"))
     assert series.radar_days == (1539, 1539)
     found = read_radar(series)
     assert np.array_equal(found, [sar_to_unit(speckle(2))] * 2)
@@ -234,16 +234,16 @@ def test_files_without_crs_must_share_the_grid(tmp_path):
 
 
 def test_radar_files_are_closed(optical, tmp_path):
-    from scenes.inputs.dataset_pool import handles
+    from scenes.inputs.dataset_pool import dataset_pool
 
     place, size = zone_31(margin=8)
     path = write_tif(tmp_path / "s1_2018-06-18.tif", speckle(size=size), crs=ZONE_31, transform=place)
-    before = len(handles())
+    before = len(dataset_pool())
     with open_series([optical], [path]) as series:
         series.read(Window(0, 0, 4, 4))
-        assert len(handles()) == before + 2
-        opened = list(handles()._open.values())[-2:]
-    assert len(handles()) == before
+        assert len(dataset_pool()) == before + 2
+        opened = list(dataset_pool()._open.values())[-2:]
+    assert len(dataset_pool()) == before
     assert all(source.closed for source in opened)
     with rasterio.open(path, "r+") as again:  # nobody holds it
         again.update_tags(a="b")

@@ -5,11 +5,11 @@ import pytest
 
 from common.errors import DataError, UsageError
 from data.datasets.file_index import index_series
-from data.raster.geotiff import sar_to_unit
 from data.raster.image_store import open_images
-from data.raster.patch_mosaic import lay_out, read_native
+from data.raster.patch_mosaic import plan_mosaic
+from data.raster.rescaling import sar_to_unit
 from scenes.inputs.grid import Window
-from scenes.inputs.series import open_series
+from scenes.inputs.open import open_series
 from tests.support.fake_trees import ROI, SIZE, days_of, optical_day, radar_day, series_path, write_series
 
 PATCHES = (0, 1, 2, 5)  # two rows of up to four; 4, 6 and what follows are gaps
@@ -26,8 +26,8 @@ def root(tmp_path_factory):
 def joined(root, sensor, number) -> np.ndarray:
     images = open_images(root)
     patches, _ = index_series(root, [ROI])
-    paths = [paths[sensor][number] for paths in patches]
-    return lay_out(images, patches).join(paths, lambda path: read_native(images, path))
+    mosaic = plan_mosaic(images, [paths["S2"][0] for paths in patches])
+    return mosaic.join([paths[sensor][number] for paths in patches], lambda path: images.read_native(path)[0])
 
 
 def test_a_region_equals_its_joined_patches(root):
@@ -37,7 +37,7 @@ def test_a_region_equals_its_joined_patches(root):
     assert series.days == tuple(days_of(optical_day(number)) for number in sorted(numbers))
     assert series.radar_days == tuple(days_of(radar_day(number)) for number in sorted(numbers))
     with series:
-        whole = series.read(series.grid.whole)
+        whole = series.read(series.grid.window)
         for place, number in enumerate(sorted(numbers)):
             assert np.array_equal(whole.raw[place], joined(root, "S2", number))
             assert np.array_equal(whole.radar[place], sar_to_unit(joined(root, "S1", number)))
@@ -84,4 +84,4 @@ def test_damaged_patches_are_told_when_they_are_read(tmp_path):
     path = tmp_path / series_path(ROI, "S2", 3, 0)
     path.write_bytes(path.read_bytes()[:9000])
     with pytest.raises(DataError, match=r"ImgNo_3_.*_patch_0\.tif"):
-        series.read(series.grid.whole)
+        series.read(series.grid.window)

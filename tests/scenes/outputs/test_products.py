@@ -17,7 +17,9 @@ from common.errors import DataError
 from data.constants import S2_BANDS
 from data.raster.rgb import to_rgb
 from scenes.inputs.grid import Grid, Window
-from scenes.outputs.products import FIELDS, SOFTWARE, STD_SCALE, VERSION, SceneProducts
+from scenes.outputs.fields import FIELDS, STD_SCALE
+from scenes.outputs.products import SceneProducts
+from scenes.outputs.stac import SOFTWARE, VERSION
 
 GRID = Grid(530, 1030, Affine(10, 0, 400_000, 0, -10, 5_000_000), CRS.from_epsg(32632))  # overviews, odd blocks
 LABELS, DAYS = ("2018-06-21", "2018-06-26", "2018-06-26 (2)"), (1540, 1545, 1545)
@@ -70,8 +72,8 @@ def test_values_come_back(scene):
         stored = source.read()
     expected = np.where(fields["valid"], np.rint(fields["reflectance"] * np.float32(1e4)), 0)
     assert np.array_equal(stored, expected)
-    for name, file in zip(FIELDS[1:4], FILES[1:4], strict=True):
-        with rasterio.open(scene / file) as source:
+    for name in ("aleatoric", "epistemic", "total"):
+        with rasterio.open(scene / FIELDS[name].file) as source:
             found = source.read() * np.float64(source.scales[0])
         # half a step of 1e-5, and as much again for float32
         np.testing.assert_allclose(found, fields[name] * fields["valid"], atol=0.51 * STD_SCALE)
@@ -177,7 +179,7 @@ def test_a_pixel_that_is_nan_in_a_band_is_missing_everywhere(tmp_path):
     fields = whole(grid)
     fields["epistemic"][4, 35, 55] = np.nan
     made = make(tmp_path / "scene", fields, grid)
-    for field in FIELDS:
+    for field in ("reflectance", "aleatoric", "epistemic", "total", "clouds"):
         with rasterio.open(made[field]) as source:
             missing = source.dataset_mask() == 0
             assert missing[35, 55]
@@ -198,13 +200,13 @@ def test_fields_that_a_network_lacks_are_left_out(tmp_path):
 
 def test_a_killed_run_is_gone_on_from(scene, tmp_path):
     fields, folder = whole(), tmp_path / "scene"
-    first = products(folder, settings={"weights": "a"})
+    first = products(folder)
     for window in windows()[:2]:
         first.write(window, cut(fields, window))
     (folder / ".work" / "windows" / ".r000000_c001024_512x6.abc.tmp.tif").write_bytes(b"half")  # as a kill leaves it
     with pytest.raises(ValueError, match="windows cover 524288 of 545900 pixels"):
         first.finish(network="uncrtaints")
-    again = products(folder, settings={"weights": "a"})
+    again = products(folder)
     assert again.written() == frozenset(windows()[:2])
     for window in reversed(windows()):  # in any order, and what is there once more
         again.write(window, cut(fields, window))
@@ -232,23 +234,6 @@ def test_finishing_is_repeated_after_a_kill(tmp_path, monkeypatch):
     assert not (folder / ".work").exists()
 
 
-def test_a_folder_of_another_scene_is_refused(tmp_path):
-    grid = Grid(40, 60, GRID.transform, GRID.crs)
-    products(tmp_path, grid, settings={"weights": "a"})
-    with pytest.raises(
-        DataError, match="holds an unfinished scene with another settings; give the same inputs and flags"
-    ):
-        products(tmp_path, grid, settings={"weights": "b"})
-    with pytest.raises(DataError, match="holds an unfinished scene with another grid"):
-        products(tmp_path, Grid(40, 61, GRID.transform, GRID.crs), settings={"weights": "a"})
-    (tmp_path / ".work" / "products.json").write_text("{")
-    with pytest.raises(DataError, match=r"cannot read .*products\.json: .*; remove .*\.work to begin anew"):
-        products(tmp_path, grid)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot write to .*file: .*; check --out"):
-        products(tmp_path / "file", grid)
-
-
 def test_windows_that_do_not_fit_are_refused(tmp_path):
     grid = Grid(40, 60, GRID.transform, GRID.crs)
     made, fields = products(tmp_path, grid), whole(grid)
@@ -258,7 +243,7 @@ def test_windows_that_do_not_fit_are_refused(tmp_path):
         made.write(Window(0, 0, 20, 60), fields)
     del fields["clouds"]
     with pytest.raises(ValueError, match=r"clouds must be \(3, 40, 60\), not \(0,\)"):
-        made.write(grid.whole, fields)
+        made.write(grid.window, fields)
     assert not made.written()
 
 
@@ -277,16 +262,16 @@ def test_a_full_disk_is_told_and_leaves_no_half_product(tmp_path):
     noise = np.random.default_rng(0).normal(0, 0.01, fields["reflectance"].shape)
     fields["reflectance"] += noise.astype(np.float32)  # does not compress
     made = products(folder, grid)
-    made.write(grid.whole, fields)
+    made.write(grid.window, fields)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
     try:
         with pytest.raises(DataError, match=r"cannot write .*reflectance\.tif: .*; check the disk's free space"):
             made.finish(network="uncrtaints")
         with pytest.raises(DataError, match=r"cannot write .*|disk full while saving"):
-            made.write(grid.whole, fields)
+            made.write(grid.window, fields)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [path.name for path in folder.iterdir()] == [".work"]
-    assert made.written() == {grid.whole}  # what was there is untouched
+    assert made.written() == {grid.window}  # what was there is untouched
     assert made.finish(network="uncrtaints")["reflectance"].is_file()

@@ -1,7 +1,6 @@
 """The STAC item: it is read back by pystac, and tells where, when and what as the files do."""
 
 import json
-from datetime import date
 
 import numpy as np
 import pystac
@@ -12,53 +11,41 @@ from rasterio.warp import transform, transform_bounds
 
 from data.constants import S2_BANDS
 from scenes.inputs.grid import Grid
-from scenes.outputs.stac import EXTENSIONS, ItemFacts, footprint, write_item
+from scenes.outputs.stac import EXTENSIONS, SceneMetadata, footprint, write_item
 
 GRID = Grid(700, 1100, Affine(10, 0, 400_000, 0, -10, 5_000_000), CRS.from_epsg(32632))
-FIELDS = ("reflectance", "total", "clouds")
+FILES = ("reflectance", "total", "clouds")
+LABELS = ("2018-06-21", "2018-06-26", "2018-07-01")
 
 
-def facts(grid: Grid = GRID, **more) -> ItemFacts:
-    told = {
-        "name": "scene",
-        "grid": grid,
-        "first": date(2018, 6, 21),
-        "last": date(2018, 7, 1),
-        "labels": ("2018-06-21", "2018-06-26", "2018-07-01"),
-        "nodata": 0,
-        "scales": {"reflectance": 1e-4, "total": 1e-5, "clouds": 0},
-        "titles": dict.fromkeys(FIELDS, "words"),
-        "network": "conv3d_mamba",
-        "notes": ("B10 is missing",),
-        "software": {"cloudless-uncertainty": "0.1.0"},
-    }
-    return ItemFacts(**(told | more))
+def metadata(grid: Grid = GRID, nodata: int | None = 0) -> SceneMetadata:
+    return SceneMetadata(grid, (1540, 1545, 1550), LABELS, nodata, "conv3d_mamba", ("B10 is missing",))
 
 
-def write(folder, known: ItemFacts) -> pystac.Item:
-    files = {field: folder / f"{field}.tif" for field in FIELDS} | {"quicklook": folder / "quicklook.png"}
-    write_item(folder / "item.json", known, files)
+def write(folder, scene: SceneMetadata) -> pystac.Item:
+    files = {field: folder / f"{field}.tif" for field in FILES} | {"quicklook": folder / "quicklook.png"}
+    write_item(folder / "item.json", scene, files)
     return pystac.Item.from_file(str(folder / "item.json"))
 
 
 def test_the_item_survives_a_round_trip(tmp_path):
-    item = write(tmp_path, facts())
+    item = write(tmp_path, metadata())
     stored = json.loads((tmp_path / "item.json").read_text())
     again = item.to_dict(include_self_link=False, transform_hrefs=False)
     assert again == stored
-    assert (stored["type"], stored["stac_version"], stored["id"]) == ("Feature", "1.1.0", "scene")
+    assert (stored["type"], stored["stac_version"], stored["id"]) == ("Feature", "1.1.0", tmp_path.name)
     assert stored["stac_extensions"] == list(EXTENSIONS)
 
 
 def test_the_item_tells_when(tmp_path):
-    properties = write(tmp_path, facts()).properties
+    properties = write(tmp_path, metadata()).properties
     assert properties["datetime"] is None
     assert properties["start_datetime"] == "2018-06-21T00:00:00Z"
     assert properties["end_datetime"] == "2018-07-01T23:59:59Z"
 
 
 def test_the_item_tells_where(tmp_path):
-    item = write(tmp_path, facts())
+    item = write(tmp_path, metadata())
     west, south, east, north = item.bbox
     # straight edges bend by less than 1e-5 degrees over 11 km; 7 decimals are kept
     assert item.bbox == pytest.approx(transform_bounds(GRID.crs, "EPSG:4326", *GRID.bounds, densify_pts=101), abs=1e-5)
@@ -83,13 +70,13 @@ def test_the_item_tells_where(tmp_path):
 
 
 def test_the_item_tells_what(tmp_path):
-    item = write(tmp_path, facts())
+    item = write(tmp_path, metadata())
     assert item.properties["processing:software"] == {"cloudless-uncertainty": "0.1.0"}
     lineage = item.properties["processing:lineage"]
     assert lineage == "reconstructed by conv3d_mamba from 2018-06-21, 2018-06-26, 2018-07-01; B10 is missing"
     hrefs = json.loads((tmp_path / "item.json").read_text())["assets"]
     assert {name: asset["href"] for name, asset in hrefs.items()} == {
-        **{field: f"./{field}.tif" for field in FIELDS},
+        **{field: f"./{field}.tif" for field in FILES},
         "quicklook": "./quicklook.png",
     }
     reflectance, clouds = item.assets["reflectance"], item.assets["clouds"]
@@ -97,31 +84,36 @@ def test_the_item_tells_what(tmp_path):
     assert reflectance.roles == ["data", "reflectance"]
     assert item.assets["total"].roles == ["data", "uncertainty"]
     assert item.assets["quicklook"].roles == ["thumbnail", "overview"]
-    told = reflectance.extra_fields
-    assert (told["raster:scale"], told["raster:offset"], told["nodata"], told["data_type"]) == (1e-4, 0, 0, "uint16")
-    assert [band["name"] for band in told["bands"]] == list(S2_BANDS)
-    assert told["bands"][3] == {"name": "B04", "eo:common_name": "red", "eo:center_wavelength": 0.6646}
+    fields = reflectance.extra_fields
+    assert (fields["raster:scale"], fields["raster:offset"], fields["nodata"], fields["data_type"]) == (
+        1e-4,
+        0,
+        0,
+        "uint16",
+    )
+    assert [band["name"] for band in fields["bands"]] == list(S2_BANDS)
+    assert fields["bands"][3] == {"name": "B04", "eo:common_name": "red", "eo:center_wavelength": 0.6646}
     assert [band["name"] for band in clouds.extra_fields["bands"]] == ["2018-06-21", "2018-06-26", "2018-07-01"]
     assert clouds.extra_fields["nodata"] == 255
-    assert "nodata" not in write(tmp_path, facts(nodata=None)).assets["reflectance"].extra_fields
+    assert "nodata" not in write(tmp_path, metadata(nodata=None)).assets["reflectance"].extra_fields
 
 
 def test_a_crs_without_code_is_spelled_out(tmp_path):
     crs = CRS.from_proj4("+proj=laea +lat_0=45 +lon_0=8 +datum=WGS84 +units=m")
-    properties = write(tmp_path, facts(Grid(700, 1100, Affine(10, 0, 0, 0, -10, 0), crs))).properties
+    properties = write(tmp_path, metadata(Grid(700, 1100, Affine(10, 0, 0, 0, -10, 0), crs))).properties
     assert properties["proj:code"] is None
     assert properties["proj:wkt2"].startswith("PROJCRS[")
 
 
 def test_scenes_in_degrees_have_no_distance_in_metres(tmp_path):
     grid = Grid(100, 200, Affine(1e-4, 0, 8, 0, -1e-4, 45), CRS.from_epsg(4326))
-    item = write(tmp_path, facts(grid))
+    item = write(tmp_path, metadata(grid))
     assert "gsd" not in item.properties
     assert item.bbox == pytest.approx([8, 44.99, 8.02, 45])
 
 
 def test_without_crs_there_is_no_place(tmp_path):
-    item = write(tmp_path, facts(Grid(10, 10, Affine.identity(), None)))
+    item = write(tmp_path, metadata(Grid(10, 10, Affine.identity(), None)))
     assert (item.geometry, item.bbox) == (None, None)
     assert "proj:code" not in item.properties
 

@@ -1,0 +1,167 @@
+"""From files, a list or a region to the series of a scene."""
+
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import date
+
+from common.errors import DataError, UsageError
+from data.raster.geotiff import days_since_origin
+from scenes.inputs.dataset_pool import gdal_settings, is_remote, open_raster
+from scenes.inputs.dates import date_labels, describe_pairs, find_date, pair_nearest, parse_date
+from scenes.inputs.grid import Grid
+from scenes.inputs.manifest import ManifestEntry, read_manifest
+from scenes.inputs.optical import OpticalImage, open_optical
+from scenes.inputs.radar import RadarDay, RadarImage, open_radar
+from scenes.inputs.region import open_region
+from scenes.inputs.series import SceneSeries
+
+
+def open_series(
+    optical: Sequence[str] = (),
+    radar: Sequence[str] = (),
+    *,
+    dates: Sequence[str] = (),
+    radar_dates: Sequence[str] = (),
+    manifest: str = "",
+    folder: str = "",
+    numbers: Sequence[int] = (),
+    offset: str | float = "auto",
+    scale: float | None = None,
+    radar_units: str = "db",
+) -> SceneSeries:
+    """Inspect the images of a scene and determine how they are read; pixels are only sampled.
+
+    Args:
+        optical: Sentinel-2 GeoTIFFs of all dates on one grid, in any order; see `scenes.inputs.optical.open_optical`.
+        radar: Sentinel-1 GeoTIFFs in dB, any number on any grid; each optical date gets all images of the nearest day,
+            see `scenes.inputs.radar.open_radar`.
+        dates: of `optical`, like 2018-06-21; empty reads them from tags or names, see `scenes.inputs.dates.find_date`.
+            With `folder` the dates to take.
+        radar_dates: of `radar`.
+        manifest: a CSV or JSON file in place of all these, see `scenes.inputs.manifest.read_manifest`.
+        folder: a region of SEN12MS-CR-TS in place of all these, see `scenes.inputs.region.open_region`.
+        numbers: with `folder` the image numbers to take, 0 to 29; empty takes all.
+        offset: added to stored optical values: "auto", "none" or a number.
+        scale: reflectance for each stored optical unit; None takes what files declare, else 1e-4.
+        radar_units: "db", or "power" for linear power.
+
+    Raises:
+        DataError: if files cannot be read or do not fit together; the message names them.
+        UsageError: if arguments contradict each other.
+    """
+    if sum(map(bool, (optical, manifest, folder))) != 1:
+        raise UsageError("expected one of --optical, --list and --folder, to name the images of a scene")
+    if (manifest or folder) and (radar or radar_dates or (dates and manifest)):
+        raise UsageError("--sar, --dates and --sar_dates go with --optical; a list or a folder names its own")
+    if numbers and not folder:
+        raise UsageError("--numbers chooses among the 30 dates of --folder; there is none")
+    shift = _parse_offset(offset)
+    if folder:
+        return open_region(folder, numbers, [parse_date(text, "--dates") for text in dates])
+    if manifest:
+        entries, unpaired = read_manifest(manifest), []
+    else:
+        entries = [ManifestEntry(path, date=day) for path, day in _with_dates("--optical", optical, dates)]
+        unpaired = [ManifestEntry("", path, radar_date=day) for path, day in _with_dates("--sar", radar, radar_dates)]
+    with gdal_settings():
+        dated = [(_date(entry.optical, entry.date), entry) for entry in entries]
+        dated.sort(key=lambda pair: pair[0])
+        days = tuple(days_since_origin(day) for day, _ in dated)
+        images, grid, notes = _open_optical(dated, date_labels(days), shift, scale)
+        radar_sources, paired_days, radar_notes = _open_radar(
+            [entry for _, entry in dated], unpaired, days, grid, radar_units
+        )
+    nodata = next((image.nodata for image in images if image.nodata is not None), None)
+    return SceneSeries(grid, days, paired_days, images, radar_sources, nodata, (*notes, *radar_notes))
+
+
+def _parse_offset(offset: str | float) -> float | None:
+    """None for "auto"."""
+    if offset == "auto":
+        return None
+    try:
+        return 0.0 if offset == "none" else float(offset)
+    except ValueError as error:
+        raise UsageError(f"--offset takes auto, none or a number such as -1000, not {offset!r}") from error
+
+
+def _with_dates(flag: str, paths: Sequence[str], dates: Sequence[str]) -> list[tuple[str, str]]:
+    """Absolute paths with their dates, empty where none are given."""
+    if dates and len(dates) != len(paths):
+        raise UsageError(f"{len(paths)} images of {flag}, but {len(dates)} dates; give one for each")
+    absolute = [path if is_remote(path) else os.path.abspath(path) for path in paths]
+    return list(zip(absolute, dates or [""] * len(paths), strict=True))
+
+
+def _date(path: str, text: str) -> date:
+    if text:
+        return parse_date(text, f"date of {path}")
+    with open_raster(path) as dataset:
+        return find_date(path, dataset.tags())
+
+
+def _open_optical(
+    dated: Sequence[tuple[date, ManifestEntry]], labels: Sequence[str], offset: float | None, scale: float | None
+) -> tuple[tuple[OpticalImage, ...], Grid, list[str]]:
+    """The optical images, their common grid, and notes."""
+    paths = [entry.optical for _, entry in dated]
+    repeated = next((path for path in paths if paths.count(path) > 1), None)
+    if repeated is not None:
+        raise DataError(f"{repeated} is named twice")
+    images, grids = [], []
+    notes: dict[str, list[str]] = defaultdict(list)
+    for (day, entry), label in zip(dated, labels, strict=True):
+        image, grid, image_notes = open_optical(entry.optical, offset, scale, day)
+        images.append(image)
+        grids.append(grid)
+        for note in image_notes:
+            notes[note].append(label)
+        difference = grids[0].difference(grid)
+        if difference:
+            raise DataError(
+                f"{paths[0]} and {entry.optical} have different {difference}; all optical images must lie on one grid "
+                "(gdalwarp brings them there)"
+            )
+    repeated_days = sorted({label[:10] for label in labels if len(label) > 10})
+    lines = [*_note_lines(notes, len(paths)), *(f"several images of {day}: all are used" for day in repeated_days)]
+    return tuple(images), grids[0], lines
+
+
+def _open_radar(
+    entries: Sequence[ManifestEntry],
+    unpaired: Sequence[ManifestEntry],
+    days: Sequence[int],
+    grid: Grid,
+    units: str,
+) -> tuple[tuple[RadarDay, ...], tuple[int, ...], list[str]]:
+    """The radar of each date: the image in its entry, else all of the nearest day; their days, and notes."""
+    named = {entry.radar: entry for entry in (*entries, *unpaired) if entry.radar}
+    if not named:
+        return (), (), []
+    images: dict[str, RadarImage] = {}
+    day_of: dict[str, int] = {}
+    notes: dict[str, list[str]] = defaultdict(list)
+    for path, entry in named.items():
+        images[path], image_notes = open_radar(path, grid, units)
+        day_of[path] = days_since_origin(_date(path, entry.radar_date))
+        for note in image_notes:
+            notes[note].append(os.path.basename(path))
+    available = sorted(set(day_of.values()))
+    chosen = []
+    for entry, index in zip(entries, pair_nearest(days, available), strict=True):
+        chosen.append([entry.radar] if entry.radar else [path for path in named if day_of[path] == available[index]])
+    radar_days = tuple(day_of[paths[0]] for paths in chosen)
+    lines = [*_note_lines(notes, len(named)), *describe_pairs(days, radar_days)]
+    unused = [os.path.basename(path) for path in named if not any(path in paths for paths in chosen)]
+    if unused:
+        lines.append(f"radar further from every date than others, not used: {', '.join(unused)}")
+    return tuple(RadarDay(tuple(images[path] for path in paths)) for paths in chosen), radar_days, lines
+
+
+def _note_lines(notes: Mapping[str, Sequence[str]], n_images: int) -> list[str]:
+    """Each note with the images it is about."""
+    return [
+        f"{note} ({', '.join(names) if len(names) < n_images or n_images == 1 else f'all {n_images}'})"
+        for note, names in notes.items()
+    ]
