@@ -23,8 +23,8 @@ from data.clouds.detectors import detect_clouds
 from data.clouds.mask_store import MaskStore
 from data.constants import DETECTORS, N_S2
 from data.raster.geotiff import read_bands
+from data.raster.image_store import image_series
 from data.splits import SERIES
-from util.pre_compute_data_samples import image_series
 
 _READINGS = 20  # of each patch; the median is reported
 _INPUTS = 3  # dates that a training sample takes its masks from, besides the target

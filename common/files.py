@@ -5,12 +5,15 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from common.errors import DataError
+
+_STALE_SECONDS = 3600  # older temporary files have no writer: they are written within minutes
 
 
 @contextmanager
@@ -51,6 +54,16 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_stale_files(folder: Path) -> None:
+    """Remove the temporary files that killed writers left in a folder, but not those of active writers."""
+    for leftover in folder.glob(".*.tmp*"):
+        try:
+            if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
+                leftover.unlink()
+        except OSError:  # already removed, or owned by another user
+            continue
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -35,19 +35,23 @@ def worker_count(minimum: int) -> Callable[[str], int | str]:
     return parse
 
 
-def map_in_processes(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
+def map_in_processes(function: Callable[[Item], Result], items: Sequence[Item], workers: int | str) -> Iterator[Result]:
     """Apply `function` to each item in worker processes; results come in order of completion.
 
     Args:
         function: a module-level function, or a partial of one.
         items: its arguments.
-        workers: number of processes.
+        workers: number of processes, or "auto" for one per core; up to one runs in this process.
 
     Raises:
         DataError: if a process was killed from outside.
     """
+    n_workers = available_cores() if isinstance(workers, str) else workers
+    if n_workers <= 1:
+        yield from map(function, items)
+        return
     # spawn: a forked child would inherit locks of libraries that have started threads
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(n_workers, mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(function, item) for item in items]
         try:
             for future in as_completed(futures):

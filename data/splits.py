@@ -1,4 +1,4 @@
-"""Which regions of interest (ROI) belong to which split of the two data sets."""
+"""Splits of both data sets by region of interest (ROI)."""
 
 import hashlib
 import json
@@ -16,23 +16,23 @@ _PARTS = ("train", "test", "val")
 
 
 def rois(dataset: str, split: str, region: str = "all", legacy: bool = False) -> tuple[str, ...]:
-    """The ROIs of a split, each once, in natural order (season, then number).
+    """The distinct ROIs of a split, in natural order (season, then number).
 
     Args:
         dataset: "SEN12MS-CR-TS" (entries such as "ROIs1868/73") or "SEN12MS-CR" ("ROIs1970_fall/139").
-        split: train, val, test, or all for the three together.
+        split: train, val, test, or all of them.
         region: all, or one of the five regions of SEN12MS-CR-TS; SEN12MS-CR has none.
         legacy: for SEN12MS-CR, membership as published: an ROI belongs to a split if its number merely starts
-            with that of a member, so `fall/1` brings `fall/106` of another split with it.
+            with that of a member, so `fall/1` includes `fall/106` of another split.
 
     Returns:
-        The names of the ROIs; a test finds the splits disjoint unless `legacy`.
+        The names of the ROIs; the splits are disjoint unless `legacy`.
 
     Raises:
         UsageError: if the data set, split or region is unknown.
 
     Source:
-        Splits published with UnCRtainTS (Ebel et al. 2023). Changes: exact membership; `legacy` brings the leak back.
+        Splits published with UnCRtainTS (Ebel et al. 2023). Changes: exact membership; `legacy` restores the leak.
     """
     _check("data set", dataset, DATASETS)
     _check("split", split, SPLITS)
@@ -47,22 +47,16 @@ def rois(dataset: str, split: str, region: str = "all", legacy: bool = False) ->
     return tuple(sorted(members, key=_natural))
 
 
-def split_hash(dataset: str, split: str, region: str = "all") -> str:
-    """Sixteen hex digits that change when the membership of the split does."""
-    text = "\n".join((dataset, *rois(dataset, split, region)))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def hold_out(names: Sequence[str], count: int, seed: int) -> tuple[str, ...]:
-    """Some ROIs, drawn by the seed; whether one is drawn before another does not depend on which others there are.
+    """Draw ROIs by a seed; the order of two ROIs does not depend on the others.
 
     Args:
-        names: the ROIs at hand; repetitions do not count.
-        count: how many are wanted.
+        names: the ROIs to draw from; repetitions are ignored.
+        count: number of ROIs.
         seed: of the draw.
 
     Returns:
-        At most `count` of them, in the order of the draw.
+        At most `count` ROIs, in the order of the draw.
     """
     drawn = sorted(set(names), key=lambda roi: hashlib.sha256(f"{seed}/{roi}".encode()).hexdigest())
     return tuple(drawn[:count])
@@ -78,9 +72,9 @@ def _natural(roi: str) -> tuple[str, int]:
     return season, int(number)
 
 
-def _check(what: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise UsageError(f"unknown {what} {value!r}; choose from {', '.join(known)}")
+def _check(what: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UsageError(f"unknown {what} {value!r}; choose from {', '.join(choices)}")
 
 
 @lru_cache(maxsize=1)

@@ -1,171 +1,128 @@
-"""Pack a data set: one chunked, compressed HDF5 file for each region in place of thousands of GeoTIFFs.
+"""Pack a data set: one chunked, compressed HDF5 file for each region instead of thousands of GeoTIFFs.
 
-    python -m util.pack_dataset --root SRC --out DST           pack what is not packed yet
+    python -m util.pack_dataset --root SRC --out DST           pack the regions that are not packed yet
     python -m util.pack_dataset --root SRC --out DST --verify  compare a pack with its GeoTIFFs again
     python -m util.pack_dataset --out DST --verify             check a pack by its own checksums
 
-Every flag that names a folder of GeoTIFFs takes DST as well, for training, testing and computing masks: samples are
-the same to the bit. Values are kept as stored, without loss; a region's file gets its name when every pixel, date and
-georeference in it has been compared with the GeoTIFFs. Run it again after an interruption: regions that are packed
-are left out. Cloud masks that lie in SRC/.mask_store come along. Layout: see data/raster/packed_store.py.
+Every flag that takes a folder of GeoTIFFs takes DST as well, for training, testing and computing masks: samples are
+bitwise equal. Values are kept as stored, without loss; a region's file appears only after every pixel, date and
+georeference in it has been compared with the GeoTIFFs. Run it again after an interruption: packed regions are skipped.
+Cloud masks in SRC/.mask_store are copied. Layout: see data/raster/packed_store.py.
 """
 
 import argparse
-import os
 import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from common.errors import DataError, UsageError, run_command
-from common.files import whole_file, write_json
-from common.parallel import in_processes
+from common.cli import run_command
+from common.errors import DataError, UsageError
+from common.files import atomic_file, write_json
+from common.parallel import map_in_processes, worker_count
 from data.constants import REGIONS, SPLITS
 from data.splits import DATASETS, rois
 
-MASKS = ".mask_store"  # beside the images, see `data.clouds.mask_store.default_store`
+MASKS = ".mask_store"  # in the root, see `data.clouds.mask_store.default_store`
 
 
-def main(argv: Sequence[str] | None = None) -> int | None:
-    """Pack or verify from the command line."""
-    args = _parser().parse_args(argv)
-    if args.root is None and not args.verify:
-        raise UsageError("--root is not given: it is the folder of GeoTIFFs to pack")
-    if args.root is not None and not args.root.is_dir():
-        raise DataError(f"no such folder: {args.root}; --root names the folder that holds ROIs…")
-    return _verify(args) if args.verify else _pack(args)
-
-
-def _pack(args: argparse.Namespace) -> int | None:
-    from data.raster.image_store import dataset_of
-    from data.raster.packed_store import FORMAT, MARK
-
-    if (args.root / MARK).exists():
-        raise UsageError(f"{args.root} is a pack already; --root names a folder of GeoTIFFs")
-    dataset = dataset_of(args.root) if args.dataset == "auto" else args.dataset
-    done = _each_roi(partial(_pack_one, args.root, args.out, dataset), args, dataset, "packing")
-    if not any(region.images or region.problems for region in done):
-        raise DataError(f"no images of {dataset}, split {args.split}, region {args.region}, in {args.root}")
-    problems = [problem for region in done for problem in region.problems]
-    if problems:
-        text = f"{len(problems)} regions could not be packed, the others are: {'; '.join(problems[:5])}"
-        raise DataError(f"{text}; run it again when these files are mended or removed")
-    n_masks = _bring_masks(args.root, args.out)
-    write_json(args.out / MARK, {"format": FORMAT, "dataset": dataset})
-    images, before, after = (sum(getattr(region, name) for region in done) for name in ("images", "before", "after"))
-    sizes = f"{after / 1e9:.2f} GB for {before / 1e9:.2f} ({after / before:.0%})"
-    print(f"{images} images in {args.out}, equal to the GeoTIFFs to the bit: {sizes}")
-    if n_masks:
-        print(f"{n_masks} records of cloud masks brought along")
-    return 0
-
-
-def _verify(args: argparse.Namespace) -> int | None:
-    from data.raster.packed_store import Pack
-
-    dataset = Pack(str(args.out)).dataset
-    done = _each_roi(partial(_check_one, args.root, args.out, dataset), args, dataset, "verifying")
-    problems = [problem for region in done for problem in region.problems]
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        advice = "remove the files of these regions and pack them again"
-        raise DataError(f"{len(problems)} images are not as they were: {'; '.join(problems[:5])}{more}; {advice}")
-    against = "their checksums" if args.root is None else f"the GeoTIFFs in {args.root}"
-    print(f"{sum(region.images for region in done)} images in {args.out} are equal to {against}")
-    return 0
-
-
-@dataclass(frozen=True)
-class _Region:
-    """What came of a region: images, bytes of their GeoTIFFs, bytes of its file, what was wrong."""
-
-    images: int = 0
-    before: int = 0
-    after: int = 0
-    problems: tuple[str, ...] = ()
-
-
-def _pack_one(root: Path, out: Path, dataset: str, roi: str) -> _Region:
-    """Pack a region unless it is packed already."""
-    from data.clouds.mask_store import sweep
-    from data.raster.image_store import Folder
-    from data.raster.pack_writer import is_packed, list_roi, pack_roi
-    from data.raster.packed_store import roi_path
-
-    images, target = Folder(str(root)), roi_path(out, roi)
-    try:
-        listing = list_roi(images, dataset, roi)
-        if not listing:
-            return _Region()
-        sweep(target.parent)
-        if not is_packed(images, listing, target):
-            pack_roi(images, listing, out, dataset, roi)
-    except DataError as error:
-        return _Region(problems=(str(error),))
-    paths = [path for stack in listing.values() for path in stack.values()]
-    return _Region(len(paths), sum(images.file_bytes(path) for path in paths), target.stat().st_size)
-
-
-def _check_one(root: Path | None, out: Path, dataset: str, roi: str) -> _Region:
-    """Compare a region with its GeoTIFFs, or with its own checksums."""
-    from data.raster.image_store import Folder
-    from data.raster.pack_writer import damaged, differences, list_roi
-    from data.raster.packed_store import RoiFile, roi_path
-
-    target = roi_path(out, roi)
-    try:
-        listing = {} if root is None else list_roi(Folder(str(root)), dataset, roi)
-        if not target.is_file():
-            return _Region(problems=(f"{roi} is not packed",) if listing else ())
-        packed = RoiFile(target)
-        found = damaged(packed) if root is None else differences(Folder(str(root)), listing, packed)
-        return _Region(sum(1 for _ in packed.slots()), problems=tuple(found))
-    except DataError as error:
-        return _Region(problems=(str(error),))
-
-
-def _each_roi(act: Callable[[str], _Region], args: argparse.Namespace, dataset: str, what: str) -> list[_Region]:
-    from tqdm import tqdm
-
-    members = rois(dataset, args.split, args.region)
-    outcomes = map(act, members) if args.workers <= 1 else in_processes(act, members, args.workers)
-    return list(tqdm(outcomes, desc=what, total=len(members), unit="region"))
-
-
-def _bring_masks(root: Path, out: Path) -> int:
-    """Copy the records of cloud masks that lie beside the GeoTIFFs and are not there yet; how many."""
-    source, count = root / MASKS, 0
-    for record in sorted(source.rglob("*")):
-        target = out / MASKS / record.relative_to(source)
-        if record.is_file() and not record.name.startswith(".") and not target.exists():
-            with whole_file(target) as temporary:
-                shutil.copyfile(record, temporary)
-            count += record.suffix == ".npz"
-    return count
-
-
-def _workers(text: str) -> int:
-    return (os.cpu_count() or 1) if text == "auto" else int(text)
-
-
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The flags of the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m util.pack_dataset",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m util.pack_dataset", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--root", type=Path, help="folder of GeoTIFFs, of SEN12MS-CR-TS or SEN12MS-CR")
     parser.add_argument("--out", type=Path, required=True, help="folder of the pack")
     parser.add_argument("--dataset", choices=("auto", *DATASETS), default="auto")
     parser.add_argument("--split", choices=SPLITS, default="all")
     parser.add_argument("--region", choices=REGIONS, default="all")
-    parser.add_argument("--workers", type=_workers, default=1, help="processes, a region each; auto: one per core")
-    parser.add_argument("--verify", action="store_true", help="pack nothing; check what is packed")
+    parser.add_argument(
+        "--workers",
+        type=worker_count(0),
+        default=1,
+        help="processes, each packs one region at a time; auto: one per core",
+    )
+    parser.add_argument("--verify", action="store_true", help="check the pack instead of writing it")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Pack or verify from the command line."""
+    args = build_parser().parse_args(argv)
+    if args.root is None and not args.verify:
+        raise UsageError("--root is not given: it is the folder of GeoTIFFs to pack")
+    if args.root is not None and not args.root.is_dir():
+        raise DataError(f"no such folder: {args.root}; --root names the folder that holds ROIs…")
+    if args.verify:
+        verify(args)
+    else:
+        pack(args)
+    return 0
+
+
+def pack(args: argparse.Namespace) -> None:
+    """Pack all regions, then mark the folder as a pack."""
+    from data.raster.image_store import dataset_of  # deferred: keeps --help fast
+    from data.raster.pack_writer import update_roi  # deferred: keeps --help fast
+    from data.raster.packed_store import FORMAT, MARK  # deferred: keeps --help fast
+
+    if (args.root / MARK).exists():
+        raise UsageError(f"{args.root} is a pack already; --root names a folder of GeoTIFFs")
+    dataset = dataset_of(args.root) if args.dataset == "auto" else args.dataset
+    results = _map_rois(partial(update_roi, args.root, args.out, dataset), args, dataset, "packing")
+    problems = [problem for result in results for problem in result.problems]
+    images = sum(result.images for result in results)
+    if not images and not problems:
+        raise DataError(f"no images of {dataset}, split {args.split}, region {args.region}, in {args.root}")
+    if problems:
+        text = f"{len(problems)} regions could not be packed, the others are: {'; '.join(problems[:5])}"
+        raise DataError(f"{text}; repair or remove these files and run it again")
+    n_masks = _copy_masks(args.root, args.out)
+    write_json(args.out / MARK, {"format": FORMAT, "dataset": dataset})
+    tif_bytes, packed_bytes = sum(r.tif_bytes for r in results), sum(r.packed_bytes for r in results)
+    sizes = f"{packed_bytes / 1e9:.2f} GB instead of {tif_bytes / 1e9:.2f} ({packed_bytes / tif_bytes:.0%})"
+    print(f"{images} images in {args.out}, bitwise equal to the GeoTIFFs: {sizes}")
+    if n_masks:
+        print(f"{n_masks} records of cloud masks copied")
+
+
+def verify(args: argparse.Namespace) -> None:
+    """Compare a pack with its GeoTIFFs or with its own checksums."""
+    from data.raster.pack_writer import verify_roi  # deferred: keeps --help fast
+    from data.raster.packed_store import PackedImages  # deferred: keeps --help fast
+
+    dataset = PackedImages(str(args.out)).dataset
+    results = _map_rois(partial(verify_roi, args.root, args.out, dataset), args, dataset, "verifying")
+    problems = [problem for result in results for problem in result.problems]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        advice = "remove the files of these regions and pack them again"
+        raise DataError(f"{len(problems)} images have changed: {'; '.join(problems[:5])}{more}; {advice}")
+    reference = "their checksums" if args.root is None else f"the GeoTIFFs in {args.root}"
+    print(f"{sum(result.images for result in results)} images in {args.out} are equal to {reference}")
+
+
+def _map_rois(function: Callable[[str], Any], args: argparse.Namespace, dataset: str, label: str) -> list[Any]:
+    from tqdm import tqdm  # deferred: keeps --help fast
+
+    names = rois(dataset, args.split, args.region)
+    return list(tqdm(map_in_processes(function, names, args.workers), desc=label, total=len(names), unit="region"))
+
+
+def _copy_masks(root: Path, out: Path) -> int:
+    """Copy the cloud masks stored in the root that the pack lacks; returns the number of records."""
+    source, count = root / MASKS, 0
+    for record in sorted(source.rglob("*")):
+        target = out / MASKS / record.relative_to(source)
+        if record.is_file() and not record.name.startswith(".") and not target.exists():
+            with atomic_file(target) as temporary:
+                shutil.copyfile(record, temporary)
+            count += record.suffix == ".npz"
+    return count
 
 
 if __name__ == "__main__":

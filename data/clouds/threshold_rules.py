@@ -1,4 +1,4 @@
-"""Clouds and their shadows by threshold rules on brightness and band ratios, without a trained detector."""
+"""Cloud and cloud-shadow detection by thresholds on brightness and band ratios."""
 
 import numpy as np
 from scipy import ndimage
@@ -9,20 +9,23 @@ _B01, _B02, _B03, _B04, _B08, _B10, _B11 = (
     band_index(name) for name in ("B01", "B02", "B03", "B04", "B08", "B10", "B11")
 )
 _CLOSING, _SMOOTHING, _MEDIAN = 5, 7, 5  # window sides in pixels
-_CSI_SHARE, _WATER_SHARE = np.float32(3 / 4), np.float32(5 / 6)  # how far from the minimum to the mean is still dark
-_NO_RATIO = np.float32(0.001)  # stands for a sum of zero below a fraction
+_CSI_SHARE, _WATER_SHARE = (
+    np.float32(3 / 4),
+    np.float32(5 / 6),
+)  # dark: below this fraction of the way from the minimum to the mean
+_ZERO_SUM = np.float32(0.001)  # denominator of a ratio whose sum is 0
 
 
 def get_cloud_mask(
     data_image: np.ndarray, cloud_threshold: float, binarize: bool = False, use_moist_check: bool = False
 ) -> np.ndarray:
-    """How cloud-like each pixel is: bright in blue, aerosol, cirrus and visible bands, and not snow.
+    """Cloud score of each pixel: bright in blue, aerosol, cirrus and visible bands, and not snow.
 
     Args:
         data_image: (13, H, W), reflectance x 10000, within [0, 10000].
-        cloud_threshold: scores from here on count as cloud, with `binarize`.
-        binarize: give 0 and 1 instead of scores.
-        use_moist_check: ask for moisture (NDMI) too.
+        cloud_threshold: minimum score of clouds, with `binarize`.
+        binarize: return 0 and 1 instead of scores.
+        use_moist_check: also require moisture (NDMI).
 
     Returns:
         Scores (H, W) in [1e-5, 1], closed over 5 x 5 and averaged over 7 x 7 pixels; or 0 and 1.
@@ -63,8 +66,8 @@ def get_shadow_mask(data_image: np.ndarray) -> np.ndarray:
     """
     reflectance = _reflectance(data_image)
     infrared, blue = (reflectance[_B08] + reflectance[_B11]) / np.float32(2), reflectance[_B02]
-    dark = (infrared < _between(infrared, _CSI_SHARE)) & (blue < _between(blue, _WATER_SHARE))
-    # the median of 25 zeros and ones, zeros beyond the border, is whether 13 of them are one; counting is exact
+    dark = (infrared < _dark_limit(infrared, _CSI_SHARE)) & (blue < _dark_limit(blue, _WATER_SHARE))
+    # the median of 25 zeros and ones, with zeros beyond the border, is 1 if at least 13 are 1; counting is exact
     window = np.ones(_MEDIAN, np.int32)
     counts = ndimage.convolve1d(dark.astype(np.int32), window, axis=0, mode="constant")
     counts = ndimage.convolve1d(counts, window, axis=1, mode="constant")
@@ -81,9 +84,9 @@ def _ramp(values: np.ndarray, zero: float, one: float) -> np.ndarray:
 
 def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     total = a + b
-    return (a - b) / np.where(total == 0, _NO_RATIO, total)
+    return (a - b) / np.where(total == 0, _ZERO_SUM, total)
 
 
-def _between(values: np.ndarray, share: np.float32) -> np.float32:
+def _dark_limit(values: np.ndarray, share: np.float32) -> np.float32:
     lowest: np.float32 = values.min()
     return lowest + share * (values.mean() - lowest)

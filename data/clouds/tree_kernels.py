@@ -1,21 +1,21 @@
-"""Compiled loops of `data.clouds.compiled_trees`, by numba: imported only when a forest is evaluated.
+"""Numba kernels of `data.clouds.compiled_trees`.
 
-The first call in a fresh installation compiles for a few seconds; what was compiled is kept on disk.
+The first call in a fresh installation compiles them for a few seconds; the result is cached on disk.
 """
 
 import numpy as np
 from numba import njit
 
-_SAMPLE = 32  # pixels that decide where a group is parted
+_SAMPLE = 32  # pixels of a group that determine its split
 
 
 @njit(nogil=True, cache=True)
 def bin_values(columns: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """How many edges lie below each value.
+    """Number of edges below each value.
 
     Args:
         columns: (F, N), one row for each feature.
-        edges: float64 (F, 256), ascending, filled up with infinity.
+        edges: float64 (F, 256), ascending, padded with infinity.
 
     Returns:
         uint8 (N, F).
@@ -34,21 +34,21 @@ def bin_values(columns: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 
 @njit(nogil=True, cache=True)
-def group_alike(bins: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels in groups that differ little: parted in the middle of the widest feature until small enough.
+def group_similar(bins: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Group similar pixels: split at the middle of the widest feature until the groups are small enough.
 
     Args:
         bins: uint8 (N, F).
-        largest: pixels of a group, unless a sample of it is all alike.
+        largest: maximum size of a group, unless a sample of its pixels is identical.
 
     Returns:
-        int32 (N,): the pixels by group; int32 (groups + 1,): where each group starts, and N.
+        int32 (N,): the pixels by group; int32 (groups + 1,): start of each group, and N.
     """
     n, n_features = bins.shape
     order = np.arange(n).astype(np.int32)
     starts = np.empty(n + 1, np.int32)
     n_groups = 0
-    pending = np.empty((256 * n_features, 2), np.int32)  # each parting takes a value from a feature's range
+    pending = np.empty((256 * n_features, 2), np.int32)  # each split shortens the range of a feature
     pending[0, 0], pending[0, 1] = 0, n
     depth = 1
     low, high = np.empty(n_features, np.uint8), np.empty(n_features, np.uint8)
@@ -96,15 +96,15 @@ def sum_leaves(
     right: np.ndarray,
     value: np.ndarray,
 ) -> np.ndarray:
-    """The sum of a pixel's leaves over all trees, added in the order of the trees.
+    """The sum of each pixel's leaves over all trees, added in the order of the trees.
 
-    A group goes down each tree together. A split that lies outside the group's range costs two comparisons for all its
-    pixels; only at the others are the pixels looked at, and parted.
+    A group descends each tree together. A split outside the group's range costs two comparisons for all its pixels;
+    only at other splits are the pixels compared one by one, and the group divided.
 
     Args:
         bins: uint8 (N, F).
-        order: from `group_alike`.
-        starts: from `group_alike`.
+        order: from `group_similar`.
+        starts: from `group_similar`.
         feature: uint8 (trees, splits).
         threshold: uint8 (trees, splits); a pixel goes left where its bin is not greater.
         left: int16 (trees, splits), a split, or ~leaf.
@@ -116,11 +116,11 @@ def sum_leaves(
     """
     n_features = bins.shape[1]
     sums = np.empty(len(bins), np.float64)
-    room = 0
+    largest = 0
     for group in range(len(starts) - 1):
-        room = max(room, starts[group + 1] - starts[group])
-    near = np.empty((n_features, room), np.uint8)
-    total, members = np.empty(room, np.float64), np.empty(room, np.int32)
+        largest = max(largest, starts[group + 1] - starts[group])
+    local = np.empty((n_features, largest), np.uint8)  # bins of the group, contiguous by feature
+    total, members = np.empty(largest, np.float64), np.empty(largest, np.int32)
     low, high = np.empty(n_features, np.uint8), np.empty(n_features, np.uint8)
     pending = np.empty((feature.shape[1] + 1, 3), np.int32)
     for group in range(len(starts) - 1):
@@ -130,7 +130,7 @@ def sum_leaves(
             lowest, highest = np.uint8(255), np.uint8(0)
             for i in range(size):
                 bin_ = bins[order[first + i], f]
-                near[f, i] = bin_
+                local[f, i] = bin_
                 lowest, highest = min(lowest, bin_), max(highest, bin_)
             low[f], high[f] = lowest, highest
         for i in range(size):
@@ -150,11 +150,11 @@ def sum_leaves(
                         node = np.int32(right[tree, node])
                         continue
                     cut = start
-                    for i in range(start, stop):  # parted in place, without a branch
+                    for i in range(start, stop):  # partitioned in place, without a branch
                         member = members[i]
                         members[i] = members[cut]
                         members[cut] = member
-                        cut += near[f, member] <= bound
+                        cut += local[f, member] <= bound
                     if cut == start:
                         node = np.int32(right[tree, node])
                         continue

@@ -1,25 +1,16 @@
-"""Samples of one's own making: which patches to lay side by side, and at which dates."""
+"""Custom samples: lists of the patches to merge and the dates to use."""
 
 import json
-import os
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from rasterio.errors import RasterioError
-from rasterio.merge import merge
-from rasterio.transform import array_bounds
-
 from common.errors import DataError
-from data.constants import N_DATES, N_S1, N_S2
+from data.constants import N_DATES
 from data.datasets.file_index import get_pairedS1
-from data.raster.geotiff import GeoRef
-from data.raster.image_store import open_images
 
 PUBLISHED = "published"
-"""Name of the list that the published test script carries: nine patches of one test region, dates 0, 1, 2."""
+"""Name of the list in the published test script: nine patches of one test region, dates 0, 1, 2."""
 _PUBLISHED_TARGETS = [
     f"ROIs1868/73/S2/14/s2_ROIs1868_73_ImgNo_14_2018-06-21_patch_{number}.tif"
     for number in (171, 172, 173, 187, 188, 189, 203, 204, 205)
@@ -30,23 +21,22 @@ _FORMS = (
 )
 
 CustomSample = dict[str, dict[str, list[list[str]]]]
-"""input and target -> S1 and S2 -> dates -> patches that lie side by side; paths relative to the root."""
+"""input and target -> S1 and S2 -> dates -> patches of a mosaic; paths relative to the root."""
 
 
 def read_custom_list(source: str | Path, root: str | Path) -> list[CustomSample]:
-    """A list of custom samples from a JSON file.
+    """Read a list of custom samples.
 
     Args:
-        source: the file, or "published". It holds a list whose entries take one of two forms: a target (paths of
-            optical patches) with the image numbers of the inputs, for which the radar and the inputs are looked up;
-            or every path, in the published nesting.
-        root: where the regions lie.
+        source: a JSON file, or "published". Its entries are a target (paths of optical patches) with the image
+            numbers of the inputs, whose paths are looked up; or all paths, in the published nesting.
+        root: folder or pack of the data set.
 
     Returns:
-        The samples, with every path spelled out.
+        The samples, with all paths.
 
     Raises:
-        DataError: if the file cannot be read, an entry has neither form, or a twin is missing.
+        DataError: if the file cannot be read, an entry has neither form, or a file is missing.
     """
     if str(source) == PUBLISHED:
         return [expand_custom({"target": _PUBLISHED_TARGETS, "inputs": [0, 1, 2]}, root)]
@@ -62,7 +52,7 @@ def read_custom_list(source: str | Path, root: str | Path) -> list[CustomSample]
 
 
 def expand_custom(entry: Mapping[str, Any], root: str | Path) -> CustomSample:
-    """One custom sample with every path spelled out, from either of its two forms."""
+    """A custom sample with all paths, from either of its two forms."""
     if isinstance(entry, Mapping) and "inputs" in entry and isinstance(entry.get("target"), list):
         target = [str(path) for path in entry["target"]]
         dates = _image_numbers(entry["inputs"])
@@ -83,10 +73,10 @@ def expand_custom(entry: Mapping[str, Any], root: str | Path) -> CustomSample:
     return sample
 
 
-def _image_numbers(given: Any) -> list[int]:
-    if not isinstance(given, list) or not all(type(number) is int and 0 <= number < N_DATES for number in given):
-        raise DataError(f"inputs of a custom sample are image numbers, 0 to {N_DATES - 1}, not {given!r}")
-    return list(given)
+def _image_numbers(inputs: Any) -> list[int]:
+    if not isinstance(inputs, list) or not all(type(number) is int and 0 <= number < N_DATES for number in inputs):
+        raise DataError(f"inputs of a custom sample are image numbers, 0 to {N_DATES - 1}, not {inputs!r}")
+    return inputs
 
 
 def _paths(entry: Any, part: str) -> dict[str, list[list[str]]]:
@@ -98,43 +88,3 @@ def _paths(entry: Any, part: str) -> dict[str, list[list[str]]]:
     if not all(group for groups in nested.values() for group in groups) or any(len(path) < 2 for path in flat):
         raise DataError(f"a custom sample needs a list of paths for each date; expected {_FORMS}")
     return nested
-
-
-def read_mosaic(root: str | Path, paths: Sequence[str], bands: int) -> tuple[np.ndarray, GeoRef]:
-    """Patches laid side by side where they lie on the ground.
-
-    Args:
-        root: where the regions lie.
-        paths: of one sensor and date, relative to the root; the first wins where patches overlap.
-        bands: 13 (optical) or 2 (radar).
-
-    Returns:
-        Stored values (C, H, W) over the bounds of all patches, and where they lie. What no patch covers is 0 in
-        optical, NaN in radar.
-
-    Raises:
-        DataError: if a file cannot be read, or the patches differ in coordinate system, pixel size or type.
-    """
-    images, full = open_images(root), [os.path.join(root, path) for path in paths]
-    first, georef = images.read(paths[0], bands)[0], images.georef(paths[0])
-    if len(full) == 1:
-        return first, georef
-    for path in paths[1:]:
-        images.read(path, bands)  # every check of single files, each with its own message
-        other = images.georef(path)
-        if other.crs != georef.crs or not np.allclose(_pixel_size(other), _pixel_size(georef)):
-            here = os.path.join(root, path)
-            raise DataError(f"{here} has another coordinate system or pixel size than {full[0]}; they make no mosaic")
-    nodata = {N_S1: float("nan"), N_S2: 0}[bands]
-    with ExitStack() as stack:
-        try:
-            sources = [stack.enter_context(images.opened(path)) for path in paths]
-            mosaic, transform = merge(sources, nodata=nodata)
-        except RasterioError as error:
-            raise DataError(f"cannot join {full[0]} and {len(full) - 1} others into one image: {error}") from error
-    left, bottom, right, top = array_bounds(*mosaic.shape[1:], transform)
-    return mosaic, GeoRef((left, bottom, right, top), georef.crs, transform)
-
-
-def _pixel_size(place: GeoRef) -> tuple[float, float]:
-    return place.transform.a, place.transform.e

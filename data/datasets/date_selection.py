@@ -1,4 +1,4 @@
-"""Which dates of a series become the inputs and the target, from their cloud coverage alone."""
+"""Selection of input and target dates of a series by their cloud coverage."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ RULES: tuple[str, ...] = get_args(Rule)
 
 @dataclass(frozen=True)
 class Selection:
-    """Positions of the chosen dates in the series, and whether they meet the wish for coverage."""
+    """Indexes of the chosen dates in the series, and whether they have the preferred coverage."""
 
     inputs: tuple[int, ...]
     target: int
@@ -35,29 +35,29 @@ def choose_dates(
     """Choose the target date and the input dates of one series.
 
     Args:
-        coverage: share of cloud of each date, (n,), in [0, 1].
-        n_inputs: how many input dates to choose, 1 to n - 1.
-        rule: `fixed`: the earliest clearest date is the target, the first dates whose coverage lies in
-            [min_cov, max_cov] are the inputs, else the first dates of all. `fixedsubset`: the same among the dates
-            [earliest, latest), and among all where that does not meet the wish. `random`: the target is drawn among
-            the clear dates (the clearest where none is clear), its neighbours are the inputs.
-        min_cov: least coverage wished for the inputs; `random` does not look at it.
-        max_cov: largest coverage wished for the inputs.
-        rng: draws the target of `random`; the other rules need none.
-        legacy: the published choice: the target may be among its own inputs, and ties between clearest dates fall as
-            numpy's unstable sort has them.
+        coverage: cloud cover of each date, (n,), in [0, 1].
+        n_inputs: number of input dates, 1 to n - 1.
+        rule: `fixed`: the target is the earliest clearest date, the inputs are the first dates with coverage in
+            [min_cov, max_cov] or, if there are too few, the first dates. `fixedsubset`: the same among the dates
+            [earliest, latest), or among all if those do not match. `random`: the target is drawn from the clear dates
+            (or is the clearest date if none is clear), the inputs are its neighbours.
+        min_cov: preferred minimum coverage of the inputs; ignored by `random`.
+        max_cov: preferred maximum coverage of the inputs.
+        rng: draws the target of `random`; unused by the other rules.
+        legacy: the published selection: the target may be among its own inputs, and numpy's unstable sort decides
+            between equally clear dates.
         earliest: first date of the range of `fixedsubset`.
-        latest: first date after that range; None stands for the end of the series.
+        latest: first date after that range; None is the end of the series.
 
     Returns:
-        The choice; its inputs ascend, and the target is never among them unless `legacy`.
+        The selection; its inputs are in ascending order, and the target is never among them unless `legacy`.
 
     Raises:
         ValueError: if the rule is unknown, a random draw has no generator, or the series is too short.
 
     Source:
-        Ebel et al. 2022 (SEN12MS-CR-TS), as in UnCRtainTS. Changes: the target is taken out of the candidates for
-        inputs, and the sort is stable.
+        Ebel et al. 2022 (SEN12MS-CR-TS), as in UnCRtainTS. Changes: the target is excluded from the inputs, and the
+        sort is stable.
     """
     values = np.asarray(coverage, dtype=np.float64)
     if rule not in RULES:
@@ -66,20 +66,20 @@ def choose_dates(
         raise ValueError(f"{n_inputs} input dates and a target cannot be chosen from coverages of shape {values.shape}")
     if rule == "random":
         if rng is None:
-            raise ValueError("the rule 'random' draws the target: give it a generator, rng=np.random.default_rng(seed)")
+            raise ValueError("the rule 'random' draws the target: pass a generator, rng=np.random.default_rng(seed)")
         target = draw_target(values, rng)
         return Selection(neighbours(target, len(values), n_inputs), target, True)
     if rule == "fixedsubset":
-        within = values[earliest:latest]
-        if len(within) > n_inputs:
-            part = _choose_fixed(within, n_inputs, min_cov, max_cov, legacy)
-            if part.matched:
-                return Selection(tuple(date + earliest for date in part.inputs), part.target + earliest, True)
+        subset = values[earliest:latest]
+        if len(subset) > n_inputs:
+            chosen = _choose_fixed(subset, n_inputs, min_cov, max_cov, legacy)
+            if chosen.matched:
+                return Selection(tuple(date + earliest for date in chosen.inputs), chosen.target + earliest, True)
     return _choose_fixed(values, n_inputs, min_cov, max_cov, legacy)
 
 
 def draw_target(coverage: np.ndarray, rng: np.random.Generator | np.random.RandomState) -> int:
-    """Draw one of the clear dates; where none is clear, the earliest clearest date, without a draw."""
+    """Draw a clear date; if none is clear, return the earliest clearest date without a draw."""
     clear = np.flatnonzero(coverage < CLEAR_COVERAGE)
     if len(clear) == 0:
         return int(np.argmin(coverage))
@@ -88,9 +88,9 @@ def draw_target(coverage: np.ndarray, rng: np.random.Generator | np.random.Rando
 
 
 def neighbours(target: int, n_dates: int, n_inputs: int) -> tuple[int, ...]:
-    """The dates around `target`: of all windows of n_inputs + 1 dates that hold it, the middle one, without it.
+    """The dates around `target`: the middle one of all windows of n_inputs + 1 dates that contain it, without it.
 
-    Away from both ends the target is in the middle of its window, with one date more after it where n_inputs is odd.
+    Away from both ends the target is the centre of its window, with one more date after it if n_inputs is odd.
     """
     first_start = max(0, target - n_inputs)
     last_start = min(target, n_dates - n_inputs - 1)

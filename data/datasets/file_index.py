@@ -1,4 +1,4 @@
-"""Which files of a SEN12MS-CR-TS folder belong together: paired by region, image number and patch number."""
+"""Index of the files of SEN12MS-CR-TS, paired by region, image number and patch number."""
 
 import os
 import re
@@ -8,13 +8,14 @@ from pathlib import Path, PurePosixPath
 from common.errors import DataError
 from data.batch import Skipped
 from data.constants import N_DATES
-from data.datasets.index_cache import recall, remember, stamps
-from data.raster.image_store import Folder, open_images
+from data.datasets.index_cache import folder_stamps, load_index, save_index
+from data.raster.image_store import ImageFolder, open_images
 
 SENSORS = ("S1", "S2")
 LAYOUT = "ROOT/ROIs1868/73/S2/14/s2_ROIs1868_73_ImgNo_14_2018-06-21_patch_171.tif, and the same under S1"
 _NAME = re.compile(r"(s[12])_(ROIs\d+)_(\d+)_ImgNo_(\d+)_(\d{4}-\d{2}-\d{2})_patch_(\d+)\.tif")
 _ENDING = re.compile(r"\d{4}-\d{2}-\d{2}_patch_(\d+)\.tif")
+_N_FILES = len(SENSORS) * N_DATES  # of a patch: 30 dates of S1, then 30 of S2
 
 SeriesPaths = dict[str, list[str]]
 """{"S1": one path a date, "S2": one path a date}, POSIX and relative to the root."""
@@ -26,10 +27,10 @@ def index_series(
     """Find all patches of some regions, with the files of all their dates.
 
     Args:
-        root: where the regions lie; those that are not there are passed over.
-        rois: such as "ROIs1868/73", in the order wanted; patches follow by number.
-        skip_bad: leave out incomplete patches and misplaced files, and list them, instead of refusing.
-        legacy: pair files by their place in each folder's listing, as published.
+        root: folder or pack of the data set; regions that it lacks are ignored.
+        rois: such as "ROIs1868/73", in the order of the result; patches follow by number.
+        skip_bad: leave out and list incomplete patches and misplaced files instead of raising.
+        legacy: pair files by their position in each folder, as published.
 
     Returns:
         The patches, and what was left out.
@@ -37,50 +38,27 @@ def index_series(
     Raises:
         DataError: if a patch lacks a date or has two files for one, or a file lies in another region's folder.
     """
-    images = open_images(root)
-    if legacy or not isinstance(images, Folder):  # a pack holds its index
+    if legacy or not isinstance(open_images(root), ImageFolder):  # a pack holds its index
         return _index(root, rois, skip_bad, legacy)
     folders = [f"{roi}/{sensor}/{date}" for roi in rois for sensor in SENSORS for date in range(N_DATES)]
-    known = recall(root, folders)
-    if known is not None:
-        slots = len(SENSORS) * N_DATES
-        return [_series(known[start : start + slots]) for start in range(0, len(known), slots)], []
-    before = stamps(root, folders)
+    cached = load_index(root, folders)
+    if cached is not None:
+        return [_series(cached[start : start + _N_FILES]) for start in range(0, len(cached), _N_FILES)], []
+    stamps = folder_stamps(root, folders)
     patches, skipped = _index(root, rois, skip_bad, legacy)
     if not skipped:
-        remember(root, folders, before, [path for paths in patches for sensor in SENSORS for path in paths[sensor]])
-    return patches, skipped
-
-
-def _index(
-    root: str | Path, rois: Sequence[str], skip_bad: bool, legacy: bool
-) -> tuple[list[SeriesPaths], list[Skipped]]:
-    patches: list[SeriesPaths] = []
-    skipped: list[Skipped] = []
-    images = open_images(root)
-    for roi in rois:
-        if not images.holds(roi):
-            continue
-        if legacy:
-            patches.extend(_pair_by_position(root, roi))
-            continue
-        whole, bad = _pair_by_number(root, roi)
-        if bad and not skip_bad:
-            more = f" ({len(bad)} such in {roi})" if len(bad) > 1 else ""
-            raise DataError(f"{bad[0].reason}{more}; complete the download, or add --skip_bad_samples")
-        patches.extend(whole)
-        skipped.extend(bad)
+        save_index(root, folders, stamps, [path for paths in patches for sensor in SENSORS for path in paths[sensor]])
     return patches, skipped
 
 
 def get_pairedS1(
     patch_list: Sequence[str], root_dir: str | Path, mod: str | None = None, time: int | None = None
 ) -> list[str]:
-    """The files that show the same patches by another sensor or at another date.
+    """The files of the same patches from another sensor or another date.
 
     Args:
         patch_list: paths relative to the root.
-        root_dir: where the regions lie.
+        root_dir: folder or pack of the data set.
         mod: "s1" or "s2"; None keeps the sensor of each patch.
         time: image number, 0 to 29; None keeps that of each patch.
 
@@ -88,19 +66,20 @@ def get_pairedS1(
         Paths relative to the root, in the order of `patch_list`.
 
     Raises:
-        DataError: if a path is not one of the data set, or its twin is missing.
+        DataError: if a path does not belong to the data set, or its twin is missing.
     """
     paired = []
     for patch in patch_list:
-        parts = _NAME.fullmatch(PurePosixPath(patch).name)
-        if parts is None:
+        match = _NAME.fullmatch(PurePosixPath(patch).name)
+        if match is None:
             raise DataError(f"{patch} is no file of SEN12MS-CR-TS; expected a path such as {LAYOUT}")
-        sensor, season, region, date, _, number = parts.groups()
+        sensor, season, region, date, _, number = match.groups()
         folder = f"{season}/{region}/{(mod or sensor).upper()}/{date if time is None else time}"
-        twins = [name for name, found in _listing(root_dir, folder) if int(found) == int(number)]
+        twins = [name for name, digits in _list_date(root_dir, folder) if digits and int(digits) == int(number)]
         if not twins:
-            expected = f"{os.path.join(root_dir, folder)}/{_prefix(folder)}DATE_patch_{number}.tif"
-            raise DataError(f"no twin of {patch}: expected {expected}; is the download complete?")
+            raise DataError(
+                f"no twin of {patch}: expected {_pattern(root_dir, folder, number)}; is the download complete?"
+            )
         paired.append(f"{folder}/{twins[0]}")
     return paired
 
@@ -110,49 +89,76 @@ def natural_key(text: str) -> list[int | str]:
     return [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", text)]
 
 
+def _index(
+    root: str | Path, rois: Sequence[str], skip_bad: bool, legacy: bool
+) -> tuple[list[SeriesPaths], list[Skipped]]:
+    patches: list[SeriesPaths] = []
+    skipped: list[Skipped] = []
+    images = open_images(root)
+    for roi in rois:
+        if not images.has_folder(roi):
+            continue
+        if legacy:
+            patches.extend(_pair_by_position(root, roi))
+            continue
+        complete, bad = _pair_by_number(root, roi)
+        if bad and not skip_bad:
+            more = f" ({len(bad)} such in {roi})" if len(bad) > 1 else ""
+            raise DataError(f"{bad[0].reason}{more}; complete the download, or add --skip_bad_samples")
+        patches.extend(complete)
+        skipped.extend(bad)
+    return patches, skipped
+
+
 def _prefix(folder: str) -> str:
-    """How the names of all files in a date's folder begin: s2_ROIs1868_73_ImgNo_14_."""
+    """The prefix of all file names in a date's folder: s2_ROIs1868_73_ImgNo_14_."""
     season, region, sensor, date = folder.split("/")
     return f"{sensor.lower()}_{season}_{region}_ImgNo_{date}_"
 
 
-def _listing(root: str | Path, folder: str) -> Iterator[tuple[str, str]]:
-    """Names and patch numbers of the images that belong into a date's folder."""
+def _pattern(root: str | Path, folder: str, number: int | str) -> str:
+    """The expected path of a patch, for messages."""
+    return f"{os.path.join(root, folder)}/{_prefix(folder)}DATE_patch_{number}.tif"
+
+
+def _list_date(root: str | Path, folder: str) -> Iterator[tuple[str, str]]:
+    """Names and patch numbers of the images in a date's folder; an empty number marks a misplaced file."""
     prefix = _prefix(folder)
     for name in open_images(root).names(folder):
-        found = _ENDING.fullmatch(name, len(prefix)) if name.startswith(prefix) else None
-        if found is not None:
-            yield name, found[1]
+        match = _ENDING.fullmatch(name, len(prefix)) if name.startswith(prefix) else None
+        if match is not None:
+            yield name, match[1]
         elif _NAME.fullmatch(name):
             yield name, ""
 
 
 def _pair_by_number(root: str | Path, roi: str) -> tuple[list[SeriesPaths], list[Skipped]]:
-    found: dict[int, list[str]] = {}
+    patches: dict[int, list[str]] = {}
     bad: list[Skipped] = []
-    doubled: set[int] = set()
-    for slot in range(len(SENSORS) * N_DATES):
+    duplicates: set[int] = set()
+    for slot in range(_N_FILES):
         folder = f"{roi}/{SENSORS[slot // N_DATES]}/{slot % N_DATES}"
-        for name, digits in _listing(root, folder):
+        for name, digits in _list_date(root, folder):
             path = f"{folder}/{name}"
             if not digits:
                 bad.append(Skipped(path, f"{path} is misplaced: by its name it belongs to another folder"))
                 continue
-            files = found.get(int(digits))
-            if files is None:
-                files = found[int(digits)] = [""] * (len(SENSORS) * N_DATES)
+            number = int(digits)
+            if number not in patches:
+                patches[number] = [""] * _N_FILES
+            files = patches[number]
             if files[slot]:
-                doubled.add(int(digits))
+                duplicates.add(number)
                 bad.append(Skipped(path, f"two files for one date of one patch: {files[slot]} and {path}; remove one"))
             files[slot] = path
-    whole = []
-    for number in sorted(found):
-        files = found[number]
+    complete = []
+    for number in sorted(patches):
+        files = patches[number]
         if "" in files:
             bad.append(_incomplete(root, roi, number, files))
-        elif number not in doubled:
-            whole.append(_series(files))
-    return whole, bad
+        elif number not in duplicates:
+            complete.append(_series(files))
+    return complete, bad
 
 
 def _series(files: list[str]) -> SeriesPaths:
@@ -162,21 +168,20 @@ def _series(files: list[str]) -> SeriesPaths:
 def _incomplete(root: str | Path, roi: str, number: int, files: Sequence[str]) -> Skipped:
     missing = [slot for slot, path in enumerate(files) if not path]
     sensor, date = SENSORS[missing[0] // N_DATES], missing[0] % N_DATES
-    folder = f"{roi}/{sensor}/{date}"
-    expected = f"{os.path.join(root, folder)}/{_prefix(folder)}DATE_patch_{number}.tif"
+    expected = _pattern(root, f"{roi}/{sensor}/{date}", number)
     count = f"{len(missing)} images are" if len(missing) > 1 else "one image is"
     present = next(path for path in files if path)
     return Skipped(present, f"patch {number} of {roi}: {count} missing, the first {sensor} date {date} ({expected})")
 
 
 def _pair_by_position(root: str | Path, roi: str) -> list[SeriesPaths]:
-    listings: dict[str, list[list[str]]] = {sensor: [] for sensor in SENSORS}
+    dates: dict[str, list[list[str]]] = {sensor: [] for sensor in SENSORS}
     for sensor in SENSORS:
         for date in range(N_DATES):
             folder = f"{roi}/{sensor}/{date}"
             names = sorted((name for name in open_images(root).names(folder) if ".tif" in name), key=natural_key)
-            listings[sensor].append([f"{folder}/{name}" for name in names])
-    n_patches = len(listings["S1"][0])
-    if {len(names) for dates in listings.values() for names in dates} != {n_patches}:
+            dates[sensor].append([f"{folder}/{name}" for name in names])
+    n_patches = len(dates["S1"][0])
+    if {len(paths) for folders in dates.values() for paths in folders} != {n_patches}:
         raise DataError(f"{roi}: its folders hold different numbers of files, which --legacy cannot pair by position")
-    return [{sensor: [names[place] for names in listings[sensor]] for sensor in SENSORS} for place in range(n_patches)]
+    return [{sensor: [paths[place] for paths in dates[sensor]] for sensor in SENSORS} for place in range(n_patches)]

@@ -1,9 +1,9 @@
-"""The index of a large folder, kept between runs: listing half a million files takes seconds, and minutes on a network.
+"""Persistent index of a large folder: listing half a million files takes seconds, on a network minutes.
 
 It lies in the user's cache folder (`$XDG_CACHE_HOME` or ~/.cache, cloudless-uncertainty/index), one file for each root
-and list of regions. It holds for exactly the folders that it was made of: each folder's inode and times of change are
-compared at every start, and a folder that had changed within seconds before it was listed is not kept, for a second
-change might not show in its times. CLOUDLESS_INDEX_CACHE=off switches it off.
+and list of regions. It is valid as long as inode and modification times of every folder are unchanged, which is checked
+at every start. If a folder changed within seconds before it was listed, no index is saved, because a further change
+might not alter its times. CLOUDLESS_INDEX_CACHE=off disables the cache.
 """
 
 import hashlib
@@ -15,69 +15,69 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import DataError
-from common.files import whole_file
+from common.files import atomic_file
 
 SWITCH = "CLOUDLESS_INDEX_CACHE"
 _FORMAT = 1
 _LEAST_PATHS = 60_000  # smaller folders are listed in half a second
-_SETTLED_NS = 3_000_000_000  # the coarsest clock of a file system in use, and a second
+_MIN_AGE_NS = 3_000_000_000  # coarsest clock resolution of a file system in use, plus a second
 
 Stamp = list[int]
-"""Inode, time of the last change to a folder's content, and to itself, ns; empty where there is no folder."""
+"""Inode, modification time and status-change time (ns) of a folder; empty if it does not exist."""
 
 
-def stamps(root: str | Path, folders: Sequence[str]) -> list[Stamp]:
-    """What tells whether folders are as they were."""
-    found: list[Stamp] = []
+def folder_stamps(root: str | Path, folders: Sequence[str]) -> list[Stamp]:
+    """Stamps that change when the content of a folder does."""
+    stamps: list[Stamp] = []
     for folder in folders:
         try:
             status = os.stat(os.path.join(root, folder))
         except OSError:
-            found.append([])
+            stamps.append([])
             continue
-        found.append([status.st_ino, status.st_mtime_ns, status.st_ctime_ns])
-    return found
+        stamps.append([status.st_ino, status.st_mtime_ns, status.st_ctime_ns])
+    return stamps
 
 
-def recall(root: str | Path, folders: Sequence[str]) -> list[str] | None:
-    """The paths that were found in these folders, None where they are not known or the folders have changed."""
+def load_index(root: str | Path, folders: Sequence[str]) -> list[str] | None:
+    """The indexed paths of these folders, None if there are none or the folders have changed."""
     if os.environ.get(SWITCH) == "off":
         return None
     try:
-        header, _, paths = zlib.decompress(_place(root, folders).read_bytes()).decode().partition("\n")
-        if json.loads(header) != _header(root, stamps(root, folders)):
+        header, _, paths = zlib.decompress(_index_path(root, folders).read_bytes()).decode().partition("\n")
+        if json.loads(header) != _header(root, folder_stamps(root, folders)):
             return None
-    except (OSError, zlib.error, ValueError):  # none yet, or damaged: the folders are listed
+    except (OSError, zlib.error, ValueError):  # missing or damaged
         return None
     return paths.split("\n")
 
 
-def remember(root: str | Path, folders: Sequence[str], before: list[Stamp], paths: list[str]) -> None:
-    """Keep what was found.
+def save_index(root: str | Path, folders: Sequence[str], before: list[Stamp], paths: list[str]) -> None:
+    """Save an index, unless it is small or the folders have changed recently.
 
     Args:
-        root: of the paths.
-        folders: that were listed.
+        root: that folders and paths are relative to.
+        folders: the folders listed.
         before: their stamps, taken before they were listed.
-        paths: what they hold.
+        paths: their content.
     """
-    settled = time.time_ns() - _SETTLED_NS
-    young = any(max(stamp[1:]) > settled for stamp in before if stamp)
-    if len(paths) < _LEAST_PATHS or young or os.environ.get(SWITCH) == "off" or before != stamps(root, folders):
+    newest = time.time_ns() - _MIN_AGE_NS
+    recent = any(max(stamp[1:]) > newest for stamp in before if stamp)
+    if len(paths) < _LEAST_PATHS or recent or os.environ.get(SWITCH) == "off" or before != folder_stamps(root, folders):
         return
     text = "\n".join([json.dumps(_header(root, before)), *paths])
     try:
-        with whole_file(_place(root, folders)) as temporary:
+        with atomic_file(_index_path(root, folders)) as temporary:
             temporary.write_bytes(zlib.compress(text.encode(), 1))
-    except DataError:  # a home that cannot be written: every start lists the folders
+    except DataError:  # the cache folder is not writable: folders are listed at every start
         return
 
 
-def _header(root: str | Path, found: list[Stamp]) -> dict[str, object]:
-    return {"format": _FORMAT, "root": os.path.realpath(root), "stamps": found}
+def _header(root: str | Path, stamps: list[Stamp]) -> dict[str, object]:
+    return {"format": _FORMAT, "root": os.path.realpath(root), "stamps": stamps}
 
 
-def _place(root: str | Path, folders: Sequence[str]) -> Path:
+def _index_path(root: str | Path, folders: Sequence[str]) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     key = hashlib.sha256("\n".join((os.path.realpath(root), *folders)).encode()).hexdigest()[:32]
     return cache / "cloudless-uncertainty" / "index" / key

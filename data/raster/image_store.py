@@ -1,50 +1,27 @@
-"""Where the images of a data set lie: GeoTIFFs in folders, or a pack of them (`util.pack_dataset`), read alike."""
+"""Images of a data set by path, whether GeoTIFFs in folders or a pack (`util.pack_dataset`)."""
 
 import os
+import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import rasterio
 
 from common.errors import DataError
-from data.raster.geotiff import Bounds, GeoRef, read_georef, read_size, read_with_bounds
-from data.raster.packed_store import MARK, Pack
-from data.splits import MONO, SERIES
+from data.raster.geotiff import Bounds, GeoRef, Size, read_georef, read_size, read_with_bounds, read_with_georef
+from data.raster.packed_store import MARK, PackedImages
+from data.splits import MONO, SERIES, rois
 
-Reading = tuple[np.ndarray, Bounds]
-
-
-class Images(Protocol):
-    """Images by POSIX path below a root; every error is a `DataError` that names the file."""
-
-    def names(self, folder: str) -> list[str]:
-        """What a folder holds, in no order; nothing where there is no such folder."""
-
-    def holds(self, folder: str) -> bool:
-        """Whether there is such a folder."""
-
-    def read(self, path: str, bands: int, size: tuple[int, int] | None = None) -> Reading:
-        """Pixels (C, H, W) as `data.raster.geotiff.read_bands` gives them, and their bounds."""
-
-    def georef(self, path: str) -> GeoRef:
-        """Bounds, coordinate system and transform of an image."""
-
-    def size(self, path: str) -> tuple[int, int]:
-        """Height and width of an image in pixels."""
-
-    def file_bytes(self, path: str) -> int:
-        """The size of the GeoTIFF, by which changes are seen; -1 where it is unknown."""
-
-    def opened(self, path: str) -> AbstractContextManager[Any]:
-        """The image as an open rasterio data set."""
+_SERIES_IMAGE = re.compile(r"s2_.*_ImgNo_(\d+)_.*_patch_(\d+)\.tif")
+_MONO_IMAGE = re.compile(r".*_p(\d+)\.tif")
 
 
-class Folder:
-    """GeoTIFFs below a root.
+class ImageFolder:
+    """GeoTIFFs below a root; paths are POSIX and relative to it, errors are `DataError`s that name the file.
 
     Args:
         root: the folder.
@@ -54,81 +31,74 @@ class Folder:
         self.root = root
 
     def names(self, folder: str) -> list[str]:
-        """See `Images`."""
+        """Names in a folder, in no particular order; empty if the folder does not exist."""
         try:
-            with os.scandir(os.path.join(self.root, folder)) as entries:
+            with os.scandir(self._path(folder)) as entries:
                 return [entry.name for entry in entries]
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
-            where = os.path.join(self.root, folder)
-            raise DataError(f"cannot list the folder {where}: {error.strerror or error}") from error
+            raise DataError(f"cannot list the folder {self._path(folder)}: {error.strerror or error}") from error
 
-    def holds(self, folder: str) -> bool:
-        """See `Images`."""
-        return os.path.isdir(os.path.join(self.root, folder))
+    def has_folder(self, folder: str) -> bool:
+        """Whether the folder exists."""
+        return os.path.isdir(self._path(folder))
 
-    def read(self, path: str, bands: int, size: tuple[int, int] | None = None) -> Reading:
-        """See `Images`."""
-        return read_with_bounds(os.path.join(self.root, path), bands, size)
+    def read(self, path: str, bands: int, size: Size | None = None) -> tuple[np.ndarray, Bounds]:
+        """Pixels (C, H, W) as returned by `data.raster.geotiff.read_bands`, and bounds."""
+        return read_with_bounds(self._path(path), bands, size)
+
+    def read_native(self, path: str, size: Size | None = None) -> tuple[np.ndarray, GeoRef]:
+        """Pixels (C, H, W) in the stored type, and georeference."""
+        return read_with_georef(self._path(path), None, size)
 
     def georef(self, path: str) -> GeoRef:
-        """See `Images`."""
-        return read_georef(os.path.join(self.root, path))
+        """Bounds, coordinate system and transform of an image."""
+        return read_georef(self._path(path))
 
     def size(self, path: str) -> tuple[int, int]:
-        """See `Images`."""
-        return read_size(os.path.join(self.root, path))
+        """Height and width of an image in pixels."""
+        return read_size(self._path(path))
 
     def file_bytes(self, path: str) -> int:
-        """See `Images`."""
+        """Size of the GeoTIFF, which reveals changes; -1 if unknown."""
         try:
-            return os.stat(os.path.join(self.root, path)).st_size
-        except OSError:  # gone since, or of a partial download: nothing to compare with
+            return os.stat(self._path(path)).st_size
+        except OSError:  # deleted, or not downloaded: nothing to compare with
             return -1
 
-    def opened(self, path: str) -> AbstractContextManager[Any]:
-        """See `Images`."""
-        return rasterio.open(os.path.join(self.root, path))
+    def open(self, path: str) -> AbstractContextManager[Any]:
+        """The image as an open rasterio data set."""
+        return rasterio.open(self._path(path))
+
+    def _path(self, path: str) -> str:
+        return os.path.join(self.root, path)
 
 
-class PackedImages(Pack):
-    """A pack whose images can also be opened with rasterio, from memory."""
-
-    @contextmanager
-    def opened(self, path: str) -> Iterator[Any]:
-        """See `Images`."""
-        pixels, georef = self.read_native(path)
-        bands, height, width = pixels.shape
-        shape = {"count": bands, "height": height, "width": width, "dtype": pixels.dtype.name}
-        with rasterio.io.MemoryFile() as memory:
-            with memory.open(driver="GTiff", crs=georef.crs, transform=georef.transform, **shape) as target:
-                target.write(pixels)
-            with memory.open() as source:
-                yield source
+Images = ImageFolder | PackedImages
 
 
 def open_images(root: str | Path) -> Images:
-    """The images below a root, packed or not; open packs are kept.
+    """The images below a root, packed or not; open packs are cached.
 
     Raises:
-        DataError: if the pack is of another format than this program writes.
+        DataError: if the pack has an unsupported format.
     """
     try:
         changed = os.stat(os.path.join(root, MARK)).st_mtime_ns
     except OSError:
-        return Folder(str(root))
-    return _pack(str(root), changed)
+        return ImageFolder(str(root))
+    return _open_pack(str(root), changed)
 
 
 def dataset_of(root: str | Path) -> str:
-    """Which data set a folder or a pack holds: `data.splits.SERIES` or `data.splits.MONO`.
+    """The data set in a folder or a pack: `data.splits.SERIES` or `data.splits.MONO`.
 
     Raises:
         DataError: if it is neither.
     """
     images = open_images(root)
-    if isinstance(images, Pack):
+    if isinstance(images, PackedImages):
         return images.dataset
     if any(Path(root).glob("ROIs*/*/S2")):
         return SERIES
@@ -137,6 +107,34 @@ def dataset_of(root: str | Path) -> str:
     raise DataError(f"neither SEN12MS-CR-TS (ROIs1868/73/S2/…) nor SEN12MS-CR (ROIs1868_summer_s2_cloudy/…) in {root}")
 
 
+def image_series(root: str | Path, dataset: str, split: str, region: str) -> Iterator[tuple[str, ...]]:
+    """The optical images that share a record of the mask store: all dates of a patch, or one cloudy image.
+
+    Args:
+        root: the data set's folder or pack, which may be incomplete.
+        dataset: "SEN12MS-CR-TS" or "SEN12MS-CR".
+        split: as in `data.splits.rois`.
+        region: as in `data.splits.rois`.
+
+    Yields:
+        POSIX paths relative to the root, by date; patches in natural order.
+    """
+    images = open_images(root)
+    for roi in rois(dataset, split, region):
+        if dataset == MONO:
+            season, number = roi.split("/")
+            folder = f"{season}_s2_cloudy/s2_cloudy_{number}"
+            matches = (_MONO_IMAGE.fullmatch(name) for name in images.names(folder))
+            yield from ((f"{folder}/{name}",) for _, name in sorted((int(m[1]), m[0]) for m in matches if m))
+            continue
+        patches: dict[int, list[tuple[int, str]]] = {}
+        for date in images.names(f"{roi}/S2"):
+            for name in images.names(f"{roi}/S2/{date}"):
+                if match := _SERIES_IMAGE.fullmatch(name):
+                    patches.setdefault(int(match[2]), []).append((int(match[1]), f"{roi}/S2/{date}/{name}"))
+        yield from (tuple(path for _, path in sorted(patches[patch])) for patch in sorted(patches))
+
+
 @lru_cache(maxsize=16)
-def _pack(root: str, changed: int) -> PackedImages:
+def _open_pack(root: str, changed: int) -> PackedImages:
     return PackedImages(root)

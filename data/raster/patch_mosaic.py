@@ -1,30 +1,35 @@
-"""Whole scenes from their patches: where each patch lies among the others, and the images they make together."""
+"""Images composed of neighbouring patches."""
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from rasterio.errors import RasterioError
+from rasterio.merge import merge
+from rasterio.transform import array_bounds
 
 from common.errors import DataError
-from data.datasets.file_index import SeriesPaths
-from data.raster.geotiff import read_with_georef
-from data.raster.image_store import Folder, Images
-from data.raster.packed_store import Pack, patch_number
+from data.constants import N_S1, N_S2
+from data.raster.geotiff import GeoRef
+from data.raster.image_store import Images, open_images
+from data.raster.packed_store import patch_number
 
 _OFF_GRID = 0.05  # pixels by which a patch may miss the grid of the first one: rounding of its corner
 
 
 @dataclass(frozen=True)
-class Mosaic:
-    """The plan of one region's scene.
+class PatchMosaic:
+    """Positions of equally sized patches on the grid of a scene.
 
     Attributes:
-        shape: (H, W) of the whole.
+        shape: (H, W) of the scene.
         patch_size: (h, w) of each patch.
-        places: (P, 3) number of the patch, its first row and its first column.
-        transform: six numbers, from pixels to metres of the coordinate system.
-        crs: as WKT, empty where there is none.
+        places: (P, 3) patch number, first row and first column.
+        transform: affine transform from pixels to metres of the coordinate system, six numbers.
+        crs: as WKT, empty if there is none.
     """
 
     shape: tuple[int, int]
@@ -34,59 +39,58 @@ class Mosaic:
     crs: str
 
     def join(self, paths: Sequence[str], read: Callable[[str], np.ndarray]) -> np.ndarray:
-        """One image of the scene.
+        """Join the patches of one date and sensor.
 
         Args:
             paths: one file of each patch, in the order of `places`.
-            read: gives the pixels of a file, (C, h, w).
+            read: reads the pixels of a file, (C, h, w).
 
         Returns:
-            (C, H, W): where no patch lies 0, NaN in radar; of patches that overlap the first one wins.
+            (C, H, W): gaps are 0, in radar NaN; where patches overlap the first one wins.
         """
-        whole: np.ndarray | None = None
+        scene: np.ndarray | None = None
         height, width = self.patch_size
         for path, (_, top, left) in reversed(list(zip(paths, self.places.tolist(), strict=True))):
             pixels = read(path)
-            if whole is None:
-                empty = np.nan if pixels.dtype.kind == "f" else 0
-                whole = np.full((len(pixels), *self.shape), empty, pixels.dtype)
-            if pixels.shape[1:] != self.patch_size or pixels.dtype != whole.dtype:
+            if scene is None:
+                gap = np.nan if pixels.dtype.kind == "f" else 0
+                scene = np.full((len(pixels), *self.shape), gap, pixels.dtype)
+            if pixels.shape[1:] != self.patch_size or pixels.dtype != scene.dtype:
                 raise DataError(f"{path}: {pixels.dtype} {pixels.shape}, unlike the other patches of its scene")
-            whole[:, top : top + height, left : left + width] = pixels
-        assert whole is not None
-        return whole
+            scene[:, top : top + height, left : left + width] = pixels
+        assert scene is not None
+        return scene
 
     def covered(self) -> np.ndarray:
-        """Where patches lie, bool (H, W)."""
-        there = np.zeros(self.shape, np.bool_)
+        """Mask of the pixels that lie in a patch, bool (H, W)."""
+        mask = np.zeros(self.shape, np.bool_)
         for _, top, left in self.places.tolist():
-            there[top : top + self.patch_size[0], left : left + self.patch_size[1]] = True
-        return there
+            mask[top : top + self.patch_size[0], left : left + self.patch_size[1]] = True
+        return mask
 
 
-def lay_out(images: Images, patches: Sequence[SeriesPaths]) -> Mosaic:
-    """Where the patches of one region lie among each other, by the georeference of their first optical image.
+def plan_mosaic(images: Images, paths: Sequence[str]) -> PatchMosaic:
+    """Positions of patches relative to each other, from their georeferences.
 
     Args:
         images: where they lie.
-        patches: at least one, all dates of each.
+        paths: one image of each patch, at least one.
 
     Raises:
-        DataError: if patches differ in coordinate system, pixel size or size, or do not lie on one grid.
+        DataError: if patches differ in coordinate system or pixel size, or do not lie on one grid.
     """
-    first = patches[0]["S2"][0]
-    place, size = images.georef(first), images.size(first)
-    step_x, step_y = place.transform.a, place.transform.e
-    if place.transform.b or place.transform.d or not step_x or not step_y:
-        raise DataError(f"{first}: its rows do not run along the coordinate system; it makes no scene")
+    first = paths[0]
+    georef, size = images.georef(first), images.size(first)
+    step_x, step_y = _pixel_size(georef)
+    if georef.transform.b or georef.transform.d or not step_x or not step_y:
+        raise DataError(f"{first}: its rows are not parallel to the coordinate axes; it makes no scene")
     corners = []
-    for paths in patches:
-        path = paths["S2"][0]
+    for path in paths:
         other = images.georef(path)
-        if other.crs != place.crs or not np.allclose((other.transform.a, other.transform.e), (step_x, step_y)):
+        if not _same_grid(other, georef):
             raise DataError(f"{path} has another coordinate system or pixel size than {first}; they make no scene")
-        column = (other.transform.c - place.transform.c) / step_x
-        row = (other.transform.f - place.transform.f) / step_y
+        column = (other.transform.c - georef.transform.c) / step_x
+        row = (other.transform.f - georef.transform.f) / step_y
         if max(abs(column - round(column)), abs(row - round(row))) > _OFF_GRID:
             raise DataError(f"{path} lies {column:.2f}, {row:.2f} pixels from {first}, which is off its grid")
         corners.append((patch_number(path), round(row), round(column)))
@@ -94,20 +98,49 @@ def lay_out(images: Images, patches: Sequence[SeriesPaths]) -> Mosaic:
     top, left = places[:, 1].min(), places[:, 2].min()
     places[:, 1:] -= (top, left)
     height, width = places[:, 1].max() + size[0], places[:, 2].max() + size[1]
-    transform = (step_x, 0.0, place.transform.c + left * step_x, 0.0, step_y, place.transform.f + top * step_y)
-    crs = "" if place.crs is None else str(place.crs.to_wkt())
-    return Mosaic((int(height), int(width)), size, places, tuple(float(number) for number in transform), crs)
+    transform = (step_x, 0.0, georef.transform.c + left * step_x, 0.0, step_y, georef.transform.f + top * step_y)
+    crs = "" if georef.crs is None else str(georef.crs.to_wkt())
+    return PatchMosaic((int(height), int(width)), size, places, tuple(float(number) for number in transform), crs)
 
 
-def read_native(images: Images, path: str, size: tuple[int, int] | None = None) -> np.ndarray:
-    """The pixels of an image in the type in which they are stored, (C, H, W).
+def merge_patches(root: str | Path, paths: Sequence[str], bands: int) -> tuple[np.ndarray, GeoRef]:
+    """Merge patches of any size into one image.
+
+    Args:
+        root: folder or pack of the data set.
+        paths: of one sensor and date, relative to the root; the first one wins where patches overlap.
+        bands: 13 (optical) or 2 (radar).
+
+    Returns:
+        Stored values (C, H, W) over the bounds of all patches, and their georeference. Gaps are 0 in optical, NaN in
+        radar.
 
     Raises:
-        DataError: if it cannot be read, or is of another size.
+        DataError: if a file cannot be read, or the patches differ in coordinate system, pixel size or type.
     """
-    if isinstance(images, Pack):
-        pixels = images.read_native(path)[0]
-    else:
-        assert isinstance(images, Folder)
-        pixels = read_with_georef(os.path.join(images.root, path), None, size)[0]
-    return pixels
+    images, first = open_images(root), os.path.join(root, paths[0])
+    image, georef = images.read(paths[0], bands)[0], images.georef(paths[0])
+    if len(paths) == 1:
+        return image, georef
+    for path in paths[1:]:
+        images.read(path, bands)  # checks each file, with a specific message
+        if not _same_grid(images.georef(path), georef):
+            full_path = os.path.join(root, path)
+            raise DataError(f"{full_path} has another coordinate system or pixel size than {first}; cannot merge them")
+    nodata = {N_S1: float("nan"), N_S2: 0}[bands]
+    with ExitStack() as stack:
+        try:
+            sources = [stack.enter_context(images.open(path)) for path in paths]
+            mosaic, transform = merge(sources, nodata=nodata)
+        except RasterioError as error:
+            raise DataError(f"cannot merge {first} and {len(paths) - 1} others into one image: {error}") from error
+    left, bottom, right, top = array_bounds(*mosaic.shape[1:], transform)
+    return mosaic, GeoRef((left, bottom, right, top), georef.crs, transform)
+
+
+def _pixel_size(georef: GeoRef) -> tuple[float, float]:
+    return georef.transform.a, georef.transform.e
+
+
+def _same_grid(left: GeoRef, right: GeoRef) -> bool:
+    return left.crs == right.crs and np.allclose(_pixel_size(left), _pixel_size(right))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from rasterio.transform import from_origin
 
-from data.clouds.mask_record import Entry, write_record
+from data.clouds.mask_record import MaskEntry, write_record
 from data.clouds.mask_store import MaskStore, default_store
 from data.raster.geotiff import write_geotiff
 
@@ -82,7 +82,7 @@ def write_series(
         path = root / series_path(roi, "S2", day, patch)
         write_geotiff(path, optical(patch, day, coverage, size), "EPSG:32633", place(patch, size), compress=None)
         mask = mask_of(coverage, size)
-        entries[path.name] = Entry(float(mask.mean(dtype=np.float64)), mask, path.stat().st_size)
+        entries[path.name] = MaskEntry(float(mask.mean(dtype=np.float64)), mask, path.stat().st_size)
         where = root / series_path(roi, "S1", day, patch)
         write_geotiff(where, radar(patch, day, size), "EPSG:32633", place(patch, size), compress=None)
     if stored:
@@ -118,6 +118,6 @@ def write_triplet(root: Path, roi: str, patch: int, coverage: float = 0.4, membe
     cloudy = root / triplet_path(roi, "s2_cloudy", patch)
     if cloudy.is_file():
         mask = mask_of(coverage)
-        entry = Entry(float(mask.mean(dtype=np.float64)), mask, cloudy.stat().st_size)
+        entry = MaskEntry(float(mask.mean(dtype=np.float64)), mask, cloudy.stat().st_size)
         record = MaskStore(default_store(root), DETECTOR).folder(root) / triplet_path(roi, "s2_cloudy", patch)
         write_record(record.with_suffix(".npz"), {cloudy.name: entry})

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from common.errors import run_command
+from common.cli import run_command
 from data.raster.geotiff import read_bands, write_geotiff
 from tests.support.fake_trees import (
     ROI,

@@ -1,4 +1,4 @@
-"""The command that packs: resumes, refuses, leaves nothing half-made, and what it makes trains."""
+"""The packing command: it resumes, rejects bad input, writes atomically, and packs can be trained on."""
 
 import os
 import shutil
@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import run_command
-from data.raster.packed_store import roi_path
+from common.cli import run_command
+from data.raster.image_store import image_series
+from data.raster.packed_store import RoiFile, roi_path
 from tests.support.commands import TINY
 from tests.support.fake_trees import ROI, at
 from util import pack_dataset
@@ -15,38 +16,38 @@ from util import pack_dataset
 
 def run(capsys, *words) -> tuple[int, str, str]:
     code = run_command(pack_dataset.main, [str(word) for word in words])
-    said = capsys.readouterr()
-    return code, said.out, " ".join(line for line in said.err.splitlines() if line.startswith("error:"))
+    output = capsys.readouterr()
+    return code, output.out, " ".join(line for line in output.err.splitlines() if line.startswith("error:"))
 
 
 def test_packs_resumes_and_verifies(tree, tmp_path, capsys):
     out = tmp_path / "pack"
-    code, said, _ = run(capsys, "--root", tree, "--out", out, "--workers", 2)
+    code, text, _ = run(capsys, "--root", tree, "--out", out, "--workers", 2)
     assert code == 0
-    assert "180 images" in said
-    assert "3 records of cloud masks brought along" in said
-    first, other = roi_path(out, ROI), roi_path(out, "ROIs1970/21")
+    assert "180 images" in text
+    assert "3 records of cloud masks copied" in text
+    first, second = roi_path(out, ROI), roi_path(out, "ROIs1970/21")
     before = first.stat().st_mtime_ns
-    other.unlink()  # as after a kill: one region is there, the other not
+    second.unlink()  # as after a kill: one of the regions is missing
     (out / "pack.json").unlink()
-    code, said, _ = run(capsys, "--root", tree, "--out", out)
+    code, text, _ = run(capsys, "--root", tree, "--out", out)
     assert code == 0
-    assert other.is_file()
+    assert second.is_file()
     assert (out / "pack.json").is_file()
-    assert first.stat().st_mtime_ns == before  # left as it was
-    assert "180 images" in said
+    assert first.stat().st_mtime_ns == before  # unchanged
+    assert "180 images" in text
     assert run(capsys, "--out", out, "--verify")[:2] == (0, f"180 images in {out} are equal to their checksums\n")
-    code, said, _ = run(capsys, "--root", tree, "--out", out, "--verify")
-    assert (code, said) == (0, f"180 images in {out} are equal to the GeoTIFFs in {tree}\n")
+    code, text, _ = run(capsys, "--root", tree, "--out", out, "--verify")
+    assert (code, text) == (0, f"180 images in {out} are equal to the GeoTIFFs in {tree}\n")
 
 
 def test_a_region_whose_files_have_changed_is_packed_again(copy, tmp_path, capsys):
     run(capsys, "--root", copy, "--out", tmp_path / "pack", "--split", "test")
     before = roi_path(tmp_path / "pack", ROI).stat().st_ino
     at(copy, "S2", 3, 10).unlink()
-    code, said, _ = run(capsys, "--root", copy, "--out", tmp_path / "pack", "--split", "test")
+    code, text, _ = run(capsys, "--root", copy, "--out", tmp_path / "pack", "--split", "test")
     assert code == 0
-    assert "119 images" in said
+    assert "119 images" in text
     assert roi_path(tmp_path / "pack", ROI).stat().st_ino != before
 
 
@@ -60,22 +61,22 @@ def test_a_damaged_image_stops_its_region_alone_and_leaves_no_pack(copy, tmp_pat
     assert str(bad) in error
     assert roi_path(out, "ROIs1970/21").is_file()
     assert not roi_path(out, ROI).exists()
-    assert not (out / "pack.json").exists()  # a root without the mark is no pack: nothing trains on half of it
+    assert not (out / "pack.json").exists()  # unmarked: nothing trains on a partial pack
     assert not [name for _, _, names in os.walk(out) for name in names if ".tmp" in name]
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (lambda path: shutil.copy(path, path.with_name(path.name.replace("2018", "2017"))), "two files for one date"),
         (lambda path: path.rename(path.parent.parent / "4" / path.name), "is misplaced"),
     ],
 )
-def test_files_that_belong_nowhere_are_refused(copy, tmp_path, capsys, damage, said):
+def test_files_that_belong_nowhere_are_refused(copy, tmp_path, capsys, damage, message):
     damage(at(copy, "S2", 3))
     code, _, error = run(capsys, "--root", copy, "--out", tmp_path / "pack")
     assert code == 1
-    assert said in error
+    assert message in error
 
 
 def test_verify_finds_damage(tree, tmp_path, capsys):
@@ -89,7 +90,7 @@ def test_verify_finds_damage(tree, tmp_path, capsys):
     for words in (["--out", out], ["--root", tree, "--out", out]):
         code, _, error = run(capsys, *words, "--verify")
         assert code == 1
-        assert "1 images are not as they were" in error
+        assert "1 images have changed" in error
     path.unlink()
     code, _, error = run(capsys, "--root", tree, "--out", out, "--verify")
     assert code == 1
@@ -97,14 +98,11 @@ def test_verify_finds_damage(tree, tmp_path, capsys):
 
 
 def pack_offset(path: Path) -> int:
-    from data.raster.packed_store import RoiFile
-
     return int(RoiFile(path).stacks["S2"].offsets[0, 3])
 
 
 @pytest.mark.filterwarnings("ignore:images have changed")
 def test_masks_of_a_pack_are_computed_ahead_as_of_the_folder(tree, tmp_path):
-    from util.pre_compute_data_samples import image_series
     from util.pre_compute_data_samples import main as compute
 
     out = tmp_path / "pack"
@@ -145,12 +143,12 @@ def test_training_on_a_pack_is_training_on_the_folder(commands, sample_data, tmp
         assert pack_dataset.main(["--root", str(root), "--out", str(out)]) == 0
     roots = {"folder": sample_data.roots, "pack": ["--root1", series, "--root2", series, "--root3", mono]}
     # series with radar, trained, then tested; and triplets with worker processes
-    ways = {"series": "--input_t 2 --use_sar", "triplets": "--pretrain --num_workers 2"}
-    for way, flags in ways.items():
-        for name, at_roots in roots.items():
-            run = ["--res_dir", tmp_path / "results" / name, "--experiment_name", way]
-            commands.run("train_reconstruct.py", TINY, "--epochs 1", flags, at_roots, run).ok()
-        losses = [(tmp_path / "results" / name / way / "test_metrics.json").read_text() for name in roots]
+    modes = {"series": "--input_t 2 --use_sar", "triplets": "--pretrain --num_workers 2"}
+    for mode, flags in modes.items():
+        for name, root_flags in roots.items():
+            run = ["--res_dir", tmp_path / "results" / name, "--experiment_name", mode]
+            commands.run("train_reconstruct.py", TINY, "--epochs 1", flags, root_flags, run).ok()
+        losses = [(tmp_path / "results" / name / mode / "test_metrics.json").read_text() for name in roots]
         assert losses[0] == losses[1]
     run = ["--experiment_name series --device cpu --weight_folder", tmp_path / "results" / "pack"]
     tested = ["--res_dir", tmp_path / "inference", "--root2", series, "--export_every 1"]

@@ -8,12 +8,13 @@ import time
 import numpy as np
 import pytest
 
-from common.errors import run_command
+from common.cli import run_command
 from data.clouds.mask_store import MaskStore
+from data.raster.image_store import image_series
 from data.splits import MONO, SERIES
 from tests.data.clouds.test_mask_store import HERE, RULES, direct, series_path, write_image
 from tests.data.clouds.test_published_coverage import published, saved
-from util.pre_compute_data_samples import image_series, main
+from util.pre_compute_data_samples import main
 
 MONO_IMAGE = "ROIs1970_fall_s2_cloudy/s2_cloudy_{roi}/ROIs1970_fall_s2_cloudy_{roi}_p{patch}.tif"
 
@@ -102,7 +103,7 @@ def test_unreadable_images_are_listed_and_the_others_stored(root, tmp_path, caps
     bad.write_bytes(bad.read_bytes()[:300])
     assert call(root, tmp_path / "store") == 1
     err = capsys.readouterr().err
-    assert "error: 1 of 3 patches could not be done, the others are stored" in err
+    assert "error: 1 of 3 patches could not be computed, the others are stored" in err
     assert bad.name in err
     assert_filled(
         root, tmp_path / "store", [s for s in image_series(root, SERIES, "all", "all") if "patch_9" not in s[0]]

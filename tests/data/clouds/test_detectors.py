@@ -4,17 +4,15 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 
-from data.clouds import detectors as cloud_masks
-from data.clouds.compiled_trees import Forest
+from data.clouds import detectors
+from data.clouds.compiled_trees import CompiledTrees
 from data.clouds.detectors import detect_clouds, detector_settings, slow_probability
-from data.clouds.forest_tensor import TensorForest
 from data.clouds.threshold_rules import get_cloud_mask, get_shadow_mask
 from data.constants import DETECTORS
 from data.raster.geotiff import read_bands
 
-# the binary masks are compared exactly; a map goes through a float32 filter, whose sums may differ in the last digits
+# binary masks are compared exactly; a map passes a float32 filter, whose sums may differ in the last digits
 TOLERANCE = {"s2cloudless_mask": 0, "s2cloudless_map": 1e-4, "cloud_cloudshadow_mask": 1e-4}
 PATCHES = {
     "p839": "ROIs1970_fall_s2_cloudy/s2_cloudy_139/ROIs1970_fall_s2_cloudy_139_p839.tif",
@@ -25,7 +23,7 @@ PATCHES = {
 
 @pytest.fixture(scope="module")
 def made_up(golden):
-    """Fields, snow, thick and thin cloud, shadow, a blank and a saturated pixel; with the reference's masks."""
+    """Fields, snow, thick and thin cloud, shadow, a blank and a saturated pixel; with the reference masks."""
     with np.load(golden / "cloud_masks.npz") as arrays:
         return dict(arrays)
 
@@ -35,7 +33,7 @@ def test_masks_of_the_made_up_image_equal_the_reference(made_up, detector):
     mask = detect_clouds(made_up["image"], detector)
     assert (mask.shape, mask.dtype) == ((48, 64), np.float32)
     np.testing.assert_allclose(mask, made_up[detector], rtol=0, atol=TOLERANCE[detector])
-    assert 0.05 < mask.mean() < 0.5  # it shows something
+    assert 0.05 < mask.mean() < 0.5  # the mask is not trivial
 
 
 @pytest.mark.parametrize("patch", PATCHES)
@@ -48,21 +46,21 @@ def test_masks_of_real_patches_equal_the_reference(shared, patch, detector):
 
 
 def assert_fast_equals_slow(image):
-    """The probability to the bit, and so the masks; the mask also against s2cloudless as it is."""
-    assert cloud_masks._forest() is not None
+    """The probability is bitwise equal, and the masks; the mask also equals that of s2cloudless itself."""
+    assert detectors._compiled_trees() is not None
     clipped = np.clip(image.astype(np.float32), 0, 10000)
-    fast = cloud_masks._probability(clipped)
+    fast = detectors._probability(clipped)
     assert fast.dtype == np.float32
     np.testing.assert_array_equal(fast.view(np.int32), slow_probability(clipped).view(np.int32))
     reflectance = np.moveaxis(clipped / np.float32(10000), 0, -1)[None]
-    (mask,) = cloud_masks._s2cloudless().get_cloud_masks(np.ascontiguousarray(reflectance))
+    (mask,) = detectors._s2cloudless().get_cloud_masks(np.ascontiguousarray(reflectance))
     np.testing.assert_array_equal(detect_clouds(image, "s2cloudless_mask"), mask)
     return fast
 
 
 def test_fast_equals_slow_on_the_made_up_image(made_up):
     probability = assert_fast_equals_slow(made_up["image"])
-    assert np.percentile(probability, 20) < 0.2 < 0.8 < np.percentile(probability, 95)  # clear and clouded
+    assert np.percentile(probability, 20) < 0.2 < 0.8 < np.percentile(probability, 95)  # clear and cloudy
 
 
 @pytest.mark.parametrize("patch", PATCHES)
@@ -73,7 +71,7 @@ def test_fast_equals_slow_on_real_patches(shared, patch):
 @pytest.mark.parametrize("highest", [3000, 65535])
 def test_fast_equals_slow_where_no_pixel_is_like_another(highest):
     image = np.random.default_rng(highest).integers(0, highest, (13, 61, 83), endpoint=True, dtype=np.uint16)
-    image[:, 40:] = image[:, 40:41, :1]  # more repeats of one pixel than go down a tree together
+    image[:, 40:] = image[:, 40:41, :1]  # more copies of one pixel than the maximum size of a group
     assert_fast_equals_slow(image)
 
 
@@ -94,17 +92,19 @@ def test_threads_change_nothing(made_up, monkeypatch):
 
 @pytest.fixture
 def fresh():
-    """Let the trees be looked at anew, before and after."""
-    cloud_masks._forest.cache_clear()
+    """Compile the trees again, before and after."""
+    detectors._compiled_trees.cache_clear()
     yield
-    cloud_masks._forest.cache_clear()
+    detectors._compiled_trees.cache_clear()
 
 
 @pytest.mark.usefixtures("fresh")
 def test_without_numba_the_slow_way_gives_the_same(made_up, monkeypatch):
     want = made_up["s2cloudless_mask"]
     monkeypatch.setitem(sys.modules, "data.clouds.tree_kernels", None)  # importing it raises ImportError
-    with pytest.warns(UserWarning, match="cloud detection takes the slow way, with the same outcome: .*forest_kernels"):
+    with pytest.warns(
+        UserWarning, match="cloud detection uses LightGBM, slower but with the same result: .*tree_kernels"
+    ):
         mask = detect_clouds(made_up["image"], "s2cloudless_mask")
     np.testing.assert_array_equal(mask, want)
     np.testing.assert_array_equal(detect_clouds(made_up["image"], "s2cloudless_mask"), want)  # warned once
@@ -112,21 +112,11 @@ def test_without_numba_the_slow_way_gives_the_same(made_up, monkeypatch):
 
 @pytest.mark.usefixtures("fresh")
 def test_a_fast_way_that_differs_in_one_digit_is_not_taken(made_up, monkeypatch):
-    exact = Forest.raw_scores
-    monkeypatch.setattr(Forest, "raw_scores", lambda *args: np.nextafter(exact(*args), np.inf))
-    with pytest.warns(UserWarning, match="slow way: the fast one does not equal LightGBM"):
+    exact = CompiledTrees.raw_scores
+    monkeypatch.setattr(CompiledTrees, "raw_scores", lambda *args: np.nextafter(exact(*args), np.inf))
+    with pytest.warns(UserWarning, match="uses LightGBM: the compiled trees differ from it"):
         mask = detect_clouds(made_up["image"], "s2cloudless_mask")
     np.testing.assert_array_equal(mask, made_up["s2cloudless_mask"])
-
-
-@pytest.mark.usefixtures("fresh")
-@pytest.mark.parametrize("device", ["cpu:0", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_trees_as_tensor_operations_give_the_same(made_up, device):
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    mask = detect_clouds(made_up["image"], "s2cloudless_mask", device)  # "cpu:0" takes the way of a GPU
-    np.testing.assert_array_equal(mask, made_up["s2cloudless_mask"])
-    assert isinstance(cloud_masks._forest(device), TensorForest)
 
 
 def test_threshold_rules_one_by_one(made_up):
@@ -148,7 +138,7 @@ def test_a_blank_image_counts_as_clouded(detector):
 
 def test_nan_counts_as_zero(made_up):
     image = made_up["image"].astype(np.float32)
-    image[:, 0, 0] = np.nan  # the reference's image holds 0 there
+    image[:, 0, 0] = np.nan  # the reference image is 0 there
     np.testing.assert_array_equal(detect_clouds(image, DETECTORS[2]), made_up[DETECTORS[2]])
 
 
@@ -166,7 +156,7 @@ def test_unknown_detectors(detector):
 
 
 def test_wrong_shapes():
-    with pytest.raises(ValueError, match=r"an image \(13, H, W\) is needed, not \(12, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"expected an image \(13, H, W\), got \(12, 4, 4\)"):
         detect_clouds(np.ones((12, 4, 4)), "s2cloudless_mask")
 
 
@@ -203,6 +193,6 @@ sys.exit(code is None or code)
 
 
 def test_a_worker_forked_after_its_parent_detected_does_not_hang(golden):
-    """Data loader workers are such children: with more than one thread there, LightGBM waits for ever."""
+    """Data loader workers are such children: with more than one thread, LightGBM hangs there."""
     command = [sys.executable, "-c", FORKED, str(golden / "cloud_masks.npz")]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "2"}, timeout=120)

@@ -13,7 +13,7 @@ from rasterio.transform import from_origin
 
 from common.errors import DataError
 from data.clouds.detectors import detect_clouds
-from data.clouds.mask_record import DamagedRecordError, Entry, Record, write_record
+from data.clouds.mask_record import DamagedRecordError, MaskEntry, MaskRecord, write_record
 from data.clouds.mask_store import MaskStore, StoreWriteError, default_store, open_mask_store
 from data.clouds.published_coverage import ImportedCoverage
 from data.raster.geotiff import read_bands, write_geotiff
@@ -31,7 +31,7 @@ def series_path(patch, date, roi="ROIs1868/73"):
 def write_image(path, seed, size=16):
     rng = np.random.default_rng(seed)
     image = rng.integers(100, 2000, (13, size, size))
-    image[:, : rng.integers(size), :] += 5000  # a cloud over some of it
+    image[:, : rng.integers(size), :] += 5000  # a cloud over a part of it
     write_geotiff(path, image.astype(np.uint16), "EPSG:32631", from_origin(0, 0, 10, 10))
 
 
@@ -57,7 +57,7 @@ def no_computing(monkeypatch):
 
 
 def assert_whole(store, root, series):
-    """Every record can be read and says what computing says."""
+    """Every record can be read and equals the computed masks."""
     for paths in series:
         masks, coverages = store.masks(root, paths), store.coverages(root, paths)
         for mask, coverage, want in zip(masks, coverages, direct(root, paths), strict=True):
@@ -103,11 +103,11 @@ def test_one_record_for_each_patch_and_settings_beside(tree, tmp_path):
 def test_floats_are_kept_exactly(tmp_path):
     mask = np.random.default_rng(0).random((7, 9)).astype(np.float32)
     mask[:3] = 0
-    write_record(tmp_path / "a.npz", {"x": Entry(0.25, mask, 7), "y": Entry(0.5, imported=True)})
-    record = Record(tmp_path / "a.npz")
+    write_record(tmp_path / "a.npz", {"x": MaskEntry(0.25, mask, 7), "y": MaskEntry(0.5, imported=True)})
+    record = MaskRecord(tmp_path / "a.npz")
     np.testing.assert_array_equal(record.masks(["x"])[0], mask)
     assert (record.coverage("x"), record.image_bytes("x"), record.has_mask("y")) == (0.25, 7, False)
-    assert record.entries()["y"] == Entry(0.5, imported=True)
+    assert record.entries()["y"] == MaskEntry(0.5, imported=True)
 
 
 def test_images_at_hand_are_not_read_again(tree, tmp_path):
@@ -132,7 +132,7 @@ def test_read_only_writes_nothing(tree, tmp_path, monkeypatch):
     store = MaskStore(tmp_path / "store", RULES, read_only=True)
     store.coverages(root, series[0])
     assert not (tmp_path / "store").exists()
-    no_computing(monkeypatch)  # what was computed a moment ago is still at hand
+    no_computing(monkeypatch)  # the masks just computed are cached
     store.masks(root, series[0])
 
 
@@ -162,7 +162,7 @@ def test_damaged_records_are_computed_again(tree, tmp_path, ruin):
     store.masks(root, series[0])
     record = next(store.folder(root).rglob("*.npz"))
     data = record.read_bytes()
-    middle = data.index(b"mask_2.npy") + 60  # within the packed bits of a mask
+    middle = data.index(b"mask_2.npy") + 60  # within the bits of a mask
     flipped = data[:middle] + bytes([data[middle] ^ 0x10]) + data[middle + 1 :]
     record.write_bytes({"empty": b"", "half": data[: len(data) // 2], "text": b"no zip", "bit": flipped}[ruin])
     with pytest.warns(UserWarning, match="damaged record"):
@@ -175,15 +175,15 @@ def test_damaged_records_are_computed_again(tree, tmp_path, ruin):
 
 
 def test_no_damage_goes_unnoticed_or_crashes(tmp_path):
-    """One byte changed anywhere: the record reads as it was, or says that it is damaged."""
-    masks = {f"n{i}": Entry(i / 4, np.eye(5 + i, dtype=np.float32), i) for i in range(3)}
+    """A single changed bit: the record reads as before, or raises that it is damaged."""
+    masks = {f"n{i}": MaskEntry(i / 4, np.eye(5 + i, dtype=np.float32), i) for i in range(3)}
     path = tmp_path / "a.npz"
     write_record(path, masks)
     data, rng = path.read_bytes(), random.Random(0)
     for place in sorted(rng.sample(range(len(data)), 300)):
         path.write_bytes(data[:place] + bytes([data[place] ^ (1 << rng.randrange(8))]) + data[place + 1 :])
         try:
-            entries = Record(path).entries()
+            entries = MaskRecord(path).entries()
         except DamagedRecordError:
             continue
         assert entries.keys() == masks.keys()
@@ -193,14 +193,14 @@ def test_no_damage_goes_unnoticed_or_crashes(tmp_path):
 
 def test_paths_outside_the_root_are_refused(tree, tmp_path):
     for path in ("/etc/x.tif", "../x.tif"):
-        with pytest.raises(ValueError, match="a path below the root is needed"):
+        with pytest.raises(ValueError, match="expected a path relative to the root"):
             MaskStore(tmp_path / "store", RULES).masks(tree[0], [path])
 
 
 def test_a_store_that_cannot_be_written(tree, tmp_path):
     root, series = tree
     (tmp_path / "file").write_text("")
-    with pytest.warns(UserWarning, match="they cannot be stored: cannot write"):
+    with pytest.warns(UserWarning, match="cannot be stored and are computed at each reading: cannot write"):
         masks = MaskStore(tmp_path / "file" / "store", RULES).masks(root, series[0])
     np.testing.assert_array_equal(masks, direct(root, series[0]))
     with pytest.raises(StoreWriteError, match="cannot write"):
@@ -282,7 +282,7 @@ def start(code, root, store, paths):
 
 
 def test_killed_while_writing(tree, tmp_path):
-    """SIGKILL between the first byte of a record and its renaming: the record that stood there stays whole."""
+    """SIGKILL between the first byte of a record and its renaming: the previous record stays intact."""
     root, series = tree
     store = MaskStore(tmp_path / "store", RULES)
     store.masks(root, series[0][:2])
@@ -291,7 +291,7 @@ def test_killed_while_writing(tree, tmp_path):
     leftover = list(store.folder(root).rglob(".*.tmp*"))
     assert len(leftover) == 1
     assert MaskStore(tmp_path / "store", RULES).missing(root, series[0]) == series[0][2:]
-    os.utime(leftover[0], (0, time.time() - 7200))  # as if it had lain there for two hours
+    os.utime(leftover[0], (0, time.time() - 7200))  # two hours old
     assert_whole(MaskStore(tmp_path / "store", RULES), root, series)
     assert not list(store.folder(root).rglob(".*.tmp*"))
 
@@ -307,7 +307,7 @@ def test_a_living_writers_file_is_left_alone(tree, tmp_path):
 
 
 def test_two_processes_fill_one_store_and_are_killed(tmp_path):
-    """Two at once on the same patches, one or both killed at moments drawn by a seed; every record stays whole."""
+    """Two processes fill the same patches, one or both are killed at random moments; every record stays intact."""
     root, rng = tmp_path / "root", random.Random(1)
     series = [[series_path(patch, date) for date in range(5)] for patch in range(24)]
     for seed, path in enumerate(path for paths in series for path in paths):
@@ -329,9 +329,9 @@ def test_two_processes_fill_one_store_and_are_killed(tmp_path):
         assert -signal.SIGKILL in codes
         assert set(codes) <= {0, -signal.SIGKILL}
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # "damaged record" would be one
+            warnings.simplefilter("error")  # such as "damaged record"
             for record in store.folder(root).rglob("patch_*.npz"):
-                Record(record).entries()
+                MaskRecord(record).entries()
     both = [start(FILL, root, tmp_path / "store", everything) for _ in range(2)]
     assert [process.wait(timeout=60) for process in both] == [0, 0]
     assert [path for paths in series for path in MaskStore(tmp_path / "store", RULES).missing(root, paths)] == []
@@ -339,7 +339,7 @@ def test_two_processes_fill_one_store_and_are_killed(tmp_path):
 
 
 def test_reading_is_far_faster_than_computing(tmp_path):
-    """At 64 x 64 with the fastest s2cloudless image at hand; the benchmark measures 256 x 256: thousands of times."""
+    """Images of 64 x 64 in memory; the benchmark measures 256 x 256: thousands of times."""
     root = tmp_path / "root"
     paths = [series_path(0, date) for date in range(4)]
     for seed, path in enumerate(paths):

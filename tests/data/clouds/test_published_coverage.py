@@ -25,7 +25,7 @@ def path_of(patch, date, sensor="S2"):
 
 
 def published(patches, folder="SEN12MSCRTS/", dates=30, as_tensor=True):
-    """What the published script saves: collated tensors of one value, paths with the root's own name before them."""
+    """The content of a published file: collated tensors of one value, paths that begin with the root's name."""
     samples = {}
     for position, patch in enumerate(patches):
         values = [(patch + date) % 10 / 10 for date in range(dates)]
@@ -42,7 +42,7 @@ def saved(path, content):
 
 
 def raw_pickle(path, payload):
-    """An .npy file whose one object is the given pickle."""
+    """An .npy file whose single object is the given pickle."""
     with path.open("wb") as file:
         header = {"descr": "|O", "fortran_order": False, "shape": ()}
         np.lib.format.write_array_header_1_0(file, header)
@@ -115,7 +115,7 @@ def test_hostile_pickles_run_nothing(tmp_path):
 
 
 def test_the_same_pickles_run_where_nothing_is_refused(tmp_path):
-    """The way of the published loader; so the test above does test something."""
+    """With the published loader; shows that the test above is effective."""
     for name, path in hostile_files(tmp_path, tmp_path / "executed"):
         if name in ("system", "eval", "popen", "storage", "bare"):
             with contextlib.suppress(RuntimeError, TypeError, EOFError, pickle.UnpicklingError):
@@ -128,7 +128,7 @@ def test_the_same_pickles_run_where_nothing_is_refused(tmp_path):
 
 def test_the_refusal_says_what_was_asked_for(tmp_path):
     path = saved(tmp_path / NAME, {0: Hostile(os.system, "true")})
-    with pytest.raises(DataError, match=r"refused to read .*asks for posix.system, and only arrays and tensors"):
+    with pytest.raises(DataError, match=r"refused to read .*refers to posix.system, only arrays and tensors"):
         read_published(path)
 
 
@@ -143,7 +143,7 @@ def test_the_refusal_says_what_was_asked_for(tmp_path):
         ({4: {"coverage": [1.5], "paths": {"S2": ["a"]}}}, r"sample 4 has a coverage outside \[0, 1\]"),
         ({4: {"coverage": [float("nan")], "paths": {"S2": ["a"]}}}, r"outside \[0, 1\]"),
         ({4: {"coverage": ["x"], "paths": {"S2": ["a"]}}}, r"outside \[0, 1\]"),
-        ({4: {"coverage": [0.5], "paths": {"S2": [7]}}}, "something else than text"),
+        ({4: {"coverage": [0.5], "paths": {"S2": [7]}}}, "has S2 paths that are not text"),
     ],
 )
 def test_other_contents_are_refused(tmp_path, content, message):
@@ -205,12 +205,12 @@ def test_a_store_reads_published_files(tmp_path, as_folder):
     want = [(3 + date) % 10 / 10 for date in range(30)]
     np.testing.assert_allclose(store.coverages(tmp_path / "no_images_needed", paths), want, rtol=1e-7)
     store.require_overlap([path_of(1, 0), path_of(3, 0)])
-    with pytest.raises(DataError, match=f"coverage file for other data: .*{NAME} knows none of the 1 images"):
+    with pytest.raises(DataError, match=f"coverage file for other data: .*{NAME} contains none of the 1 images"):
         store.require_overlap([path_of(1, 0)])
-    MaskStore(tmp_path / "store", MASK).require_overlap([path_of(1, 0)])  # a store fills itself: nothing to overlap
+    MaskStore(tmp_path / "store", MASK).require_overlap([path_of(1, 0)])  # nothing imported: no check
 
 
 def test_a_file_of_another_detector_is_refused(tmp_path):
     given = saved(tmp_path / NAME, published([7]))
-    with pytest.raises(DataError, match="holds the coverage of s2cloudless_mask, but .* asked for is s2cl.*map"):
+    with pytest.raises(DataError, match="holds the coverage of s2cloudless_mask, but the detector is s2cloudless_map"):
         open_mask_store(given, "s2cloudless_map", **ANY)

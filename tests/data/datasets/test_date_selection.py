@@ -147,5 +147,5 @@ def test_errors_name_what_came():
         choose_dates([0.0, 1.0], 1, "best")
     with pytest.raises(ValueError, match=r"3 input dates .* shape \(3,\)"):
         choose_dates([0.0, 1.0, 0.5], 3)
-    with pytest.raises(ValueError, match="give it a generator"):
+    with pytest.raises(ValueError, match="pass a generator"):
         choose_dates([0.0, 1.0, 0.5], 1, "random")

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import DataError
-from data.datasets import file_index as series_index
-from data.datasets import index_cache as series_cache
+from data.datasets import file_index, index_cache
 from data.datasets.file_index import index_series
 from tests.support.fake_trees import ROI, at
 
@@ -19,8 +18,8 @@ ROIS = (ROI, "ROIs1970/21", "ROIs1970/35")  # the last one is not there
 @pytest.fixture(autouse=True)
 def kept(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(series_cache, "_LEAST_PATHS", 60)
-    monkeypatch.setattr(series_cache, "_SETTLED_NS", 0)
+    monkeypatch.setattr(index_cache, "_LEAST_PATHS", 60)
+    monkeypatch.setattr(index_cache, "_MIN_AGE_NS", 0)
     return tmp_path / "cache" / "cloudless-uncertainty" / "index"
 
 
@@ -28,8 +27,8 @@ def kept(tmp_path, monkeypatch) -> Path:
 def listings(monkeypatch) -> list[str]:
     """The regions whose folders are listed from here on."""
     found: list[str] = []
-    original = series_index._pair_by_number
-    monkeypatch.setattr(series_index, "_pair_by_number", lambda root, roi: found.append(roi) or original(root, roi))
+    original = file_index._pair_by_number
+    monkeypatch.setattr(file_index, "_pair_by_number", lambda root, roi: found.append(roi) or original(root, roi))
     return found
 
 
@@ -67,16 +66,16 @@ def test_any_change_of_a_folder_is_seen(copy, listings, change):
         found = index_series(copy, ROIS, skip_bad=True)
     except DataError:
         found = None
-    os.environ[series_cache.SWITCH] = "off"
+    os.environ[index_cache.SWITCH] = "off"
     try:
         assert found == index_series(copy, ROIS, skip_bad=True)
     finally:
-        del os.environ[series_cache.SWITCH]
+        del os.environ[index_cache.SWITCH]
     assert len(listings) > 2
 
 
 def test_folders_that_have_just_changed_are_not_kept(copy, kept, monkeypatch):
-    monkeypatch.setattr(series_cache, "_SETTLED_NS", 60_000_000_000)
+    monkeypatch.setattr(index_cache, "_MIN_AGE_NS", 60_000_000_000)
     assert time.time() - copy.stat().st_ctime < 60
     index_series(copy, ROIS)
     assert not kept.exists()
@@ -85,10 +84,10 @@ def test_folders_that_have_just_changed_are_not_kept(copy, kept, monkeypatch):
 def test_small_folders_incomplete_ones_and_a_switch_keep_nothing(tree, copy, kept, listings, monkeypatch):
     at(copy, "S2", 3, 10).unlink()
     assert index_series(copy, ROIS, skip_bad=True)[1]
-    monkeypatch.setenv(series_cache.SWITCH, "off")
+    monkeypatch.setenv(index_cache.SWITCH, "off")
     index_series(tree, ROIS)
-    monkeypatch.delenv(series_cache.SWITCH)
-    monkeypatch.setattr(series_cache, "_LEAST_PATHS", 1000)
+    monkeypatch.delenv(index_cache.SWITCH)
+    monkeypatch.setattr(index_cache, "_LEAST_PATHS", 1000)
     index_series(tree, ROIS)
     assert not kept.exists()
 

@@ -139,9 +139,9 @@ def test_random_dates_are_a_function_of_seed_epoch_and_index(tree):
 def test_only_chosen_dates_are_read_and_every_file_is_closed(tree, monkeypatch):
     # known issue 14
     opened = []
-    original = data.images.read_with_bounds
+    original = data.raster.image_store.read_with_bounds
     monkeypatch.setattr(
-        data.images, "read_with_bounds", lambda path, *rest: opened.append(path) or original(path, *rest)
+        data.raster.image_store, "read_with_bounds", lambda path, *rest: opened.append(path) or original(path, *rest)
     )
     series = SEN12MSCRTS(tree, "test")
     series[0]

@@ -9,15 +9,11 @@ from rasterio.transform import from_origin
 from common.errors import DataError
 from data.raster.geotiff import (
     acquisition_date,
-    count_nan,
     days_since_origin,
-    optical_to_unit,
     read_bands,
     read_georef,
     read_size,
     read_with_georef,
-    sar_to_unit,
-    unit_to_optical,
     write_geotiff,
 )
 
@@ -145,46 +141,6 @@ def test_days_are_counted_from_the_launch_of_sentinel_1a():
     assert days_since_origin(date(2014, 4, 3)) == 0
     assert days_since_origin(date(2018, 6, 21)) == 1540  # 4 years with one leap day, and 79 days
     assert days_since_origin(date(2018, 6, 21), date(2018, 6, 22)) == -1
-
-
-def test_optical_rescaling():
-    raw = np.array([0, 1, 5000, 10000, 10001, 65535], np.uint16)
-    want = np.array([0, 1e-4, 0.5, 1, 1, 1], np.float32)
-    np.testing.assert_array_equal(optical_to_unit(raw), want)
-    np.testing.assert_array_equal(optical_to_unit(raw, "resnet"), np.array([0, 5e-4, 2.5, 5, 5, 5], np.float32))
-    messy = np.array([np.nan, -5, 5000, np.inf], np.float32)
-    np.testing.assert_array_equal(optical_to_unit(messy), np.array([0, 0, 0.5, 1], np.float32))
-    assert optical_to_unit(raw).dtype == optical_to_unit(messy).dtype == np.float32
-    assert count_nan(messy) == 1
-    assert count_nan(raw) == 0
-
-
-def test_both_ways_of_optical_rescaling_agree_exactly():
-    raw = np.arange(65536, dtype=np.uint16)
-    for method in ("default", "resnet"):
-        np.testing.assert_array_equal(optical_to_unit(raw, method), optical_to_unit(raw.astype(np.float32), method))
-
-
-def test_radar_rescaling():
-    db = np.array([[[-30, -25, -12.5, 0, 3, np.nan]], [[-40, -32.5, -16.25, 0, 3, np.nan]]], np.float32)  # (2, 1, 6)
-    np.testing.assert_array_equal(sar_to_unit(db)[0, 0], np.array([0, 0, 0.5, 1, 1, 0], np.float32))
-    np.testing.assert_allclose(sar_to_unit(db)[1, 0], [0, 0, 0.35, 1, 1, 0], rtol=1e-6)
-    want = np.array([[[0, 0, 1, 2, 2, 0]]] * 2, np.float32)
-    np.testing.assert_array_equal(sar_to_unit(db, "resnet"), want)
-    assert sar_to_unit(db).dtype == np.float32
-
-
-def test_unknown_rescaling():
-    with pytest.raises(ValueError, match="unknown rescale_method 'wild'; choose from default, resnet"):
-        optical_to_unit(np.zeros(1), "wild")
-
-
-def test_reflectance_goes_back_to_what_was_stored():
-    raw = np.arange(10001, dtype=np.uint16)
-    for method in ("default", "resnet"):
-        back = unit_to_optical(optical_to_unit(raw, method), method)
-        np.testing.assert_array_equal(back, raw)
-    np.testing.assert_array_equal(unit_to_optical(np.array([-1, 2, np.nan])), np.array([0, 10000, 0], np.uint16))
 
 
 def test_real_patches_are_read(shared):

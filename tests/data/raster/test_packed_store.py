@@ -1,4 +1,4 @@
-"""A pack gives what the folder gives, to the bit, and says so where it cannot."""
+"""A pack returns the same images as the folder, bitwise, and reports damage."""
 
 import pickle
 import shutil
@@ -14,11 +14,11 @@ from common.errors import DataError
 from data.batch import Collate
 from data.clouds.mask_store import MaskStore
 from data.dataLoader import SEN12MSCR, SEN12MSCRTS, get_pairedS1
-from data.datasets.custom_samples import read_mosaic
 from data.raster.geotiff import read_bands, write_geotiff
-from data.raster.image_store import Folder, dataset_of, open_images
+from data.raster.image_store import ImageFolder, dataset_of, open_images
 from data.raster.pack_writer import differences, list_roi
 from data.raster.packed_store import RoiFile, roi_path
+from data.raster.patch_mosaic import merge_patches
 from data.splits import MONO, SERIES
 from tests.support.fake_trees import ROI, at, clear_at, radar, series_path, triplet_path, write_series, write_triplet
 from util.pack_dataset import main
@@ -59,13 +59,13 @@ def assert_same(ours, theirs):
             assert_same(ours[key], theirs[key])
     elif isinstance(ours, list):
         assert len(ours) == len(theirs)
-        for one, other in zip(ours, theirs, strict=True):
-            assert_same(one, other)
+        for pair in zip(ours, theirs, strict=True):
+            assert_same(*pair)
     elif isinstance(ours, np.ndarray):
         assert ours.dtype == theirs.dtype
         assert ours.tobytes() == theirs.tobytes()  # to the bit
     else:
-        assert ours == theirs or ours != ours  # NaN is the coverage without a detector
+        assert ours == theirs or ours != ours  # coverage without a detector is NaN
 
 
 @pytest.mark.parametrize(
@@ -116,10 +116,9 @@ def test_batches_are_those_of_the_folder_also_in_workers(tree, pack):
 
 def test_custom_samples_twins_and_mosaics_come_from_a_pack(tree, pack):
     paths = [series_path(ROI, "S2", 3, patch) for patch in (9, 10)]
-    ours, place = read_mosaic(pack, paths, 13)
-    theirs, other = read_mosaic(tree, paths, 13)
+    (ours, packed_georef), (theirs, georef) = (merge_patches(root, paths, 13) for root in (pack, tree))
     np.testing.assert_array_equal(ours, theirs)
-    assert (place.bounds, place.crs, place.transform) == (other.bounds, other.crs, other.transform)
+    assert packed_georef == georef
     assert get_pairedS1(paths, pack, mod="s1", time=5) == get_pairedS1(paths, tree, mod="s1", time=5)
 
 
@@ -157,7 +156,7 @@ def test_radar_of_either_type_is_kept_as_stored(tmp_path):
     assert native.dtype == np.float64
     assert native.tobytes() == read_bands(tmp_path / "tif" / path).tobytes()
     ours, theirs = open_images(tmp_path / "pack").read(path, 2)[0], read_bands(tmp_path / "tif" / path, 2)
-    assert ours.dtype == np.float32  # what the loader sees, of either root
+    assert ours.dtype == np.float32  # as read by the loader from either root
     np.testing.assert_array_equal(ours, theirs)
 
 
@@ -167,7 +166,7 @@ def test_which_data_set(tree, pack, mono, tmp_path):
         dataset_of(tmp_path)
 
 
-def test_what_is_not_there_is_told(pack):
+def test_what_is_not_there_is_named(pack):
     images = open_images(pack)
     assert images.names("ROIs1868/73/S2/77") == images.names("ROIs1868/99/S2/1") == images.names("elsewhere") == []
     assert images.file_bytes("ROIs1868/99/S2/1/x.tif") == -1
@@ -182,41 +181,42 @@ def test_what_is_not_there_is_told(pack):
         images.read(series_path(ROI, "S2", 3, 9), 13, (64, 64))
 
 
-@pytest.mark.parametrize(("content", "said"), [('{"format": 9}', "expected format 1"), ("{", "cannot read")])
-def test_a_mark_of_another_format_is_refused(tmp_path, content, said):
+@pytest.mark.parametrize(("content", "message"), [('{"format": 9}', "expected format 1"), ("{", "cannot read")])
+def test_a_mark_of_another_format_is_refused(tmp_path, content, message):
     (tmp_path / "pack.json").write_text(content)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         open_images(tmp_path)
 
 
-def test_a_damaged_pack_is_told_and_never_decoded_beyond_its_image(pack, tmp_path):
+def test_a_damaged_pack_is_named_and_never_decoded_beyond_its_image(pack, tmp_path):
     copy = Path(shutil.copytree(pack, tmp_path / "pack"))
     path = roi_path(copy, ROI)
     stack = RoiFile(path).stacks["S2"]
     start = int(stack.offsets[0, 3])
-    whole = path.read_bytes()
-    for place in (start + 4, start + 12, start + 40):  # the size of the content, of the frame, and the frame itself
-        path.write_bytes(whole[:place] + bytes(byte ^ 0x7F for byte in whole[place : place + 3]) + whole[place + 3 :])
+    content = path.read_bytes()
+    for at_byte in (start + 4, start + 12, start + 40):  # size of the content, size of the frame, the frame itself
+        changed = bytes(byte ^ 0x7F for byte in content[at_byte : at_byte + 3])
+        path.write_bytes(content[:at_byte] + changed + content[at_byte + 3 :])
         with pytest.raises(DataError, match=r"damaged image s2_ROIs1868_73_ImgNo_3_2018-02-04_patch_9.tif"):
             RoiFile(path).pixels(("S2", 0, 3))
-    path.write_bytes(whole[: len(whole) // 2])
+    path.write_bytes(content[: len(content) // 2])
     with pytest.raises(DataError, match="not a readable region of a pack.*truncated"):
         SEN12MSCRTS(copy, "test")
 
 
 def test_differences_are_found(tree, pack, tmp_path):
     copy = Path(shutil.copytree(tree, tmp_path / "tif"))
-    listing = list_roi(Folder(str(copy)), SERIES, ROI)
+    manifest = list_roi(ImageFolder(str(copy)), SERIES, ROI)
     packed = RoiFile(roi_path(pack, ROI))
-    assert list(differences(Folder(str(copy)), listing, packed)) == []
+    assert list(differences(ImageFolder(str(copy)), manifest, packed)) == []
     moved, changed, gone = (at(copy, "S2", day) for day in (1, 2, 3))
     image = read_bands(changed)
     write_geotiff(moved, read_bands(moved), "EPSG:32634", None, compress=None)
     image[5, 3, 3] += 1
     write_geotiff(changed, image, "EPSG:32633", None, compress=None)
     gone.unlink()
-    listing = list_roi(Folder(str(copy)), SERIES, ROI)
-    found = list(differences(Folder(str(copy)), listing, packed))
+    manifest = list_roi(ImageFolder(str(copy)), SERIES, ROI)
+    found = list(differences(ImageFolder(str(copy)), manifest, packed))
     assert len(found) == 3
     assert "another georeference" in found[0]
     assert "other pixels" in found[1]

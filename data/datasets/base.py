@@ -1,0 +1,196 @@
+"""What SEN12MS-CR and SEN12MS-CR-TS share."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from common.errors import DataError, UsageError
+from data.batch import Sample, Skipped
+from data.clouds.mask_store import MaskStore, open_mask_store
+from data.constants import DATE_ORIGIN, DETECTORS
+from data.datasets.patch_reader import PatchReader
+from data.raster.geotiff import GeoRef
+from data.raster.image_store import open_images
+from data.raster.rescaling import RESCALE_METHODS
+
+
+class EmptySplitError(DataError):
+    """A split without patches, in a root that exists."""
+
+
+@dataclass(frozen=True)
+class DatasetOptions:
+    """Options of the data sets beyond the published arguments; passed by keyword.
+
+    Attributes:
+        legacy: published behaviour. SEN12MS-CR: test regions are also trained on. SEN12MS-CR-TS: the target may be
+            among the inputs, and files are paired by position.
+        skip_bad_samples: leave out incomplete patches; an item that cannot be read is a `data.batch.Skipped`, which
+            `data.batch.Collate` drops.
+        flag: name of the root in error messages.
+        ref_date: day from which the days of SEN12MS-CR-TS are counted.
+        seed: of the sampler "random", whose dates depend on it, the epoch and the sample's index alone.
+        earliest: first date of the sampler "fixedsubset".
+        latest: date after its last one; None is the end of the series.
+    """
+
+    legacy: bool = False
+    skip_bad_samples: bool = False
+    flag: str = "root"
+    ref_date: date = DATE_ORIGIN
+    seed: int = 1
+    earliest: int = 0
+    latest: int | None = None
+
+
+class PatchDataset(Dataset[Any], ABC):
+    """Patches of one split, read on demand; an item is a nested dict with the published keys.
+
+    Subclasses set `paths` and call `_open_store`.
+
+    Attributes:
+        paths: paths of each sample, relative to the root.
+        bad_samples: what was left out, and why.
+
+    Raises:
+        DataError: if the root is missing.
+        UsageError: if an option is unknown.
+    """
+
+    name: ClassVar[str]
+    layout: ClassVar[str]
+    root_holds: ClassVar[str]
+    sample_types: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        region: str,
+        cloud_masks: str | None,
+        sample_type: str,
+        n_input_samples: int,
+        rescale_method: str,
+        options: DatasetOptions,
+    ) -> None:
+        check_choice("cloud_masks", cloud_masks, (*DETECTORS, None))
+        check_choice("rescale_method", rescale_method, RESCALE_METHODS)
+        check_choice("sample_type", sample_type, self.sample_types)
+        self.root_dir = check_root(root, options.flag, self.root_holds)
+        self.split, self.region, self.cloud_masks, self.sample_type = split, region, cloud_masks, sample_type
+        self.n_input_t, self.options, self.epoch = n_input_samples, options, 0
+        self.paths: list[Any] = []
+        self.bad_samples: list[Skipped] = []
+        self._reader = PatchReader(self.root_dir, rescale_method, self._first_size)
+        self._store: MaskStore | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Sample | Skipped:
+        try:
+            return self.load(index)
+        except DataError as error:
+            if not self.options.skip_bad_samples:
+                raise
+            return Skipped(self.first_path(index), str(error))
+
+    @abstractmethod
+    def load(self, index: int, for_batch: bool = False, radar: bool = True) -> Sample:
+        """Read a sample.
+
+        Args:
+            index: which.
+            for_batch: read only what `data.batch.Collate` needs, and leave images as `RawImage`, which it rescales
+                into the batch.
+            radar: False for a batch without radar, which is not read then.
+
+        Raises:
+            DataError: if one of its files cannot be used, also with `skip_bad_samples`.
+        """
+
+    @abstractmethod
+    def first_path(self, index: int) -> str:
+        """The path that identifies a sample: its first optical input, or the target of a custom sample."""
+
+    @abstractmethod
+    def roi(self, index: int) -> str:
+        """The region of a sample, "ROIs1868/73" or "ROIs1970_fall/139"."""
+
+    @abstractmethod
+    def georeference(self, index: int) -> GeoRef:
+        """Bounds, coordinate system and transform of a sample's target."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch, on which random dates depend."""
+        self.epoch = epoch
+
+    def _require_samples(self, n_bad: int) -> None:
+        """Raise an `EmptySplitError` if no sample was found."""
+        if self.paths:
+            return
+        skipped = f" ({n_bad} incomplete or misplaced ones were skipped)" if n_bad else ""
+        raise EmptySplitError(
+            f"no patch of {self.name}, split {self.split!r}, region {self.region!r} in {self.root_dir} "
+            f"({self.options.flag}){skipped}; expected {self.layout.replace('ROOT', self.root_dir.rstrip('/'), 1)}"
+        )
+
+    def _open_store(self, path: str | Path | None, optical_paths: Iterable[str]) -> None:
+        """Open the mask store; an imported coverage file must contain some of the optical paths."""
+        if self.cloud_masks is None:
+            return
+        self._store = open_mask_store(
+            path, self.cloud_masks, n_inputs=self.n_input_t, split=self.split, region=self.region
+        )
+        if self._store.imported is not None:
+            self._store.require_overlap(list(optical_paths))
+
+    def _coverages(self, paths: Sequence[str], images: Sequence[np.ndarray] | None = None) -> np.ndarray:
+        """Cloud cover of optical images, float64 (n,); NaN without a detector."""
+        if self._store is None:
+            return np.full(len(paths), np.nan)
+        return self._store.coverages(self.root_dir, paths, images)
+
+    def _masks(self, paths: Sequence[str], images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Cloud masks of optical images, float32 (H, W) each; 0 without a detector."""
+        if self._store is None:
+            return [np.zeros(image.shape[1:], np.float32) for image in images]
+        return self._store.masks(self.root_dir, paths, images)
+
+    def _first_size(self) -> tuple[int, int]:
+        """Size of the first readable image in pixels; all others must have it."""
+        for index in range(len(self)):
+            try:
+                return open_images(self.root_dir).size(self.first_path(index))
+            except DataError:
+                if not self.options.skip_bad_samples:
+                    raise
+        raise DataError(f"not one readable image in {self.root_dir}")
+
+
+def check_root(root: str | Path, flag: str, contents: str) -> str:
+    """The root with ~ expanded.
+
+    Raises:
+        UsageError: if it is empty.
+        DataError: if there is no such folder; the message names the flag and the expected contents.
+    """
+    if not str(root):
+        raise UsageError(f"{flag} is not given: it is the folder that holds {contents}")
+    expanded = os.path.expanduser(str(root))
+    if not os.path.isdir(expanded):
+        raise DataError(f"no folder {expanded} ({flag}); expected a folder that holds {contents}")
+    return expanded
+
+
+def check_choice(what: str, value: object, choices: Sequence[object]) -> None:
+    """Raise a `UsageError` that lists the choices, unless `value` is one of them."""
+    if value not in choices:
+        raise UsageError(f"unknown {what} {value!r}; choose from {', '.join(str(choice) for choice in choices)}")
