@@ -31,7 +31,7 @@ from data.clouds.detectors import detect_clouds, detector_settings
 from data.clouds.mask_store import MaskStore
 from data.constants import N_S2, REFLECTANCE_SCALE
 from data.raster.geotiff import read_bands
-from util.pre_compute_data_samples import dataset_in, image_series
+from data.raster.image_store import dataset_of, image_series
 
 _DETECTOR = "s2cloudless_mask"
 _WHOLE = 15_578 * 30  # optical images of SEN12MS-CR-TS: patches x dates
@@ -46,8 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     result |= {"threads of the detection": args.threads, "rounds": args.rounds, "data": []}
     for root in args.root:
         result["data"].append(measure(root, args.images, args.rounds, args.threads))
-        if args.device:
-            result["data"][-1]["tensor operations"] = measure_tensors(root, args.images, args.rounds, args.device)
     print(json.dumps(result, indent=4))
     if args.out is not None:
         write_json(args.out, result)
@@ -100,26 +98,8 @@ def measure(root: Path, n_images: int, rounds: int, threads: int) -> dict[str, A
     return result
 
 
-def measure_tensors(root: Path, n_images: int, rounds: int, device: str) -> dict[str, Any]:
-    """Seconds an image for the trees as tensor operations, and how many of its sums equal the others to the bit."""
-    from s2cloudless.utils import MODEL_BAND_IDS
-
-    from data.clouds.compiled_trees import Forest
-    from data.clouds.forest_tensor import TensorForest
-
-    forest = Forest.from_text(_published_detector().classifier.classifier.model_to_string())
-    tensors = TensorForest(forest, device)
-    seconds, equal = [], []
-    for image in _images(root, n_images)[1]:
-        columns = _reflectance(image)[MODEL_BAND_IDS].reshape(len(MODEL_BAND_IDS), -1)
-        equal.append(float((tensors.raw_scores(columns) == forest.raw_scores(columns)).mean()))
-        way = partial(tensors.raw_scores, columns)
-        seconds.append(median(_seconds(time.perf_counter, way) for _ in range(rounds)))
-    return {"device": device, "trees_s": _summary(seconds), "share of equal sums": min(equal)}
-
-
 def _images(root: Path, n_images: int) -> tuple[list[str], list[np.ndarray]]:
-    series = image_series(root, dataset_in(root), "all", "all")
+    series = image_series(root, dataset_of(root), "all", "all")
     names = [name for paths in series for name in paths]
     if not names:
         raise DataError(f"no optical images in {root}")
@@ -162,7 +142,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=int, default=10, help="images of each folder, evenly over all (10)")
     parser.add_argument("--rounds", type=int, default=5, help="times that both ways take turns on an image (5)")
     parser.add_argument("--threads", type=int, default=1, help="of both ways (1)")
-    parser.add_argument("--device", help="time the trees as tensor operations too, on this device of torch's")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file too")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
