@@ -1,17 +1,17 @@
-"""Trained networks, ready to use: from a run's folder to a callable."""
+"""Trained networks from the folder of a run."""
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from common.errors import DataError
 from config.schema import ModelConfig
-from model.build import Reconstructor, build_model
-from model.compat import as_published, read_conf
+from config.stored import as_published, read_model_config
+from model.build import build_model
 from model.predictions import Prediction
+from model.reconstructor import Reconstructor
 from model.weights import is_published, load_checkpoint, load_strictly
 
 WEIGHTS = "model.pth.tar"
@@ -19,11 +19,11 @@ CONF = "conf.json"
 
 
 class Reconstruction(nn.Module):
-    """A trained network that predicts reflectance; always in eval mode, never with a gradient.
+    """A trained network that predicts reflectance, always in eval mode and without gradients.
 
     Args:
         model: the trained network.
-        epoch: after which it was saved.
+        epoch: of its checkpoint.
     """
 
     def __init__(self, model: Reconstructor, epoch: int) -> None:
@@ -33,7 +33,7 @@ class Reconstruction(nn.Module):
         super().train(False)
 
     def train(self, mode: bool = True) -> "Reconstruction":
-        """Stay in eval mode, whatever is asked: batch norms and dropout must not act on one's predictions."""
+        """Stay in eval mode: predictions must not depend on the batch or on dropout."""
         return self
 
     @torch.no_grad()
@@ -41,30 +41,32 @@ class Reconstruction(nn.Module):
         """Predict the clear image.
 
         Args:
-            x: (B, T, C, H, W) in [0, 1]: radar (VV, VH) if the network takes it, then the 13 bands.
+            x: (B, T, C, H, W) in [0, 1]: radar (VV, VH) first if used, then the 13 bands.
             dates: (B, T), days since 2014-04-03; None for a network of single images.
 
         Returns:
             Fields (B, 1, 13, H, W), reflectance (variances: reflectance squared), on the network's device.
 
         Raises:
-            ValueError: if a shape is not what the network was trained on.
+            ValueError: if a shape does not fit the network.
         """
-        like = next(self.model.parameters())
-        dates = None if dates is None else dates.to(like.device)
-        return self.model(x.to(like), dates).unscaled(self.model.scale_by)
+        parameter = next(self.model.parameters())
+        dates = None if dates is None else dates.to(parameter.device)
+        return self.model(x.to(parameter), dates).unscaled(self.model.scale_by)
 
 
-def restore_model(config: Any, checkpoint: str | Path, device: str | torch.device = "cpu") -> tuple[Reconstructor, int]:
-    """The network that flags describe with the weights of a checkpoint, ours or a published one.
+def restore_model(
+    config: ModelConfig, checkpoint: str | Path, device: str | torch.device = "cpu"
+) -> tuple[Reconstructor, int]:
+    """Build a network from flags and load the weights of a checkpoint, ours or a published one.
 
     Args:
-        config: has the attributes of `ModelConfig`.
+        config: flags of the network.
         checkpoint: the file.
-        device: where the network goes.
+        device: of the network.
 
     Returns:
-        The network, and the epoch after which it was saved (0 if unknown).
+        The network, and the epoch of the checkpoint (0 if unknown).
 
     Raises:
         DataError: if the checkpoint cannot be read or is of another architecture.
@@ -78,17 +80,17 @@ def restore_model(config: Any, checkpoint: str | Path, device: str | torch.devic
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Reconstruction:
-    """A trained network as a function of images and dates.
+    """Load a trained network as a function of images and dates.
 
     Args:
-        path: a run's folder (conf.json and model.pth.tar, ours or published), or a .pth.tar file beside its conf.json.
-        device: where to compute.
+        path: a run's folder (conf.json and model.pth.tar, ours or published), or a .pth.tar file next to its conf.json.
+        device: of the network and its predictions.
 
     Returns:
         A callable, (x, dates) to a prediction in reflectance; see `Reconstruction.forward`.
 
     Raises:
-        DataError: if a file is missing or unreadable, or weights and configuration do not fit together.
+        DataError: if a file is missing or unreadable, or weights and configuration do not match.
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
@@ -96,6 +98,6 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Reconstr
     if not path.exists():
         raise DataError(f"there is no {path}; give a run's folder or a .pth.tar file")
     if not (folder / CONF).is_file():
-        raise DataError(f"there is no {CONF} in {folder}; a network is rebuilt from the {CONF} beside its weights")
-    flags = replace(read_conf(folder / CONF), ssm_backend="auto")  # the run's choice was for its own device
+        raise DataError(f"there is no {CONF} in {folder}; a network is rebuilt from the {CONF} next to its weights")
+    flags = replace(read_model_config(folder / CONF), ssm_backend="auto")  # the run chose one for its own device
     return Reconstruction(*restore_model(flags, checkpoint, device))

@@ -13,7 +13,9 @@ from benchmarks.precision import compare
 from common.errors import UsageError
 from config.schema import ModelConfig
 from model.build import build_loss, build_model
-from model.layers.conv import PADDING_MODES, build_block
+from model.layers import temporal
+from model.layers.conv import build_block
+from model.registry import PADDING_MODES
 
 LAYOUTS = pytest.mark.parametrize(
     "order", [torch.contiguous_format, torch.channels_last], ids=["as-it-comes", "channels-last"]
@@ -54,9 +56,7 @@ def test_a_block_in_bf16(norm, padding_mode, order):
 
 @LAYOUTS
 def test_a_training_step_in_bf16(order, monkeypatch):
-    from model.backbones import uncrtaints
-
-    monkeypatch.setattr(uncrtaints, "LARGE_IMAGE", 0 if order is torch.channels_last else 10**9)
+    monkeypatch.setattr(temporal, "LARGE_IMAGE", 0 if order is torch.channels_last else 10**9)
     torch.manual_seed(0)
     model = _small()
     criterion = build_loss(model.config)

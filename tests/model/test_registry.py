@@ -1,31 +1,27 @@
-"""What every backbone must do; a new one is covered as soon as it is registered."""
+"""Requirements on every backbone; a new one is covered once it is registered."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from common.errors import UsageError
-from config.schema import ModelConfig
 from data.constants import N_S2
 from model import registry
-from model.build import build_loss, build_model, build_optimizer
+from model.build import build_loss, build_optimizer
 from model.layers.heads import START_SIGMA
+from tests.support.network_cases import small_network
 
-NAMES = tuple(name for name in registry.names() if name != "fusion_net")  # made of trained networks: test_fusion_*
+NAMES = tuple(registry.BACKBONES)
 MONO = ("unet",)
-SMALL = {
-    "conv3d_mamba": {"encoder_widths": (8, 16), "decoder_widths": (8, 16)},
-    "uncrtaints": {"encoder_widths": (8,), "decoder_widths": (8, 8)},
-    "utae": {"encoder_widths": (8, 8, 16), "decoder_widths": (8, 8, 16)},
-    "unet": {"encoder_widths": (8, 16), "decoder_widths": (8, 16), "pretrain": True},
-}
 LOSS_OF = {"nig": "NIG", "gaussian": "MGNLL", "mean": "l1"}
 HEADS = tuple(LOSS_OF)
 
 
 def build(name: str, head: str = "nig", seed: int = 0, **changes):
-    flags = {"n_head": 4, "d_model": 16, "low_res_size": 8, "scale_by": 10.0, **SMALL.get(name, {}), **changes}
-    torch.manual_seed(seed)
-    return build_model(ModelConfig(model=name, head=head, loss=LOSS_OF[head], **flags))
+    return small_network(name, seed, **{"head": head, "loss": LOSS_OF[head], "scale_by": 10.0, **changes})
 
 
 def batch(name: str, b: int = 2, size: tuple[int, int] = (16, 16), channels: int = N_S2):
@@ -42,7 +38,7 @@ def batch(name: str, b: int = 2, size: tuple[int, int] = (16, 16), channels: int
 def test_a_step_of_training_moves_every_parameter(name, head):
     model = build(name, head).train()
     x, dates, target = batch(name)
-    optimizer = build_optimizer(model, ModelConfigWithRate)
+    optimizer = build_optimizer(model, 0.01)
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
     prediction = model(x, dates)
     loss = build_loss(model.config)(prediction, target * model.scale_by)
@@ -54,17 +50,11 @@ def test_a_step_of_training_moves_every_parameter(name, head):
     assert not unmoved
 
 
-class ModelConfigWithRate:
-    """As much of a configuration as the optimiser reads."""
-
-    lr = 0.01
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_a_few_steps_learn_one_image(name):
     model = build(name, "mean", scale_by=1.0).train()
     x, dates, target = batch(name, 1)
-    optimizer, criterion, losses = build_optimizer(model, ModelConfigWithRate), build_loss(model.config), []
+    optimizer, criterion, losses = build_optimizer(model, 0.01), build_loss(model.config), []
     for _ in range(25):
         optimizer.zero_grad()
         loss = criterion(model(x, dates), target)
@@ -112,16 +102,21 @@ def test_a_batch_is_its_samples_at_any_size(name, size):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_follow_from_the_seed_alone(name):
-    one, same, other = build(name, seed=1), build(name, seed=1), build(name, seed=2)
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
-    assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    first, again, second = (list(build(name, seed=seed).parameters()) for seed in (1, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_an_unknown_name_is_answered_with_the_known_ones():
-    with pytest.raises(UsageError, match=r"unknown backbone 'utea'; choose --model .*uncrtaints, unet, utae"):
-        registry.get("utea")
+def test_an_unknown_name_is_answered_with_a_list():
+    with pytest.raises(UsageError, match=r"unknown backbone 'utea'; choose --model uncrtaints, conv3d_mamba, utae, unet"):
+        registry.get_builder("utea")
 
 
-def test_a_name_is_taken_once():
-    with pytest.raises(ValueError, match="two backbones are called 'utae'"):
-        registry.register("utae")(lambda config, widths: None)
+def test_the_registry_imports_neither_torch_nor_a_backbone():
+    code = (
+        "import sys, model.registry\n"
+        "assert not {'torch', 'model.backbones.utae'} & sys.modules.keys()\n"
+        "model.registry.get_builder('utae')\n"
+        "assert 'model.backbones.utae' in sys.modules and 'model.backbones.conv3d_mamba' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])

@@ -1,11 +1,11 @@
-"""`from model import load_model`: a folder becomes a function; what is wrong with the folder is said in a line."""
+"""`from model import load_model`: a folder becomes a function; errors name what is wrong with it."""
 
 import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +15,8 @@ from config.stored import model_config
 from model import load_model
 from model.build import build_model
 from model.restore import restore_model
-from training.checkpoint import save_checkpoint
+from model.weights import save_checkpoint
+from tests.support.network_cases import random_series
 
 FLAGS = {
     "encoder_widths": [8],
@@ -39,8 +40,7 @@ def write_run(folder: Path, *, seed: int = 0, name: str = "model.pth.tar", **cha
 
 
 def series(channels: int = 13, t: int = 3):
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(2, t, channels, 12, 12, generator=generator), torch.tensor([[1300.0, 1310.0, 1330.0]] * 2)
+    return random_series(2, t, 12, 12, channels)
 
 
 def test_a_run_becomes_a_function_in_reflectance(tmp_path):
@@ -74,7 +74,7 @@ def test_it_stays_in_eval_mode_without_gradients(tmp_path):
     assert all(torch.equal(value, state[key]) for key, value in reconstruct.state_dict().items())
 
 
-def test_a_file_beside_its_configuration(tmp_path):
+def test_a_file_next_to_its_configuration(tmp_path):
     write_run(tmp_path / "run", seed=1, name="model_epoch_3.pth.tar")
     model = write_run(tmp_path / "run", seed=2)
     x, dates = series()
@@ -91,7 +91,7 @@ def test_a_file_beside_its_configuration(tmp_path):
         ("mono_l2", "mean", {"mean"}),
     ],
 )
-def test_published_runs_need_nothing_added(golden, name, head, fields):
+def test_published_runs_load_as_they_are(golden, name, head, fields):
     # a published conf.json has no `head`: MGNLL and GNLL mean Gaussian, l1 and l2 the mean alone
     reconstruct = load_model(golden / "checkpoints" / name)
     assert reconstruct.model.config.head == head
@@ -103,8 +103,8 @@ def test_published_runs_need_nothing_added(golden, name, head, fields):
     assert (prediction.total is None) == (head == "mean")
 
 
-def test_flags_that_the_published_network_never_read_do_not_bear_on_its_weights(golden, tmp_path):
-    # known issue 17: low_res_size and padding_mode; a published run made with them was made without them
+def test_flags_that_the_published_network_ignored_have_no_effect_on_its_weights(golden, tmp_path):
+    # known issue 17: low_res_size and padding_mode; a published run ignored them
     folder = tmp_path / "diag"
     shutil.copytree(golden / "checkpoints" / "diag", folder)
     conf = json.loads((folder / "conf.json").read_text(encoding="utf-8"))
@@ -114,8 +114,8 @@ def test_flags_that_the_published_network_never_read_do_not_bear_on_its_weights(
     x, dates = series(15)
     expected = load_model(golden / "checkpoints" / "diag")(x, dates).mean
     assert torch.equal(load_model(folder)(x, dates).mean, expected)
-    # the test script hands over resolved flags, which say `head`; the checkpoint tells that it is a published one
-    flags = SimpleNamespace(**vars(model_config(conf)) | {"low_res_size": 8, "padding_mode": "zeros"})
+    # the test script passes resolved flags, with a `head`; the checkpoint shows that it is a published one
+    flags = replace(model_config(conf), low_res_size=8, padding_mode="zeros")
     model, epoch = restore_model(flags, folder / "model.pth.tar")
     assert epoch == 3
     torch.testing.assert_close(model.eval()(x, dates).mean / 10, expected)
@@ -134,8 +134,8 @@ def test_flags_that_the_published_network_never_read_do_not_bear_on_its_weights(
     ],
 )
 def test_what_a_configuration_means(conf, expected):
-    found = vars(model_config({"model": "uncrtaints", **conf}))
-    assert {key: found[key] for key in expected} == expected
+    flags = vars(model_config({"model": "uncrtaints", **conf}))
+    assert {key: flags[key] for key in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -148,12 +148,12 @@ def test_what_a_configuration_means(conf, expected):
         ({"use_sar": 1}, "expected bool for 'use_sar', got 1"),
     ],
 )
-def test_values_of_another_kind_are_named(value, message):
+def test_values_of_another_type_are_named(value, message):
     with pytest.raises(DataError, match=message):
         model_config({"model": "uncrtaints", "head": "nig", **value})
 
 
-def test_what_is_missing_is_said(tmp_path):
+def test_missing_files_are_named(tmp_path):
     with pytest.raises(DataError, match="there is no .*absent; give a run's folder or a .pth.tar file"):
         load_model(tmp_path / "absent")
     run = tmp_path / "run"

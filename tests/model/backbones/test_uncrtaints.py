@@ -1,11 +1,10 @@
-"""uncrtaints: published checkpoints, the plain published graph, every option, padded dates, any size.
+"""uncrtaints: published checkpoints, the plain published graph, every option, any size.
 
-`golden/checkpoints` holds copies of the published checkpoints (the optimiser's state in `iso` alone) with inputs and
-outputs, nothing cropped. x and y are 24-bit integers (being multiples of 2^-24); mean and variance follow from `raw`.
+`golden/checkpoints` holds copies of the published checkpoints (the optimiser's state in `iso` alone) with uncropped
+inputs and outputs; mean and variance follow from `raw`.
 """
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,36 +16,18 @@ from common.errors import UsageError
 from config.schema import ModelConfig
 from data.constants import N_S2
 from model import load_model
-from model.backbones import uncrtaints
 from model.build import build_loss, build_model
-from model.layers.conv import BLOCKS, NORMS, PADDING_MODES
-from model.layers.recompute import Pointwise
-from model.layers.temporal import sum_over_dates
+from model.layers import temporal
+from model.layers.conv import Pointwise
+from model.registry import BLOCKS, NORMS, PADDING_MODES
+from tests.support.network_cases import random_series, read_published, small_network
 
 PUBLISHED = ("diag", "iso", "mono_l2", "residual_use_v")
-SMALL = {"encoder_widths": (8,), "decoder_widths": (8, 8), "n_head": 4, "d_model": 16, "low_res_size": 8}
 README = ModelConfig(head="gaussian", use_sar=True, scale_by=10.0)
 
 
-def published(golden: Path, name: str) -> dict[str, torch.Tensor]:
-    with np.load(golden / "checkpoints" / name / "io.npz") as stored:
-        found = {key: torch.from_numpy(stored[key]) for key in ("dates", "raw", "loss")}
-        for key in ("x", "y"):
-            low, middle, high = stored[key].astype(np.float64)
-            found[key] = torch.from_numpy((low + 256 * middle + 65536 * high) / 2**24).float()
-    return found
-
-
 def small(seed: int = 0, dtype: torch.dtype = torch.float32, **changes):
-    torch.manual_seed(seed)
-    flags = {"head": "gaussian", "scale_by": 10.0, **SMALL, **changes}
-    return build_model(ModelConfig(**flags)).to(dtype)
-
-
-def series(b: int = 1, t: int = 3, height: int = 16, width: int = 16, channels: int = N_S2):
-    generator = torch.Generator().manual_seed(b + 10 * t)
-    x = torch.rand(b, t, channels, height, width, generator=generator)
-    return x, torch.rand(b, t, generator=generator) * 90 + 1200
+    return small_network(seed=seed, **{"head": "gaussian", "scale_by": 10.0, **changes}).to(dtype)
 
 
 def without_dropout(model):
@@ -56,11 +37,11 @@ def without_dropout(model):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_checkpoints_give_their_stored_outputs(golden, name):
-    io = published(golden, name)
+    io = read_published(golden, name)
     reconstruct = load_model(golden / "checkpoints" / name)
     scale = reconstruct.model.scale_by
     prediction = reconstruct(io["x"], io["dates"])
-    # 1e-5 relative at every pixel, as asked for; 9e-6 and less were measured (float32 sums in another order)
+    # 1e-5 relative at every pixel, as required; 9e-6 and less were measured (float32 sums in another order)
     torch.testing.assert_close(prediction.mean * scale, io["raw"][:, :, :N_S2], rtol=1e-5, atol=0)
     if name == "mono_l2":
         assert prediction.total is None
@@ -72,8 +53,8 @@ def test_published_checkpoints_give_their_stored_outputs(golden, name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_losses_and_gradients(golden, name):
-    # known issue 1: diag has batch 2, so its stored loss carries the published batch bug, which legacy brings back
-    io = published(golden, name)
+    # known issue 1: diag has batch 2, so its stored loss has the published batch bug, which legacy restores
+    io = read_published(golden, name)
     reconstruct = load_model(golden / "checkpoints" / name)
     model = reconstruct.model.requires_grad_(True)
     loss = build_loss(ModelConfig(**{**vars(model.config), "legacy": True}))(
@@ -82,10 +63,10 @@ def test_published_losses_and_gradients(golden, name):
     assert loss.item() == pytest.approx(io["loss"].item(), rel=1e-5)
     loss.backward()
     norms = json.loads((golden / "checkpoints" / name / "grad_norms.json").read_text(encoding="utf-8"))
-    found = {key: parameter.grad.norm().item() for key, parameter in model.netG.named_parameters()}
-    assert found.keys() == norms.keys()
-    # biases of keys have no effect, softmax ignores them: what is stored is noise, below 1e-8 of the largest
-    assert found == pytest.approx(norms, rel=1e-5, abs=1e-8 * max(norms.values()))
+    gradients = {key: parameter.grad.norm().item() for key, parameter in model.netG.named_parameters()}
+    assert gradients.keys() == norms.keys()
+    # biases of keys have no effect, softmax ignores them: the stored values are noise, below 1e-8 of the largest
+    assert gradients == pytest.approx(norms, rel=1e-5, abs=1e-8 * max(norms.values()))
 
 
 @pytest.mark.shared
@@ -102,7 +83,7 @@ def test_published_means_and_variances_in_full(shared, name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_stand_in_the_published_order(golden, name):
-    # the optimiser of a published checkpoint knows parameters by number alone
+    # the optimiser of a published checkpoint identifies parameters by position
     content = torch.load(golden / "checkpoints" / name / "model.pth.tar", weights_only=True)
     assert list(load_model(golden / "checkpoints" / name).model.state_dict()) == list(content["state_dict"])
 
@@ -113,18 +94,18 @@ def test_the_readme_network_has_570010_parameters():
     assert [name for name, _ in model.netG.named_parameters()] == [n for n, _ in PlainUncrtaints().named_parameters()]
 
 
-@pytest.mark.parametrize("large", [True, False], ids=["channels-last", "as-it-comes"])
+@pytest.mark.parametrize("large", [True, False], ids=["channels-last", "contiguous"])
 @pytest.mark.parametrize("block_type", BLOCKS)
 def test_a_training_step_is_that_of_the_plain_published_graph(block_type, large, monkeypatch):
     # float64: equal but for rounding, so the fast network computes the same mathematics as the plain one
-    monkeypatch.setattr(uncrtaints, "LARGE_IMAGE", 0 if large else 10**9)
+    monkeypatch.setattr(temporal, "LARGE_IMAGE", 0 if large else 10**9)
     torch.manual_seed(0)
     plain = PlainUncrtaints(13, 8, 2, n_head=4, d_model=16, block_type=block_type).double().train()
-    plain.training = False  # of the outermost module, which asks for its dropout alone
+    plain.training = False  # of the outermost module, where it only switches dropout
     ours = without_dropout(small(dtype=torch.float64, block_type=block_type, low_res_size=32)).train()
     ours.netG.load_state_dict(plain.state_dict())
-    plain.temporal_encoder.periods = ours.netG.temporal_encoder.date_code.periods  # float64 too
-    x, dates = (tensor.double() for tensor in series(1, 3, 40, 36))
+    plain.temporal_encoder.periods = ours.netG.temporal_encoder.date_encoding.periods  # float64 too
+    x, dates = (tensor.double() for tensor in random_series(1, 3, 40, 36))
     target = x[:, :1] * 10
     losses = {}
     for name, model in (("plain", plain), ("ours", ours)):
@@ -137,7 +118,7 @@ def test_a_training_step_is_that_of_the_plain_published_graph(block_type, large,
     gradients = dict(ours.netG.named_parameters())
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(gradients[name].grad, parameter.grad, rtol=1e-7, atol=1e-9, msg=name)
-    for name, buffer in plain.named_buffers():  # running statistics took notice of the batch once
+    for name, buffer in plain.named_buffers():  # running statistics were updated once
         torch.testing.assert_close(ours.netG.state_dict()[name], buffer, msg=name)
 
 
@@ -171,7 +152,7 @@ def test_every_option_trains_at_any_size(changes):
     # known issue 9: relu crashed when the published network was built
     model = small(**changes).train()
     t = 1 if model.netG.is_mono else 3
-    x, dates = series(2, t, 19, 34)
+    x, dates = random_series(2, t, 19, 34)
     prediction = model(x, dates)
     assert prediction.mean.shape == (2, 1, N_S2, 19, 34)
     build_loss(model.config)(prediction, x[:, :1] * model.scale_by).backward()
@@ -185,7 +166,7 @@ def test_every_option_trains_at_any_size(changes):
 def test_images_smaller_than_the_attention_map(height, width):
     # the published network crashes where the sizes do not divide
     model = small(low_res_size=32).eval()
-    x, dates = series(1, 2, height, width)
+    x, dates = random_series(1, 2, height, width)
     assert model(x, dates).mean.shape == (1, 1, N_S2, height, width)
 
 
@@ -196,19 +177,19 @@ def test_separate_layers_give_the_channels_of_one():
         parts = [separate.netG.state_dict()[f"out_conv_{part}_1.conv.conv.0.{kind}"] for part in ("mean", "var")]
         state[f"out_conv.conv.conv.0.{kind}"] = torch.cat(parts)
     joint.netG.load_state_dict(state)
-    x, dates = series()
+    x, dates = random_series()
     torch.testing.assert_close(joint.netG(x, dates), separate.netG(x, dates), rtol=1e-5, atol=1e-6)
 
 
-def test_what_does_not_fit_is_refused_in_words():
+def test_inputs_that_do_not_fit_are_named():
     model = small()
-    x, dates = series()
+    x, dates = random_series()
     with pytest.raises(ValueError, match=r"expected dates of shape \(1, 3\).*got none"):
         model(x)
     with pytest.raises(ValueError, match=r"got shape \(1, 2\)"):
         model(x, dates[:, :2])
     with pytest.raises(ValueError, match=r"expected x of shape \(B, T, 13, H, W\).*got \(1, 3, 15, 16, 16\)"):
-        model(series(channels=15)[0], dates)
+        model(random_series(channels=15)[0], dates)
     with pytest.raises(ValueError, match="2 x 2 pixels or more, got 1 x 9"):
         model(torch.rand(1, 3, 13, 1, 9), dates)
     with pytest.raises(ValueError, match="expected one date.*got 3"):
@@ -234,15 +215,15 @@ def test_flags_that_describe_no_network(changes, message):
         small(**changes)
 
 
-def test_autocast_reaches_the_backbone_alone():
+def test_autocast_applies_to_the_backbone_alone():
     model = without_dropout(small(loss="MGNLL"))
-    x, dates = series(2, 3, 24, 24)
+    x, dates = random_series(2, 3, 24, 24)
     exact = model(x, dates)
-    seen = []
-    model.netG.register_forward_hook(lambda *args: seen.append(args[-1].dtype))
+    dtypes = []
+    model.netG.register_forward_hook(lambda *args: dtypes.append(args[-1].dtype))
     with torch.autocast("cpu", torch.bfloat16):
         prediction = model(x, dates)
-    assert seen == [torch.bfloat16]
+    assert dtypes == [torch.bfloat16]
     assert {field.dtype for field in prediction.fields().values()} == {torch.float32}
     # bf16 has 3 significant digits, and the network is some layers deep; means lie in (0, 10)
     assert (prediction.mean - exact.mean).abs().mean() < 0.05
@@ -270,22 +251,10 @@ def test_initialisation_is_torchs_own_or_with_legacy_the_published_one():
 
 @pytest.mark.parametrize("legacy", [True, False])
 @pytest.mark.parametrize("separate_out", [True, False])
-def test_the_head_starts_last(legacy, separate_out):
+def test_the_head_is_initialised_last(legacy, separate_out):
     model = small(head="nig", loss="NIG", legacy=legacy, separate_out=separate_out).eval()
-    prediction = model(*series()).unscaled(10.0)
-    # alike everywhere: sigma 0.1 in reflectance, gamma 1, alpha 3 (FUSION.md 3)
+    prediction = model(*random_series()).unscaled(10.0)
+    # alike everywhere: sigma 0.1 in reflectance, gamma 1, alpha 3 (docs/fusion.md)
     torch.testing.assert_close(prediction.alpha, torch.full_like(prediction.alpha, 3.0))
     torch.testing.assert_close(prediction.gamma, torch.ones_like(prediction.gamma))
     torch.testing.assert_close(prediction.total.sqrt(), torch.full_like(prediction.total, 0.1))
-
-
-def test_a_sum_over_dates_is_the_same_in_either_order_in_memory():
-    # channels innermost take a function of their own; einsum is the sum as it is written
-    torch.manual_seed(0)
-    weights = torch.rand(2, 3, 4, 5, 6, dtype=torch.float64, requires_grad=True)
-    maps = torch.rand(3, 2, 8, 5, 6, dtype=torch.float64)
-    innermost = [one.contiguous(memory_format=torch.channels_last).requires_grad_() for one in maps]
-    assert torch.autograd.gradcheck(lambda weights, *maps: sum_over_dates(maps, weights), (weights, *innermost))
-    plain = torch.einsum("tbgchw,btghw->bgchw", maps.unflatten(2, (4, 2)), weights).flatten(1, 2)
-    torch.testing.assert_close(sum_over_dates(innermost, weights), plain)
-    torch.testing.assert_close(sum_over_dates(list(maps), weights), plain)

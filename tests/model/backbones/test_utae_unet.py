@@ -1,12 +1,11 @@
-"""The comparison baselines U-TAE and U-Net: published checkpoints, any size, padded dates, what follows from flags.
+"""The comparison baselines U-TAE and U-Net: published checkpoints, any size, padded dates, defaults of their flags.
 
 `golden/checkpoints` holds two published checkpoints without the states of the optimiser, in torch's older and smaller
-file format; `io.npz` has x and y as 24-bit integers (they are multiples of 2^-24), and every fourth pixel of `raw`.
+file format; `io.npz` has every fourth pixel of `raw`.
 """
 
 import json
 import shlex
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,46 +20,28 @@ from config.stored import model_config, read_conf
 from model import load_model
 from model.backbones.unet import UNet
 from model.build import build_loss, build_model
-from model.layers.unet_blocks import fit
 from model.registry import get_builder
+from model.weights import load_strictly
 from parse_args import parse
 from tests.support.fake_trees import clear_at, write_series, write_triplet
-from training.checkpoint import load_strictly, load_weights
+from tests.support.network_cases import random_series, read_published, small_network
+from training.checkpoint import load_weights
 from training.pretrained import load_pretrained
 
 PUBLISHED = ("utae_l2", "unet_mono_l2")
-WIDTHS = (8, 8, 16)
-SMALL = ModelConfig(
-    model="utae", head="mean", loss="l2", encoder_widths=WIDTHS, decoder_widths=WIDTHS, n_head=4, d_model=16
-)
 
 
-def published(golden: Path, name: str) -> dict[str, torch.Tensor]:
-    with np.load(golden / "checkpoints" / name / "io.npz") as stored:
-        found = {key: torch.from_numpy(stored[key]) for key in ("dates", "raw", "loss")}
-        for key in ("x", "y"):
-            low, middle, high = stored[key].astype(np.float64)
-            found[key] = torch.from_numpy((low + 256 * middle + 65536 * high) / 2**24).float()
-    return found
-
-
-def settled(line: str):
+def resolved(line: str):
     return resolve_config(*parse("train", shlex.split(line)))
 
 
-def small(seed: int = 0, **changes):
-    torch.manual_seed(seed)
-    return build_model(ModelConfig(**{**SMALL.__dict__, **changes})).eval()
-
-
-def series(b: int = 1, t: int = 3, height: int = 16, width: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(b + 10 * t)
-    return torch.rand(b, t, 13, height, width, generator=generator), torch.rand(b, t, generator=generator) * 90 + 1200
+def small(seed: int = 0, model: str = "utae", **changes):
+    return small_network(model, seed, **{"head": "mean", "loss": "l2", **changes}).eval()
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_checkpoints_give_their_stored_outputs_loss_and_gradients(golden, name):
-    io = published(golden, name)
+    io = read_published(golden, name)
     reconstruct = load_model(golden / "checkpoints" / name)
     model, scale = reconstruct.model, reconstruct.model.scale_by
     prediction = reconstruct(io["x"], io["dates"])
@@ -73,11 +54,11 @@ def test_published_checkpoints_give_their_stored_outputs_loss_and_gradients(gold
     assert loss.item() == pytest.approx(io["loss"].item(), rel=1e-5)
     loss.backward()
     norms = json.loads((golden / "checkpoints" / name / "grad_norms.json").read_text(encoding="utf-8"))
-    found = {key: parameter.grad.norm().item() for key, parameter in model.netG.named_parameters()}
-    assert found.keys() == norms.keys()
-    # the bias of the keys has no effect, softmax ignores it: what is stored is noise, below 1e-7 of the largest
+    gradients = {key: parameter.grad.norm().item() for key, parameter in model.netG.named_parameters()}
+    assert gradients.keys() == norms.keys()
+    # the bias of the keys has no effect, softmax ignores it: the stored value is noise, below 1e-7 of the largest
     noise = 1e-7 * max(norms.values())
-    assert {key: found[key] for key in norms} == pytest.approx(norms, rel=1e-5, abs=noise)
+    assert gradients == pytest.approx(norms, rel=1e-5, abs=noise)
 
 
 @pytest.mark.shared
@@ -88,20 +69,20 @@ def test_published_outputs_in_full(shared, name):
         x, dates, raw, mean = (torch.from_numpy(stored[key]) for key in ("x", "dates", "raw", "mean"))
     reconstruct = load_model(folder)
     prediction = reconstruct(x, dates)
-    for found, expected in ((prediction.mean, mean), (prediction.mean * reconstruct.model.scale_by, raw)):
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    for actual, expected in ((prediction.mean, mean), (prediction.mean * reconstruct.model.scale_by, raw)):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_stand_in_the_published_order(golden, name):
-    # the optimiser of a published checkpoint knows parameters by number alone
+    # the optimiser of a published checkpoint identifies parameters by position
     content = torch.load(golden / "checkpoints" / name / "model.pth.tar", weights_only=True)
     model = load_model(golden / "checkpoints" / name).model
     assert list(model.state_dict()) == list(content["state_dict"])
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_by_name_and_shape(golden):
-    # known issue 10: the published code leaves what does not fit random without a word
+    # known issue 10: the published code silently leaves what does not fit at random values
     path = golden / "checkpoints" / "utae_l2" / "model.pth.tar"
     conf = read_conf(path.with_name("conf.json"))
     wider = build_model(model_config({**conf, "encoder_widths": [16, 16, 16, 64], "decoder_widths": [16, 16, 16, 64]}))
@@ -113,28 +94,28 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name_and_shape(golden):
         load_strictly(small(), small(pretrain=True).netG.state_dict(), "a U-Net")
 
 
-def test_utae_starts_from_a_pretrained_unet_and_says_what_is_left(tmp_path):
+def test_utae_starts_from_a_pretrained_unet_and_reports_the_rest(tmp_path):
     # known issue 10
-    teacher, pupil = small(1, pretrain=True), small(2, head="nig", loss="NIG")
+    pretrained, model = small(1, pretrain=True), small(2, head="nig", loss="NIG")
     path = tmp_path / "model.pth.tar"
-    torch.save({"state_dict_G": teacher.netG.state_dict(), "version": 1}, path)
-    report = load_pretrained(pupil, path)
+    torch.save({"state_dict_G": pretrained.netG.state_dict(), "version": 1}, path)
+    report = load_pretrained(model, path)
     assert {name.split(".")[0] for name in report.missing} == {"temporal_encoder"}
     assert not report.extra
     assert set(report.partly) == {"out_conv.conv.conv.0.weight", "out_conv.conv.conv.0.bias"}
     for name in report.loaded:
-        assert torch.equal(pupil.netG.state_dict()[name], teacher.netG.state_dict()[name])
+        assert torch.equal(model.netG.state_dict()[name], pretrained.netG.state_dict()[name])
 
 
 def test_utae_with_pretrain_is_a_unet():
-    x, _ = series(2, 1)
-    one, other = small(3, pretrain=True), small(3, model="unet")
-    assert type(one.netG) is type(other.netG) is UNet
-    assert torch.equal(one(x).mean, other(x).mean)
+    x, _ = random_series(2, 1)
+    pretraining, unet = small(3, pretrain=True), small(3, model="unet")
+    assert type(pretraining.netG) is type(unet.netG) is UNet
+    assert torch.equal(pretraining(x).mean, unet(x).mean)
 
 
-def test_wrong_shapes_are_told():
-    x, dates = series(2, 3)
+def test_wrong_shapes_are_named():
+    x, dates = random_series(2, 3)
     with pytest.raises(ValueError, match="expected one date"):
         small(model="unet")(x)
     with pytest.raises(ValueError, match=r"\(B, T, 13, H, W\)"):
@@ -150,25 +131,15 @@ def test_wrong_shapes_are_told():
 @pytest.mark.parametrize("model", ["utae", "unet"])
 @pytest.mark.parametrize(("height", "width"), [(16, 24), (21, 34), (5, 9), (1, 3)])
 def test_any_height_and_width(model, height, width):
-    x, dates = series(2, 3 if model == "utae" else 1, height, width)
+    x, dates = random_series(2, 3 if model == "utae" else 1, height, width)
     mean = small(model=model)(x, dates).mean
     assert mean.shape == (2, 1, 13, height, width)
     assert mean.isfinite().all()
 
 
-def test_sizes_are_completed_by_mirroring_and_left_alone_where_they_suit():
-    x = torch.rand(2, 3, 16, 24)
-    assert fit(x, 8) is x
-    ragged = x[..., :13, :21]
-    torch.testing.assert_close(fit(ragged, 8), torch.nn.functional.pad(ragged, (0, 3, 0, 3), mode="reflect"))
-    tiny = torch.tensor([[0.0, 1.0, 2.0]])
-    assert fit(tiny, 4).shape == (8, 8)  # twice the factor, or the smallest map could not be reflected
-    assert fit(tiny, 4)[5].tolist() == [0, 1, 2, 1, 0, 1, 2, 1]
-
-
-def test_a_border_that_is_added_matters_little_far_from_it():
+def test_an_added_border_matters_little_far_from_it():
     model = small(5)
-    x, dates = series(1, 2, 64, 64)
+    x, dates = random_series(1, 2, 64, 64)
     # group norms see the whole image, so a crop is never bit-equal; 5 % of the range is what norms may shift
     torch.testing.assert_close(
         model(x[..., :63], dates).mean[..., :32], model(x, dates).mean[..., :32], rtol=0, atol=0.05
@@ -179,13 +150,13 @@ def test_a_border_that_is_added_matters_little_far_from_it():
 @pytest.mark.parametrize("agg_mode", ["att_group", "att_mean", "mean"])
 def test_padded_dates_get_no_attention(agg_mode, pad_value, scale_by):
     model = small(pad_value=pad_value, scale_by=scale_by, agg_mode=agg_mode)
-    seen = []
-    model.netG.temporal_encoder.register_forward_hook(lambda layer, given, out: seen.append(out[0]))
-    x, dates = series(2, 4)
+    attentions = []
+    model.netG.temporal_encoder.register_forward_hook(lambda layer, args, out: attentions.append(out[0]))
+    x, dates = random_series(2, 4)
     x[0, 2:] = pad_value
     expected = model(x, dates).mean
-    assert (seen[0][:, 0, 2:] == 0).all()
-    assert (seen[0][:, 1] > 0).all()
+    assert (attentions[0][:, 0, 2:] == 0).all()
+    assert (attentions[0][:, 1] > 0).all()
     later = dates.clone()
     later[0, 2:] += 500.0
     assert torch.equal(model(x, later).mean, expected)
@@ -194,24 +165,24 @@ def test_padded_dates_get_no_attention(agg_mode, pad_value, scale_by):
 
 
 def test_a_padded_date_enters_the_group_norm_as_an_empty_map():
-    # as published: what the encoder would make of an image full of the padding value does not count
+    # as published: an image full of the padding value does not go through the encoder
     model = small()
     lowest = []
-    model.netG.temporal_encoder.register_forward_pre_hook(lambda layer, given: lowest.append(given[0]))
-    x, dates = series(1, 3)
+    model.netG.temporal_encoder.register_forward_pre_hook(lambda layer, args: lowest.append(args[0]))
+    x, dates = random_series(1, 3)
     x[:, 1] = 0.0
     model(x, dates)
     assert (lowest[0][:, 1] == 0).all()
     assert (lowest[0][:, [0, 2]] != 0).any()
 
 
-def test_attention_is_dropped_out_once_in_training():
+def test_dropout_of_the_attention_is_applied_once_in_training():
     model = small().train()
-    seen = []
-    model.netG.temporal_encoder.register_forward_hook(lambda layer, given, out: seen.append(out[0]))
-    x, dates = series(1, 3, 64, 64)
+    attentions = []
+    model.netG.temporal_encoder.register_forward_hook(lambda layer, args, out: attentions.append(out[0]))
+    x, dates = random_series(1, 3, 64, 64)
     model(x, dates)
-    dropped = (seen[0] == 0).float().mean().item()
+    dropped = (attentions[0] == 0).float().mean().item()
     assert dropped == pytest.approx(0.1, abs=0.03)  # of 4 x 3 x 256 weights; 0.03 is over five standard deviations
     kept = model.netG.temporal_aggregator(
         [torch.ones(1, 8, 64, 64)] * 3, torch.ones(4, 1, 3, 4, 4), torch.zeros(1, 3) > 1
@@ -219,10 +190,10 @@ def test_attention_is_dropped_out_once_in_training():
     assert (kept == 3).all()
 
 
-def test_a_batch_is_its_samples_whatever_its_size():
-    # known issue 11: the published code goes another way at batch size 1, and shapes dates by the configured size
+def test_a_batch_of_any_size_is_its_samples():
+    # known issue 11: the published code differs at batch size 1, and shapes dates by the configured size
     model = small()
-    x, dates = series(3, 2)
+    x, dates = random_series(3, 2)
     together = model(x, dates).mean
     for i in range(3):
         # 1e-6: sums of float32 in another order
@@ -231,14 +202,13 @@ def test_a_batch_is_its_samples_whatever_its_size():
 
 @pytest.mark.parametrize("model", ["utae", "unet"])
 def test_the_published_initialiser_reaches_transposed_convolutions(model):
-    torch.manual_seed(0)
-    net = build_model(ModelConfig(**{**SMALL.__dict__, "model": model, "legacy": True})).netG
+    net = small(model=model, legacy=True).netG
     biases = torch.cat([block.up[0].bias for block in net.up_blocks])
-    assert biases.abs().max() > 0.5  # known issue 18: N(0, 1); torch's own start stays below 1 / 8 here
+    assert biases.abs().max() > 0.5  # known issue 18: N(0, 1); torch's own initial values stay below 1 / 8 here
 
 
 def test_widths_of_the_published_networks_are_the_default():
-    config, notes = settled("--model utae --loss MGNLL --head nig")
+    config, notes = resolved("--model utae --loss MGNLL --head nig")
     assert config.encoder_widths == config.decoder_widths == (64, 64, 64, 128)
     assert (config.loss, config.head, config.pretrain) == ("MGNLL", "nig", False)
     assert any("--encoder_widths [64, 64, 64, 128]" in note for note in notes)
@@ -247,37 +217,37 @@ def test_widths_of_the_published_networks_are_the_default():
     assert sum(parameter.numel() for parameter in net.parameters()) == pytest.approx(1.26e6, rel=0.01)
 
 
-def test_one_typed_width_is_that_of_its_twin():
-    config, _ = settled("--model utae --encoder_widths 16 16 32")
+def test_a_given_encoder_width_is_that_of_the_decoder_too():
+    config, _ = resolved("--model utae --encoder_widths 16 16 32")
     assert config.encoder_widths == config.decoder_widths == (16, 16, 32)
-    assert settled("--model unet --decoder_widths [32,64]")[0].encoder_widths == (32, 64)
+    assert resolved("--model unet --decoder_widths [32,64]")[0].encoder_widths == (32, 64)
 
 
-def test_loss_l2_as_published_unless_something_else_is_asked_for():
-    config, notes = settled("--model utae")
+def test_loss_l2_as_published_unless_a_loss_or_head_is_given():
+    config, notes = resolved("--model utae")
     assert (config.loss, config.head) == ("l2", "mean")
     assert any("--loss l2" in note for note in notes)
-    assert settled("--model utae --loss NIG")[0].loss == "NIG"
-    assert settled("--model utae --head gaussian")[0].loss == "MGNLL"
-    assert settled("--model utae --covmode iso")[0].head == "gaussian"
-    assert settled("--model uncrtaints")[0].loss == "MGNLL"
+    assert resolved("--model utae --loss NIG")[0].loss == "NIG"
+    assert resolved("--model utae --head gaussian")[0].loss == "MGNLL"
+    assert resolved("--model utae --covmode iso")[0].head == "gaussian"
+    assert resolved("--model uncrtaints")[0].loss == "MGNLL"
 
 
 def test_unet_is_mono_temporal_and_says_so():
-    config, notes = settled("--model unet --loss MGNLL --batch_size 5")
+    config, notes = resolved("--model unet --loss MGNLL --batch_size 5")
     assert config.pretrain
     assert (config.input_t, config.n_head, config.sample_type) == (1, 1, "pretrain")
-    assert (config.loss, config.batch_size) == ("MGNLL", 5)  # the published script puts l2 and 32 without a word
+    assert (config.loss, config.batch_size) == ("MGNLL", 5)  # the published script silently sets l2 and 32
     assert any("--pretrain is switched on" in note and "--batch_size 32" not in note for note in notes)
-    assert any("published trainings of it took --batch_size 32" in note for note in settled("--model unet")[1])
-    assert not any("switched on" in note for note in settled("--model unet --pretrain")[1])
+    assert any("published trainings of it used --batch_size 32" in note for note in resolved("--model unet")[1])
+    assert not any("switched on" in note for note in resolved("--model unet --pretrain")[1])
 
 
-def test_flags_that_the_network_does_not_look_at_are_told():
-    _, notes = settled("--model utae --block_type mbconv --n_head 16 --use_v")
-    assert "--model utae does not look at --block_type, --use_v" in notes
-    _, notes = settled("--model utae --pretrain --n_head 16")
-    assert "--model utae of one date does not look at --n_head" in notes
+def test_flags_without_effect_on_the_network_are_named():
+    _, notes = resolved("--model utae --block_type mbconv --n_head 16 --use_v")
+    assert "--model utae ignores --block_type, --use_v" in notes
+    _, notes = resolved("--model utae --pretrain --n_head 16")
+    assert "--model utae of one date ignores --n_head" in notes
 
 
 @pytest.mark.parametrize(
@@ -290,7 +260,7 @@ def test_flags_that_the_network_does_not_look_at_are_told():
 )
 def test_widths_that_do_not_fit_are_usage_errors(line, match):
     with pytest.raises(UsageError, match=match):
-        settled(line)
+        resolved(line)
 
 
 def test_a_library_user_gets_the_same_errors():
@@ -305,7 +275,7 @@ def test_a_stored_run_keeps_its_widths_and_loss(golden, tmp_path):
     config, _ = restore_config(read_conf(golden / "checkpoints" / "utae_l2" / "conf.json"), values, typed, "test")
     assert (config.encoder_widths, config.loss, config.head) == ((16, 16, 16, 32), "l2", "mean")
     path = tmp_path / "conf.json"
-    path.write_text(json.dumps(settled("--model utae --head nig --encoder_widths 16 16 32")[0].to_json()))
+    path.write_text(json.dumps(resolved("--model utae --head nig --encoder_widths 16 16 32")[0].to_json()))
     values, typed = parse("train", [])
     config, _ = restore_config(read_conf(path), values, typed, "train")
     assert (config.encoder_widths, config.loss, config.head) == ((16, 16, 32), "MGNLL", "nig")
@@ -315,7 +285,9 @@ def test_published_baselines_read_the_padding_mode_and_uncrtaints_does_not(golde
     conf = read_conf(golden / "checkpoints" / "utae_l2" / "conf.json")
     del conf["head"]
     assert model_config({**conf, "padding_mode": "zeros"}).padding_mode == "zeros"
-    assert model_config({**conf, "model": "uncrtaints", "padding_mode": "zeros"}).padding_mode == "reflect"  # known issue 17
+    assert (
+        model_config({**conf, "model": "uncrtaints", "padding_mode": "zeros"}).padding_mode == "reflect"
+    )  # known issue 17
 
 
 @pytest.fixture(scope="module")
@@ -346,4 +318,4 @@ def test_the_training_script_trains_both(roots, tmp_path, capsys, line):
     assert json.loads((run / "test_metrics.json").read_text())["RMSE"] > 0
     model = load_model(run).model
     assert model.config.encoder_widths == model.config.decoder_widths == (8, 8, 16)
-    assert ("note: --model unet sees single images" in capsys.readouterr().out) == ("unet" in line)
+    assert ("note: --model unet takes single images" in capsys.readouterr().out) == ("unet" in line)

@@ -1,13 +1,17 @@
-"""Convolution blocks: gradients are right, memory is saved, inputs are left alone."""
-
-import copy
+"""Convolution blocks: gradients, memory kept for the backward pass, inputs that are not overwritten."""
 
 import pytest
 import torch
 
 from benchmarks.baselines import PlainUncrtaints
-from model.layers import recompute
-from model.layers.conv import NORMS, PADDING_MODES, MBConv, build_block
+from model.layers import conv
+from model.layers.conv import MBConv, build_block
+from model.registry import BLOCKS, NORMS, PADDING_MODES
+
+
+def test_every_name_of_the_registry_has_a_layer():
+    assert tuple(conv.NORMS) == NORMS
+    assert tuple(conv.BLOCKS) == BLOCKS
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -19,51 +23,42 @@ def test_gradients_of_a_block_are_right(norm, training):
     assert torch.autograd.gradcheck(block, (x,), atol=1e-7)
 
 
-@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=["as-it-comes", "channels-last"])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"])
 @pytest.mark.parametrize(
     ("norm", "training", "padding_mode"),
     [*((norm, training, "reflect") for norm in NORMS for training in (True, False)),
      *(("group", True, mode) for mode in PADDING_MODES if mode != "reflect")],
 )  # fmt: skip
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-def test_forgetting_changes_no_gradient(dtype, norm, training, padding_mode, order, monkeypatch):
-    # float32 too: torch has kernels of their own for it, which must not meet maps they do not take
+def test_recomputation_changes_no_gradient(dtype, norm, training, padding_mode, order):
+    # float32 too: torch has separate kernels for it, with layouts of their own
     torch.manual_seed(0)
-    block = build_block("mbconv", 8, 8, norm, padding_mode).to(dtype).train(training)
-    start = copy.deepcopy(block.state_dict())
+    block = MBConv(8, 8, norm, padding_mode).to(dtype).train(training)
+    plain = MBConv(8, 8, norm, padding_mode, recompute=False).to(dtype).train(training)
+    plain.load_state_dict(block.state_dict())
     x = torch.rand(2, 8, 5, 6, dtype=dtype).contiguous(memory_format=order).requires_grad_()
-    runs = []
-    for plain in (False, True):
-        if plain:
-            monkeypatch.setattr(recompute._ForgetfulConv, "apply", remember)
-        block.load_state_dict(start)
-        block.zero_grad()
+    results = []
+    for layer in (block, plain):
         x.grad = None
-        out = block(x)
+        out = layer(x)
         out.square().sum().backward()
-        runs.append([out.detach(), x.grad, *(p.grad for p in block.parameters()), *block.buffers()])
-        runs[-1] = [tensor.clone() for tensor in runs[-1]]
+        results.append([out.detach(), x.grad, *(p.grad for p in layer.parameters()), *layer.buffers()])
     # gradients of weights before a norm cancel: of sums of 60 terms about 10, rounding leaves 1e-4 in float32
     close = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 2e-4}
-    for ours, plainly in zip(*runs, strict=True):
-        torch.testing.assert_close(ours, plainly, **close)
-
-
-def remember(chain, groups, x, weight, *_):
-    """What the forgetful convolution computes, left to autograd."""
-    return chain.plain(x, weight, groups)
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, **close)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_block_without_a_graph_gives_the_same(norm):
-    # inference overwrites intermediate maps; it must not overwrite its input
+    # inference overwrites intermediate maps, but not its input
     block = build_block("mbconv", 8, 8, norm, "zeros").eval()
     x = torch.rand(2, 8, 5, 7)
     before = x.clone()
     with torch.no_grad():
-        alone = block(x)
+        out = block(x)
     assert torch.equal(x, before)
-    torch.testing.assert_close(alone, block(x).detach())
+    torch.testing.assert_close(out, block(x).detach())
 
 
 def test_frozen_weights_get_no_gradient_and_the_others_the_same():
@@ -83,8 +78,8 @@ def test_frozen_weights_get_no_gradient_and_the_others_the_same():
 
 @pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 0.45), (torch.bfloat16, 0.65)])
 def test_a_block_keeps_less_than_autograd_keeps(dtype, share):
-    # what is measured by benchmarks/training_step.py, here by counting: the bytes that wait for the backward pass;
-    # in bf16 a processor keeps activated maps too
+    # what benchmarks/training_step.py measures, here by counting: the bytes kept for the backward pass;
+    # in bf16 a CPU keeps activated maps too
     kept: dict[int, int] = {}
 
     def count(tensor):
@@ -103,7 +98,7 @@ def test_a_block_keeps_less_than_autograd_keeps(dtype, share):
     assert totals[0] < share * totals[1]
 
 
-def test_blocks_of_other_widths_join_by_a_projection():
+def test_blocks_of_two_widths_have_a_projection():
     assert not hasattr(MBConv(8, 8, "group", "reflect"), "proj")
     block = MBConv(8, 12, "group", "reflect")
     assert block(torch.rand(1, 8, 5, 5)).shape == (1, 12, 5, 5)

@@ -79,8 +79,8 @@ def test_gaussian_variances(var, scale_by, eps):
     assert (got > 0).all()
 
 
-def test_gaussian_head_undoes_stored_outputs(shared):
-    # the stored outputs are behind the head's maps: their inverses must come back
+def test_the_gaussian_head_reproduces_stored_outputs(shared):
+    # the inverse of its activations gives the raw channels of stored outputs
     with np.load(shared / "golden" / "checkpoints" / "diag" / "io.npz") as stored:
         out = torch.from_numpy(stored["raw"]).double()
         mean, var = stored["mean"], stored["var"]
@@ -106,7 +106,7 @@ def test_nig_parameterisation():
 
 @pytest.mark.parametrize("scale_by", [1.0, 10.0])
 @pytest.mark.parametrize("separate", [False, True])
-def test_evidence_starts_alike_everywhere(scale_by, separate):
+def test_evidence_starts_equal_everywhere(scale_by, separate):
     torch.manual_seed(0)
     head = head_of("nig", scale_by=scale_by)
     features = torch.randn(2, 8, 5, 6)
@@ -122,7 +122,7 @@ def test_evidence_starts_alike_everywhere(scale_by, separate):
         assert torch.equal(joint.bias[:13], before[1])
         raw = joint(features)
     p = head(raw.unsqueeze(1)).unscaled(scale_by)
-    assert p.delta.std() > 0  # the rows of the means are left alone
+    assert p.delta.std() > 0  # the rows of the means stay as they are
     # exact but for float32: 1e-6
     torch.testing.assert_close(p.total.sqrt(), torch.full_like(p.delta, 0.1), rtol=2e-6, atol=0)
     torch.testing.assert_close(p.gamma, torch.ones_like(p.gamma), rtol=0, atol=0)
@@ -137,7 +137,7 @@ def test_initialise_refuses_another_convolution():
 
 
 @pytest.mark.parametrize("head", ["gaussian", "mean"])
-def test_other_heads_leave_the_convolution_alone(head):
+def test_other_heads_do_not_change_the_convolution(head):
     built = head_of(head)
     conv = nn.Conv2d(8, built.channels, 1)
     before = conv.weight.clone()
@@ -145,7 +145,7 @@ def test_other_heads_leave_the_convolution_alone(head):
     assert torch.equal(conv.weight, before)
 
 
-def test_the_likelihood_says_nothing_about_gamma():
+def test_the_likelihood_gives_gamma_no_gradient():
     raw = logits(52).requires_grad_()
     y = 10 * torch.rand(2, 1, 13, 5, 6, dtype=torch.float64)
     nig_loss(head_of("nig")(raw), y, evidence_reg="none").backward()
@@ -179,8 +179,8 @@ def test_finite_for_logits_from_minus_60_to_60(head, loss, scale_by):
         assert torch.isfinite(value)
         assert torch.isfinite(gradient).all()
         assert torch.isfinite(p.nll(y)).all()
-        for answer in (*p.interval(0.95), p.total, p.crps(y)):
-            assert torch.isfinite(answer).all()
+        for values in (*p.interval(0.95), p.total, p.crps(y)):
+            assert torch.isfinite(values).all()
         assert (p.total > 0).all()
 
 
@@ -220,20 +220,20 @@ def test_float32_under_autocast(head):
 
 
 def test_scale_by_moves_the_start_with_the_data():
-    # the same network in another unit starts with the same belief in reflectance
+    # the same network in another unit starts with the same uncertainty in reflectance
     starts = []
     for scale_by in (1.0, 10.0, 100.0):
         head, conv = head_of("nig", scale_by=scale_by), nn.Conv2d(2, 52, 1)
         head.initialise(conv)
         starts.append(head(conv(torch.zeros(1, 2, 1, 1)).unsqueeze(1)).unscaled(scale_by).total[..., 0, 0])
-    for other in starts[1:]:
-        torch.testing.assert_close(other, starts[0], rtol=1e-5, atol=0)
+    for start in starts[1:]:
+        torch.testing.assert_close(start, starts[0], rtol=1e-5, atol=0)
 
 
-def test_what_cannot_be_built_says_so():
+def test_unknown_names_and_scales_are_named():
     with pytest.raises(UsageError, match="unknown head 'laplace'; choose --head nig, gaussian, mean"):
         head_of("laplace")
-    with pytest.raises(UsageError, match="unknown covmode 'full'; choose --covmode diag, uni, iso"):
+    with pytest.raises(UsageError, match="unknown covmode 'full'; choose --covmode diag, iso, uni"):
         head_of("gaussian", covmode="full")
     with pytest.raises(UsageError, match="'exp'; choose --var_nonLinearity softplus, relu, elu"):
         head_of("gaussian", var="exp")

@@ -1,4 +1,4 @@
-"""The Mamba layer: reference values and gradients, its start, and that nothing overwrites it."""
+"""The Mamba layer: reference values and gradients, initialisation, steps that depend on the gaps between dates."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.build import initialise_as_published
-from model.layers.mamba import Mamba, causal_conv
+from model.layers.dates import order_dates
+from model.layers.mamba import SKIPPED, DatedMamba, Mamba, causal_conv
 
 
 @pytest.mark.parametrize("case", ["L1", "L3", "L7", "L30"])
@@ -23,14 +24,14 @@ def test_reference_values_and_gradients(golden, case):
     x = torch.from_numpy(stored["x"]).requires_grad_()
     y = layer(x)
     (y * torch.from_numpy(stored["w"])).sum().backward()
-    # asked for: 1e-4; float32 on both sides, sums of at most some hundreds of terms
+    # required: 1e-4; float32 on both sides, sums of at most some hundreds of terms
     np.testing.assert_allclose(y.detach(), stored["y"], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(x.grad, stored["grad_x"], rtol=1e-4, atol=1e-5)
     for name, parameter in layer.named_parameters():
         np.testing.assert_allclose(parameter.grad, stored[f"grad/{name}"], rtol=1e-4, atol=2e-5, err_msg=name)
 
 
-def test_start_is_that_of_mamba_ssm():
+def test_the_initialisation_is_that_of_mamba_ssm():
     torch.manual_seed(0)
     layer = Mamba(64, d_state=16)
     assert layer.dt_rank == 4
@@ -80,9 +81,9 @@ def test_a_step_sees_no_later_step(length):
     x = torch.randn(3, length, 16)
     changed = x.clone()
     changed[:, -1] += 1
-    y, other = layer(x), layer(changed)
-    torch.testing.assert_close(y[:, :-1], other[:, :-1], rtol=0, atol=1e-6)  # float32; same sums
-    assert (y[:, -1] - other[:, -1]).abs().max() > 1e-3
+    y, y_changed = layer(x), layer(changed)
+    torch.testing.assert_close(y[:, :-1], y_changed[:, :-1], rtol=0, atol=1e-6)  # float32; same sums
+    assert (y[:, -1] - y_changed[:, -1]).abs().max() > 1e-3
 
 
 def test_trains_under_autocast():
@@ -105,7 +106,7 @@ def test_inner_bias_options():
 
 
 def test_compiled_it_is_the_same():
-    """The scan leaves the compiled graph and comes back; no compiler is needed for this backend."""
+    """The scan interrupts the compiled graph; this backend needs no compiler."""
     torch.manual_seed(0)
     layer = Mamba(16)
     x = torch.randn(3, 5, 16)
@@ -120,3 +121,29 @@ def test_gradcheck_in_float64():
     layer = Mamba(4, d_state=2).double()
     x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(layer, (x,))
+
+
+def test_a_step_that_is_skipped_leaves_no_trace():
+    torch.manual_seed(0)
+    layer, x = Mamba(8), torch.randn(6, 4, 8)
+    x[:, 2:] = 0
+    shift = torch.zeros(2, 4, 1)  # two groups of three sequences
+    shift[:, 2:] = SKIPPED
+    backwards = layer(x.flip(1), shift.flip(1)).flip(1)
+    torch.testing.assert_close(backwards[:, :2], layer(x[:, :2].flip(1)).flip(1))
+    shifted = layer(x, torch.tensor([0.0, 1.0])[:, None, None].expand(2, 4, 1))
+    torch.testing.assert_close(shifted[:3], layer(x[:3]))
+    assert not torch.allclose(shifted[3:], layer(x[3:]))
+
+
+def test_step_sizes_depend_on_the_gap_in_each_direction(monkeypatch):
+    torch.manual_seed(0)
+    layer, shifts = DatedMamba(8), []
+    monkeypatch.setattr(Mamba, "forward", lambda self, x, shift: shifts.append(shift) or x)
+    padded = torch.tensor([[False, False, True]])
+    dates = torch.tensor([[1000.0, 1009.0, 0.0]])
+    layer(torch.randn(3, 8, 4, 4), order_dates(torch.rand(1, 3, 1, 4, 4), dates, padded, use_dates=True))
+    step = DatedMamba.START_POWER * torch.tensor(10.0).log()  # ln(1 + 9 days)
+    forwards, backwards = (shift[0, :, 0] for shift in shifts)
+    torch.testing.assert_close(forwards, torch.stack([torch.zeros(()), step, torch.tensor(SKIPPED)]))
+    torch.testing.assert_close(backwards, torch.stack([torch.tensor(SKIPPED), torch.zeros(()), step]))
