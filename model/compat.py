@@ -7,7 +7,7 @@ from torch import Tensor
 
 _BACKBONE = r"^((?:netG\.)?(?:experts\.\d+\.netG\.)?)"  # prefix of a backbone, which may be an expert of fusion_net
 _NUMBERED_BLOCK = re.compile(_BACKBONE + r"(in|out)_block([1-9]\d*)\.")  # the oldest published ones
-_CONV3D_MAMBA = {
+_CONV3D_MAMBA = {  # attributes of the first edition
     "look": "encoder",
     "look_around": "encoder3d",
     "remember": "temporal",
@@ -18,12 +18,29 @@ _CONV3D_MAMBA = {
     "mosaic": "composite",
 }
 _ATTRIBUTE = re.compile(_BACKBONE + rf"({'|'.join(_CONV3D_MAMBA)})\.")
+_FUSION_NET = {  # buffers of the first edition
+    "a": "recalibration_intercept",
+    "c": "recalibration_slope",
+    "dof": "recalibration_dof",
+    "low": "recalibration_low",
+    "high": "recalibration_high",
+    "correlation": "error_correlation",
+    "mse": "expert_mse",
+    "convex": "convex_weights",
+    "tau": "variance_factor",
+    "better": "better_expert",
+    "choice": "variance_source",
+    "gate.centre": "gate.feature_mean",
+    "gate.spread": "gate.feature_std",
+}
+_BUFFER = re.compile(rf"^((?:netG\.)?)({'|'.join(map(re.escape, _FUSION_NET))})$")
 
 
 def rename_key(key: str) -> str:
     """Current name of a parameter or buffer, given its name in any checkpoint; `in_block1.` becomes `in_block.0.`."""
     key = _NUMBERED_BLOCK.sub(lambda match: f"{match[1]}{match[2]}_block.{int(match[3]) - 1}.", key)
-    return _ATTRIBUTE.sub(lambda match: f"{match[1]}{_CONV3D_MAMBA[match[2]]}.", key)
+    key = _ATTRIBUTE.sub(lambda match: f"{match[1]}{_CONV3D_MAMBA[match[2]]}.", key)
+    return _BUFFER.sub(lambda match: match[1] + _FUSION_NET[match[2]], key)
 
 
 def rename_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

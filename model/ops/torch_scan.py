@@ -57,7 +57,7 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_y: Tensor | None, grad_last: Tensor | None) -> tuple[Tensor | None, ...]:
-        scan = _BlockedScan(ScanInputs(*ctx.saved_tensors, ctx.delta_softplus))
+        scan = _BlockedScan(ScanInputs(*(*ctx.saved_tensors, ctx.delta_softplus)))
         grads = _Gradients(scan)
         with torch.autocast(scan.inputs.u.device.type, enabled=False):
             buffers = scan.buffers(3)

@@ -43,9 +43,9 @@ def self_test(device: torch.device | str) -> str | None:
     length = KEEP_EVERY + 1
     shapes = [(5, 7, length), (5, 7, length), (7, 3), (5, 3, length), (5, 3, length), (7,), (5, 7, length), (7,)]
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(torch.device(device).type, enabled=False):
-        tensors = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
+        tensors: list[Any] = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
         tensors[2] = -tensors[2].abs()
-        inputs = ScanInputs(*(tensor.requires_grad_() for tensor in tensors), delta_softplus=True)
+        inputs = ScanInputs(*(*(tensor.requires_grad_() for tensor in tensors), True))
         try:
             ours = _outputs_and_gradients(scan_triton(inputs), tensors)
         except (
@@ -142,9 +142,9 @@ class _Scan(torch.autograd.Function):
                     KEEP_EVERY,
                 )
         grad_B, grad_C = (x.sum(0).transpose(1, 2) for x in (grad_B, grad_C))
-        grad_D = None if D is None else grad_D.sum(0)
-        grad_bias = None if delta_bias is None else grad_bias.sum(0)
-        return grad_u, grad_delta, grad_A.sum(0), grad_B, grad_C, grad_D, grad_z, grad_bias, None
+        sum_D = None if D is None else grad_D.sum(0)
+        sum_bias = None if delta_bias is None else grad_bias.sum(0)
+        return grad_u, grad_delta, grad_A.sum(0), grad_B, grad_C, sum_D, grad_z, sum_bias, None
 
 
 def _channels_innermost(x: Tensor | None) -> Tensor | None:

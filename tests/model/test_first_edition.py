@@ -1,4 +1,4 @@
-"""Checkpoints of the first edition, before attributes of conv3d_mamba were renamed: strict loading, same predictions.
+"""Checkpoints of the first edition, before conv3d_mamba and fusion_net got other names: strict loading, same values.
 
 `golden/first_edition/NAME` holds the run of a short training with that code, an input and its prediction. The optimiser
 identifies parameters by position, so their order is part of the format.
@@ -28,6 +28,21 @@ RENAMED = (
     ("shrink.", "downsample."),
     ("mosaic.", "composite."),
 )
+RENAMED_BUFFERS = {
+    "a": "recalibration_intercept",
+    "c": "recalibration_slope",
+    "dof": "recalibration_dof",
+    "low": "recalibration_low",
+    "high": "recalibration_high",
+    "correlation": "error_correlation",
+    "mse": "expert_mse",
+    "convex": "convex_weights",
+    "tau": "variance_factor",
+    "better": "better_expert",
+    "choice": "variance_source",
+    "gate.centre": "gate.feature_mean",
+    "gate.spread": "gate.feature_std",
+}
 
 
 @dataclass
@@ -42,6 +57,8 @@ class Stored:
 
 
 def expected_name(old: str) -> str:
+    if old in RENAMED_BUFFERS:
+        return RENAMED_BUFFERS[old]
     prefix = next((p for p in ("experts.0.netG.", "experts.1.netG.") if old.startswith(p)), "")
     name = old.removeprefix(prefix)
     return prefix + next((new + name.removeprefix(was) for was, new in RENAMED if name.startswith(was)), name)
@@ -71,7 +88,7 @@ def test_weights_are_the_stored_ones_in_the_same_order(stored):
         assert torch.equal(state[name], value), name
 
 
-def test_only_conv3d_mamba_has_other_names(stored):
+def test_only_conv3d_mamba_and_fusion_net_have_other_names(stored):
     renamed = {old for old, new in zip(stored.content["state_dict_G"], stored.state, strict=True) if old != new}
     assert bool(renamed) == (stored.folder.name in ("conv3d_mamba", "fusion_net"))
     content = load_checkpoint(stored.folder / "model.pth.tar")
