@@ -1,10 +1,10 @@
-"""What the made-up ground is like: levels of reflectance and backscatter by cover, crops, climates.
+"""Parameters of simulated land: reflectance and backscatter by land cover, crops, climates.
 
 Reflectances are top-of-atmosphere x 10000, in the order of `data.constants.S2_BANDS`. They are medians over covers
 (grouped by NDVI, radar brightness and k-means) of six Sentinel-2 patches of SEN12MS-CR (Ebel et al. 2020): autumn in
 eastern China (ROIs1970_fall 139), winter season in western Europe (ROIs2017_winter 112), summer in West Africa
-(ROIs1868_summer 19); backscatter is the median of their Sentinel-1 twins. B09 and B10 are not taken from here: they
-follow from B8A and the water vapour of the date.
+(ROIs1868_summer 19); backscatter is the median of their Sentinel-1 twins. B09 and B10 are not used: they are computed
+from B8A and the water vapour of the date.
 """
 
 from dataclasses import dataclass
@@ -23,16 +23,16 @@ def _levels(*values: float) -> FloatArray:
 
 
 # B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B10 B11 B12
-# Light scattered by the air alone: below the 0.1 % quantile of every band of the darkest patch.
+# Light scattered by the atmosphere: below the 0.1 % quantile of every band of the darkest patch.
 PATH_RADIANCE = _levels(1280, 890, 560, 350, 290, 220, 190, 160, 130, 60, 7, 40, 25)
-# One unit of haze (aerosol), which whitens the short waves most.
+# One unit of haze (aerosol), strongest at short wavelengths.
 HAZE = _levels(110, 100, 85, 70, 60, 50, 45, 42, 38, 10, 0, 20, 15)
-# The autumn patch is hazier than the others (B01 nowhere below 1476, against 1343): its levels come less this.
+# Subtracted from levels of the autumn patch, which is hazier than the others (minimum of B01 1476 instead of 1343).
 AUTUMN_HAZE = 1.2 * HAZE
 
 CROP_TEMPERATE = _levels(1421, 1117, 997, 726, 1290, 2759, 3344, 3301, 3750, 862, 13, 2037, 1001)
-# The West African patch lies between clouds: CROP_TROPICAL (NDVI 0.55 to 0.6) comes less 70 to 170 for stray light,
-# FOREST_LEAF (its darker cluster) less 20 to 70.
+# The West African patch lies between clouds: CROP_TROPICAL (NDVI 0.55 to 0.6) is corrected by 70 to 170 for stray
+# light, FOREST_LEAF (its darker cluster) by 20 to 70.
 CROP_TROPICAL = _levels(1433, 1134, 1111, 814, 1257, 2880, 3560, 3330, 3960, 433, 10, 2150, 950)
 PASTURE = _levels(1437, 1149, 979, 844, 1216, 1949, 2268, 2233, 2578, 655, 13, 1910, 1067)
 SOIL_RED = _levels(1651, 1525, 1476, 1765, 1990, 2287, 2514, 2665, 2868, 1437, 36, 2713, 1941) - AUTUMN_HAZE
@@ -41,7 +41,7 @@ STUBBLE = _levels(1514, 1341, 1265, 1320, 1751, 2445, 2828, 2843, 3288, 802, 14,
 FOREST_LEAF = _levels(1449, 1182, 1089, 868, 1077, 2026, 2456, 2204, 2650, 316, 9, 1534, 762)
 FOREST_BARE = _levels(1380, 1042, 764, 610, 773, 1088, 1249, 1211, 1422, 426, 11, 1093, 626)
 WATER_TURBID = _levels(1606, 1417, 1339, 1208, 1131, 838, 829, 707, 714, 571, 23, 481, 325) - AUTUMN_HAZE
-# No deep water lies in the patches: the darkest values of the red and infrared there, lowered towards path radiance.
+# The patches have no deep water: their darkest red and infrared values, lowered towards the path radiance.
 WATER_CLEAR = _levels(1480, 1130, 800, 520, 470, 400, 380, 340, 330, 120, 12, 160, 110)
 ROOF_DARK = _levels(1443, 1131, 886, 755, 921, 1152, 1257, 1155, 1323, 387, 10, 1146, 759)
 ROOF_GREY = _levels(1672, 1454, 1270, 1300, 1410, 1574, 1682, 1656, 1790, 1085, 32, 1778, 1506) - AUTUMN_HAZE
@@ -49,7 +49,7 @@ ROOF_BRIGHT = _levels(1729, 1608, 1492, 1642, 1735, 1998, 2161, 2246, 2373, 1316
 ASPHALT = _levels(1596, 1333, 1176, 1180, 1266, 1370, 1448, 1372, 1526, 899, 29, 1547, 1258) - AUTUMN_HAZE
 
 # An optically thick cloud of liquid water: the brightest 0.5 % of the clouded patches, scaled to a reflectance of one
-# in the limit (they have about 0.72 of it). B09 and B10 are worked out in data/synthetic/clouds.py.
+# in the limit (theirs is about 0.72). B09 and B10 are computed in data/synthetic/clouds.py.
 CLOUD = _levels(6700, 6850, 6850, 7350, 7250, 8200, 9000, 8200, 9500, 1400, 25, 7900, 6000)
 ICE = CLOUD * _levels(1, 1, 1, 1, 1, 1, 0.98, 0.98, 0.96, 1, 1, 0.62, 0.58)  # ice absorbs in B11 and B12
 
@@ -67,10 +67,10 @@ BACKSCATTER: dict[int, tuple[tuple[float, float], tuple[float, float]]] = {
     DRYLAND: ((-12.8, -19.8), (-11.4, -17.6)),
 }
 MOISTURE_DB: dict[int, float] = {WATER: 0.0, FIELD: 1.0, GRASS: 0.7, FOREST: 0.25, TOWN: 0.15, ROAD: 0.3, DRYLAND: 1.0}
-SPECKLE_LOOKS = 5  # a flat stretch of forest savanna has 2.0 dB standard deviation in both polarisations
-SPECKLE_CORRELATION_PX = 1.38  # and correlations of 0.77, 0.38, 0.17 one, two, three pixels away
+SPECKLE_LOOKS = 5  # homogeneous forest savanna has a standard deviation of 2.0 dB in both polarisations
+SPECKLE_CORRELATION_PX = 1.38  # and correlations of 0.77, 0.38, 0.17 at one, two, three pixels
 
-# Texture that stays on its place: standard deviation relative to what the ground reflects.
+# Static texture: standard deviation relative to the ground's reflectance.
 TEXTURE: dict[int, float] = {
     WATER: 0.03, FIELD: 0.045, GRASS: 0.06, FOREST: 0.11, TOWN: 0.10, ROAD: 0.04, DRYLAND: 0.07,
 }  # fmt: skip
@@ -78,13 +78,13 @@ TEXTURE: dict[int, float] = {
 
 @dataclass(frozen=True)
 class Pulse:
-    """A rise and a fall of greenness.
+    """A growing period: greenness rises and falls.
 
     Attributes:
         start: day of the year at half rise.
-        end: day of the year at half fall; above 365 where it lies in the next year.
-        height: greenness gained in between, of 1.
-        ramp_days: how many days the rise takes (scale of a logistic curve); the fall takes as many.
+        end: day of the year at half fall; above 365 if it lies in the next year.
+        height: increase of greenness, of 1.
+        ramp_days: duration of rise and fall (scale of a logistic curve).
     """
 
     start: float
@@ -93,7 +93,7 @@ class Pulse:
     ramp_days: float = 12.0
 
 
-# Northern calendar; a climate shifts it. Leaf-on times follow the usual crop calendars, not the patches.
+# Northern calendar; a climate shifts it. Leaf-on times follow common crop calendars, not the patches.
 CROPS: dict[str, tuple[float, tuple[Pulse, ...]]] = {
     "winter cereal": (0.08, (Pulse(300, 450, 0.35, 20), Pulse(88, 186, 0.85, 12))),
     "summer crop": (0.05, (Pulse(155, 268, 0.95, 12),)),
@@ -116,21 +116,21 @@ FOREST_CYCLES: dict[str, tuple[float, tuple[Pulse, ...]]] = {
 
 @dataclass(frozen=True)
 class Climate:
-    """What landscapes of one climate have in common; each region of interest varies it.
+    """Parameters of landscapes in one climate; each region of interest varies them.
 
     Attributes:
         crops: names in `CROPS`.
         forests: names in `FOREST_CYCLES`.
-        shares: area shares of water, forest, town and dryland; the rest is fields and grass.
+        shares: area fractions of water, forest, town and dryland; the rest is fields and grass.
         crop: reflectance of a crop in full leaf.
-        soils: reflectances that a field's soil lies between.
-        soil_gain: brightness of soils relative to those.
+        soils: two reflectances between which that of a field's soil lies.
+        soil_gain: brightness of soils relative to `soils`.
         vapour: reflectance of B09 relative to B8A: high in dry air.
-        vapour_swing: its seasonal amplitude, relative.
+        vapour_swing: relative seasonal amplitude of `vapour`.
         cloudy_day: day of the year in the middle of the cloudy season.
-        clear_share: share of dates without clouds.
+        clear_share: fraction of dates without clouds.
         wet_day: day of the year when soils are wettest.
-        shift_days: how far the calendar of plants is moved (182: the southern half of the Earth).
+        shift_days: shift of the vegetation calendar (182: southern hemisphere).
     """
 
     crops: tuple[str, ...]

@@ -1,7 +1,7 @@
-"""Made-up ground: fields, grass, forest, water, towns, roads and dryland, each with its season. Pure.
+"""Simulated landscapes of fields, grass, forest, water, towns, roads and dryland, with seasonal vegetation.
 
-A landscape is two images of the same ground, bare and in full leaf, and a map that says which season each pixel
-follows. What stands on its place (borders, texture, soil) is drawn once; data/synthetic/scene.py looks at it on a date.
+A landscape consists of two images of the same ground, bare and in full leaf, and the season that each pixel follows.
+Static properties (borders, texture, soil) are drawn once; data/synthetic/scene.py simulates its acquisitions.
 """
 
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ YEAR = 365.0
 
 @dataclass(frozen=True)
 class Seasons:
-    """Greenness over the year for n kinds of pixel.
+    """Greenness over the year for n units of land.
 
     Attributes:
-        base: (n,) greenness outside the season, of 1.
-        start, end, height, ramp: (n, P) pulses, see `Pulse`; unused ones have height 0.
+        base: (n,) greenness outside the growing periods, of 1.
+        start, end, height, ramp: (n, P) growing periods, see `Pulse`; unused ones have height 0.
     """
 
     base: FloatArray
@@ -46,15 +46,15 @@ class Seasons:
 
 @dataclass(frozen=True)
 class Landscape:
-    """Ground that stays on its place, H x W pixels of 10 m.
+    """Static ground, H x W pixels of 10 m.
 
     Attributes:
-        bare, green: (13, H, W) reflectance x 10000 without plants and in full leaf.
+        bare, green: (13, H, W) reflectance x 10000 without vegetation and in full leaf.
         unit: (H, W) int, the row of `seasons` that each pixel follows.
         seasons: greenness of each unit over the year.
         radar_bare, radar_green: (2, H, W) dB of VV and VH.
-        moisture_db: (H, W) what wet soil adds to the backscatter, dB.
-        water: (H, W) bool; wind changes its backscatter.
+        moisture_db: (H, W) increase of the backscatter with soil moisture, dB.
+        water: (H, W) bool; its backscatter depends on wind.
         cover: (H, W) uint8, index into `data.synthetic.covers.COVER_NAMES`.
         climate: the climate, varied for this landscape.
     """
@@ -71,13 +71,13 @@ class Landscape:
     climate: covers.Climate
 
 
-def make_landscape(rng: np.random.Generator, shape: tuple[int, int], climate: covers.Climate) -> Landscape:
+def simulate_landscape(rng: np.random.Generator, shape: tuple[int, int], climate: covers.Climate) -> Landscape:
     """Draw a landscape of fields, grass, forest, water, towns, roads and dryland.
 
     Args:
         rng: source of randomness.
         shape: (H, W) pixels.
-        climate: what kind of land; every number of it is varied a little.
+        climate: its parameters are varied a little.
 
     Returns:
         The landscape.
@@ -93,7 +93,7 @@ def make_landscape(rng: np.random.Generator, shape: tuple[int, int], climate: co
     extra = [*cycles, grass, dry, (0.35, (Pulse(100, 300, 0.3, 25),)), (0.0, ())]
     seasons = _join(field_seasons, _tabulate([(b, [_shifted(p, shift) for p in ps]) for b, ps in extra]))
 
-    stand = _voronoi(rng, shape, (28.0, 28.0), 0.0)  # a forest is a mosaic of stands
+    stand = _voronoi(rng, shape, (28.0, 28.0), 0.0)  # a forest consists of stands
     unit = field.copy()
     unit[cover == covers.FOREST] = n_fields + stand[cover == covers.FOREST] % len(cycles)
     for offset, which in enumerate((covers.GRASS, covers.DRYLAND, covers.TOWN)):
@@ -109,16 +109,17 @@ def make_landscape(rng: np.random.Generator, shape: tuple[int, int], climate: co
 def landscape_from_patch(
     rng: np.random.Generator, optical: np.ndarray, radar: np.ndarray, climate: covers.Climate
 ) -> Landscape:
-    """Turn a real clear patch into ground that changes with the season where plants grow.
+    """Turn a real clear patch into a landscape whose vegetation changes with the season.
 
     Args:
         rng: source of randomness.
-        optical: (13, H, W) digital numbers of a clear image; it becomes the state in full leaf.
-        radar: (2, H, W) dB of the same place.
+        optical: (13, H, W) digital numbers of a clear image, used as the state in full leaf.
+        radar: (2, H, W) dB of the same ground.
         climate: the calendar and the weather.
 
     Returns:
-        A landscape whose brightest season is the patch itself; radar is smoothed, so that new speckle can be laid over.
+        The landscape, which equals the patch in its greenest season; radar is smoothed, so that new speckle can be
+        added.
     """
     climate = _vary(rng, climate)
     green = np.clip(optical.astype(np.float32), 1.0, 10000.0)
@@ -142,7 +143,7 @@ def _logistic(x: np.ndarray) -> np.ndarray:
 
 
 def _vary(rng: np.random.Generator, climate: covers.Climate) -> covers.Climate:
-    """The climate of one place: shares, soils, air and calendar a little off the type's."""
+    """The climate of one landscape, with slightly varied area fractions, soils, air and calendar."""
     water, forest, town, dryland = (share * float(rng.uniform(0.4, 1.7)) for share in climate.shares)
     return replace(
         climate,
@@ -156,7 +157,7 @@ def _vary(rng: np.random.Generator, climate: covers.Climate) -> covers.Climate:
 
 
 def _voronoi(rng: np.random.Generator, shape: tuple[int, int], cell: tuple[float, float], angle: float) -> np.ndarray:
-    """Number polygons that tile the scene, (H, W) int: jittered cells of a turned grid, nearest by the larger axis."""
+    """Labels of polygons that tile the scene, (H, W) int: jittered cells of a rotated grid, by Chebyshev distance."""
     rows, columns = np.meshgrid(np.arange(shape[0]), np.arange(shape[1]), indexing="ij")
     warp = [2.0 * gaussian_filter(fractal_noise(rng, shape, 2.0, 120.0), 8.0) for _ in range(2)]
     y, x = rows + warp[0], columns + warp[1]
@@ -172,7 +173,7 @@ def _voronoi(rng: np.random.Generator, shape: tuple[int, int], cell: tuple[float
 def _draw_cover(
     rng: np.random.Generator, shape: tuple[int, int], climate: covers.Climate
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cover (H, W) uint8 and field number (H, W) int."""
+    """Land cover (H, W) uint8 and field number (H, W) int."""
     water, forest, town, dryland = climate.shares
     angle = float(rng.uniform(0, np.pi / 2))
     size = float(rng.uniform(7, 18))
@@ -198,13 +199,13 @@ def _draw_cover(
 
 
 def _field_seasons(rng: np.random.Generator, n: int, climate: covers.Climate) -> tuple[Seasons, np.ndarray]:
-    """A crop for each field, sown and harvested some days off its neighbours; (seasons, crop index)."""
+    """The seasons and crop index of each field; sowing and harvest differ by some days between fields."""
     crops = rng.integers(len(climate.crops), size=n)
     rows = []
     for crop in crops:
         base, pulses = covers.CROPS[climate.crops[crop]]
-        off, vigour = float(rng.normal(0, 8)) + climate.shift_days, float(np.clip(rng.normal(0.95, 0.1), 0.5, 1.1))
-        rows.append((base, [replace(_shifted(p, off), height=p.height * vigour) for p in pulses]))
+        shift, vigour = float(rng.normal(0, 8)) + climate.shift_days, float(np.clip(rng.normal(0.95, 0.1), 0.5, 1.1))
+        rows.append((base, [replace(_shifted(p, shift), height=p.height * vigour) for p in pulses]))
     return _tabulate(rows), crops
 
 
@@ -221,15 +222,15 @@ def _tabulate(rows: Sequence[tuple[float, Sequence[Pulse]]], width: int = 2) -> 
     return Seasons(np.array([base for base, _ in rows], dtype=np.float32), *np.moveaxis(table, -1, 0))
 
 
-def _join(a: Seasons, b: Seasons) -> Seasons:
+def _join(left: Seasons, right: Seasons) -> Seasons:
     names = ("base", "start", "end", "height", "ramp")
-    return Seasons(*(np.concatenate([getattr(a, name), getattr(b, name)]) for name in names))
+    return Seasons(*(np.concatenate([getattr(left, name), getattr(right, name)]) for name in names))
 
 
 def _draw_reflectance(
     rng: np.random.Generator, cover: np.ndarray, field: np.ndarray, crops: np.ndarray, climate: covers.Climate
 ) -> tuple[FloatArray, FloatArray]:
-    """The ground bare and in full leaf, (13, H, W) each, texture included."""
+    """Reflectance of the ground, bare and in full leaf, (13, H, W) each, with texture."""
     n = len(crops)
     mix = rng.beta(1.5, 1.5, n).astype(np.float32)[:, None]
     gain = (climate.soil_gain * np.clip(rng.normal(1, 0.06, (n, 1)), 0.85, 1.12)).astype(np.float32)
@@ -248,8 +249,8 @@ def _draw_reflectance(
         covers.DRYLAND: (dry_soil, _brighten(covers.PASTURE, np.float32(1.1))),
     }
     for which, (low, high) in pairs.items():
-        here = cover == which
-        bare[:, here], green[:, here] = low[:, None], high[:, None]
+        mask = cover == which
+        bare[:, mask], green[:, mask] = low[:, None], high[:, None]
     town = cover == covers.TOWN
     houses = _voronoi(rng, cover.shape, (3.0, 2.5), float(rng.uniform(0, 1.5)))
     roofs = np.stack([covers.ROOF_DARK, covers.ROOF_GREY, covers.ROOF_BRIGHT, covers.ASPHALT, covers.PASTURE])
@@ -267,18 +268,18 @@ def _draw_reflectance(
 
 
 def _brighten(spectra: FloatArray, gain: Any) -> FloatArray:
-    """Scale what the ground reflects, (..., 13); the light scattered by the air stays."""
+    """Scale the ground's reflectance, (..., 13), but not the path radiance."""
     return np.asarray(covers.PATH_RADIANCE + (spectra - covers.PATH_RADIANCE) * gain, dtype=np.float32)
 
 
 def _draw_radar(
     rng: np.random.Generator, cover: np.ndarray, field: np.ndarray, n_fields: int
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Backscatter bare and in full leaf (2, H, W) dB each, and what moisture adds (H, W) dB."""
+    """Backscatter bare and in full leaf (2, H, W) dB each, and its increase with moisture (H, W) dB."""
     levels = np.array([covers.BACKSCATTER[c] for c in range(len(covers.COVER_NAMES))], dtype=np.float32)
     local = 0.5 * fractal_noise(rng, cover.shape, 1.0, 30.0)
     rough = np.where(cover == covers.FIELD, rng.normal(0, 0.9, n_fields)[field], 0.0)  # tillage, row direction
-    corner = (cover == covers.TOWN) * np.clip(rng.gumbel(-1.0, 2.6, cover.shape), -5, 9)  # walls that face the radar
+    corner = (cover == covers.TOWN) * np.clip(rng.gumbel(-1.0, 2.6, cover.shape), -5, 9)  # walls facing the radar
     corner = uniform_filter(corner, 2)
     offset = (local + rough + corner).astype(np.float32)
     bare, green = (np.moveaxis(levels[cover, i], -1, 0) + offset for i in (0, 1))

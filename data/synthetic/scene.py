@@ -1,8 +1,8 @@
-"""Made-up landscapes seen by Sentinel-2 and Sentinel-1: seasons, air, clouds, radar, noise. Pure: nothing is written.
+"""Simulated Sentinel-2 and Sentinel-1 acquisitions of a landscape.
 
-A landscape (data/synthetic/land.py) stays; a date adds the state of the plants, the moisture of the soil, the air, the
-clouds (data/synthetic/clouds.py), speckle and sensor noise. Levels come from real patches (data/synthetic/covers.py).
-There is no snow.
+A landscape (data/synthetic/land.py) is static; an acquisition adds the state of the vegetation, soil moisture, the
+atmosphere, clouds (data/synthetic/clouds.py), speckle and sensor noise. Levels are those of real patches
+(data/synthetic/covers.py). There is no snow.
 """
 
 from dataclasses import dataclass
@@ -12,72 +12,59 @@ from scipy.ndimage import gaussian_filter
 
 from data.constants import band_index
 from data.synthetic import covers
-from data.synthetic.clouds import Sky, Weather, make_sky, make_weather, see_through
+from data.synthetic.clouds import CloudField, apply_clouds
 from data.synthetic.covers import FloatArray
-from data.synthetic.land import YEAR, Landscape, landscape_from_patch, make_landscape
+from data.synthetic.land import YEAR, Landscape
 
-__all__ = [
-    "Landscape",
-    "Observation",
-    "Sky",
-    "Weather",
-    "landscape_from_patch",
-    "make_landscape",
-    "make_sky",
-    "make_weather",
-    "observe",
-    "observe_radar",
-    "soil_moisture",
-]
 BANDS_20M = tuple(band_index(name) for name in ("B05", "B06", "B07", "B8A", "B11", "B12"))
 BANDS_60M = tuple(band_index(name) for name in ("B01", "B09", "B10"))
 
 
 @dataclass(frozen=True)
 class Observation:
-    """One date of a scene.
+    """An optical acquisition.
 
     Attributes:
-        optical: (13, H, W) uint16, what Sentinel-2 delivers, clouds included.
-        clear: (13, H, W) uint16, the same without clouds and shadows; equals `optical` under an empty sky.
-        sky: the clouds.
+        optical: (13, H, W) uint16, the Sentinel-2 image with clouds.
+        clear: (13, H, W) uint16, the same without clouds and shadows; equals `optical` in clear weather.
+        clouds: the clouds.
     """
 
     optical: np.ndarray
     clear: np.ndarray
-    sky: Sky
+    clouds: CloudField
 
 
-def observe(rng: np.random.Generator, land: Landscape, day: float, sky: Sky) -> Observation:
-    """Look at a landscape with Sentinel-2.
+def observe_optical(rng: np.random.Generator, land: Landscape, day: float, clouds: CloudField) -> Observation:
+    """Simulate a Sentinel-2 acquisition.
 
     Args:
-        rng: source of randomness: air and sensor noise.
+        rng: source of randomness: atmosphere and sensor noise.
         land: the ground.
         day: day of the year.
-        sky: clouds over the landscape.
+        clouds: clouds over the landscape.
 
     Returns:
-        The image with and without the clouds.
+        The image with and without clouds.
     """
     climate = land.climate
     greenness = land.seasons.greenness(day)[land.unit]
     ground = land.bare + greenness * (land.green - land.bare)
-    wet = soil_moisture(climate, day) + rng.normal(0, 0.12)
-    path = covers.PATH_RADIANCE[:, None, None]  # the air does not change with the ground: only the rest is scaled
+    season = soil_moisture(climate, day)
+    wet = season + rng.normal(0, 0.12)
+    path = covers.PATH_RADIANCE[:, None, None]  # independent of the ground: only the rest is scaled
     ground -= 0.07 * np.clip(wet, -1.0, 1.5) * (1.0 - greenness) * ~land.water * (ground - path)
-    season = np.cos(2 * np.pi * (day - climate.wet_day) / YEAR)
     vapour = float(np.clip(climate.vapour * (1.0 - climate.vapour_swing * season) * rng.normal(1, 0.04), 0.08, 0.6))
     ground[band_index("B09")] = ground[band_index("B8A")] * vapour
     ground[band_index("B10")] = 8.0 + 75.0 * vapour**2
     gain, haze = rng.normal(1.0, 0.012), min(0.6, abs(rng.normal(0, 0.25)))
     clear = path + (ground - path) * gain + haze * covers.HAZE[:, None, None]
     noise = rng.standard_normal(clear.shape, dtype=np.float32) * covers.SENSOR_NOISE[:, None, None]
-    return Observation(_measure(see_through(clear, sky, vapour), noise), _measure(clear, noise), sky)
+    return Observation(_measure(apply_clouds(clear, clouds, vapour), noise), _measure(clear, noise), clouds)
 
 
 def observe_radar(rng: np.random.Generator, land: Landscape, day: float) -> FloatArray:
-    """Look at a landscape with Sentinel-1.
+    """Simulate a Sentinel-1 acquisition.
 
     Args:
         rng: source of randomness: weather and speckle.
@@ -91,7 +78,7 @@ def observe_radar(rng: np.random.Generator, land: Landscape, day: float) -> Floa
     level = land.radar_bare + greenness * (land.radar_green - land.radar_bare)
     wet = soil_moisture(land.climate, day) + rng.normal(0, 0.3)
     level = level + wet * land.moisture_db * np.array([1.0, 0.6], dtype=np.float32)[:, None, None]
-    level += land.water * rng.normal(0, 1.3) + rng.normal(0, 0.1)  # wind roughens water; calibration
+    level += land.water * rng.normal(0, 1.3) + rng.normal(0, 0.1)  # wind on water; calibration
     looks = rng.standard_normal((2 * covers.SPECKLE_LOOKS, *level.shape), dtype=np.float32)
     sigma = covers.SPECKLE_CORRELATION_PX
     field = gaussian_filter(looks, sigma=(0, 0, sigma, sigma), mode="wrap", truncate=3.0)
@@ -101,12 +88,12 @@ def observe_radar(rng: np.random.Generator, land: Landscape, day: float) -> Floa
 
 
 def soil_moisture(climate: covers.Climate, day: float) -> float:
-    """Moisture of the soil relative to its yearly mean, about -1 to 1."""
+    """Soil moisture relative to its annual mean, -1 to 1."""
     return float(np.cos(2 * np.pi * (day - climate.wet_day) / YEAR))
 
 
 def _measure(image: FloatArray, noise: FloatArray) -> np.ndarray:
-    """Bring the bands to their ground resolution, add noise, round to digital numbers."""
+    """Reduce the bands to their ground resolution, add noise, and round to digital numbers."""
     image = image.copy()
     for bands, factor in ((BANDS_20M, 2), (BANDS_60M, 6)):
         image[list(bands)] = _coarsen(image[list(bands)] + noise[list(bands)], factor) - noise[list(bands)]
@@ -114,7 +101,7 @@ def _measure(image: FloatArray, noise: FloatArray) -> np.ndarray:
 
 
 def _coarsen(image: FloatArray, factor: int) -> FloatArray:
-    """Average blocks of factor x factor pixels and repeat the mean; blocks at the border are cut."""
+    """Replace blocks of factor x factor pixels by their mean; blocks at the border may be smaller."""
     height, width = image.shape[-2:]
     pad = ((0, 0), (0, -height % factor), (0, -width % factor))
     padded = np.pad(image, pad, mode="edge")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import rasterio
 
-from common.errors import DataError, UsageError, run_command
+from common.cli import run_command
+from common.errors import DataError, UsageError
 from data.raster.geotiff import acquisition_date
 from data.splits import MONO, SERIES, rois
 from data.synthetic import writer as sample_writer
@@ -266,7 +267,7 @@ def test_wrong_flags(tmp_path, capsys, flags, text):
 
 
 def test_disk_too_small(tmp_path, monkeypatch):
-    monkeypatch.setattr(command.shutil, "disk_usage", lambda path: type("usage", (), {"free": 1000}))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("usage", (), {"free": 1000}))
     with pytest.raises(DataError, match="lower --rois, --patches or --size"):
         make_sample_data(tmp_path / "out", 1, 1, 16, 1)
     assert not (tmp_path / "out").exists()
