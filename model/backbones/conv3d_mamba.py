@@ -15,42 +15,42 @@ from torch import Tensor, nn
 from config.schema import ModelConfig
 from config.validation import DATE_GROUPS, check_widths
 from data.constants import N_S1, N_S2
+from model.backbones.base import Backbone
 from model.layers.composite import ClearComposite
 from model.layers.conv import ConvBlock, Pointwise, build_block, build_norm, conv3x3
 from model.layers.dates import DateOrder, order_dates
 from model.layers.mamba import DatedMamba
 from model.layers.space_time import SpaceTimeBlock
-from model.layers.temporal import check_series, find_padding, sum_over_dates
+from model.layers.temporal import sum_over_dates
 
 N_MAMBA = 2
 FULL_RESOLUTION_BLOCKS = 3  # of the decoder; one at the other levels
 RADAR_WIDTH = 16
-MIN_SIZE = 16  # pixels along a side
 INPUT_GAIN = 10.0  # before the first convolution: most reflectances are below 0.3
 START_SHARE = 0.1  # of the usual initial weights of the last convolution
 EDGE = 1e-3  # reflectances this near to 0 and 1 are clamped: their logit is not finite
 
 
-class Conv3dMamba(nn.Module):
+class Conv3dMamba(Backbone):
     """The network, up to raw channels.
 
     Args:
         config: flags of the network. `encoder_widths` and `decoder_widths` go from full resolution to the lowest, each
-            level half the size of the previous one. A date all of whose (scaled) values equal `pad_value` is padding
-            and has no influence in eval mode (in training, batch norms include it).
+            level half the size of the previous one. Padding has no influence in eval mode (in training, batch norms
+            include it).
         out_widths: channels of the last layers; the last number is that of the head.
 
     Raises:
         UsageError: if the widths do not fit together.
     """
 
+    min_size = 16
+
     def __init__(self, config: ModelConfig, out_widths: Sequence[int]) -> None:
-        super().__init__()
+        super().__init__(config)
         check_widths(config)
         widths, decoder_widths = config.encoder_widths, config.decoder_widths
         norm, padding = config.encoder_norm, config.padding_mode
-        self.in_channels = N_S2 + N_S1 * config.use_sar
-        self.scale_by, self.pad_value = config.scale_by, config.pad_value
         self.bounded, self.use_dates = config.mean_nonLinearity, config.positional_encoding
         self.n_levels = len(widths)
 
@@ -94,18 +94,7 @@ class Conv3dMamba(nn.Module):
         return self.out_conv.last
 
     def forward(self, x: Tensor, dates: Tensor | None = None) -> Tensor:
-        """Raw channels for the head.
-
-        Args:
-            x: (B, T, C, H, W), scaled; radar (VV, VH) first if used, then the 13 bands.
-            dates: (B, T), days; None for single images.
-
-        Returns:
-            (B, 1, K, H, W).
-
-        Raises:
-            ValueError: if a shape does not fit the network.
-        """
+        """Raw channels (B, 1, K, H, W); see `Backbone.forward`."""
         date_order, images, levels, scores = self._encode(x, dates)
         height, width = x.shape[-2:]
         with torch.autocast(x.device.type, enabled=False):
@@ -138,9 +127,8 @@ class Conv3dMamba(nn.Module):
 
     def _encode(self, x: Tensor, dates: Tensor | None) -> tuple[DateOrder, Tensor, list[Tensor], Tensor]:
         """Date order; images (B, T, C, H', W') in [0, 1]; features of all levels; clearness (B, T, 1 + G, H', W')."""
-        check_series(x, self.in_channels, MIN_SIZE)
-        padded = find_padding(x, self.pad_value, self.scale_by)
-        date_order = order_dates(x, dates, padded, self.use_dates)
+        self.check_series(x)
+        date_order = order_dates(x, dates, self.find_padding(x), self.use_dates)
         images = date_order.sort(self._pad(x)) / self.scale_by
         levels = self._features(images, date_order)
         scores = self._clearness_scores(levels, date_order)

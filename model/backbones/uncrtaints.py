@@ -7,17 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config.schema import ModelConfig
-from data.constants import N_S1, N_S2
+from data.constants import N_S2
+from model.backbones.base import Backbone
 from model.layers.conv import ConvBlock, Pointwise, build_block
 from model.layers.ltae import TemporalEncoder
-from model.layers.temporal import TemporalAggregator, channels_last, check_series, find_padding, resize
+from model.layers.temporal import TemporalAggregator, channels_last, resize
 
 
-class Uncrtaints(nn.Module):
+class Uncrtaints(Backbone):
     """The network, up to raw channels; parameter names are those of published checkpoints.
 
     Args:
-        config: flags of the network. A date all of whose (scaled) values equal `pad_value` is padding.
+        config: flags of the network.
         out_widths: channels of the last layers; the last number is that of the head.
 
     Source:
@@ -25,12 +26,12 @@ class Uncrtaints(nn.Module):
         differ (joined by a 1 x 1 projection); any H and W; weights in `mean` need no attention.
     """
 
+    min_size = 2
+
     def __init__(self, config: ModelConfig, out_widths: Sequence[int]) -> None:
-        super().__init__()
+        super().__init__(config)
         encoder_widths, decoder_widths = list(config.encoder_widths), list(config.decoder_widths)
-        self.in_channels, self.is_mono = N_S2 + N_S1 * config.use_sar, config.pretrain
-        self.pad_value, self.scale_by = config.pad_value, config.scale_by
-        self.low_res_size, self.use_v = config.low_res_size, config.use_v
+        self.is_mono, self.low_res_size, self.use_v = config.pretrain, config.low_res_size, config.use_v
         self.norms_couple_dates = config.encoder_norm == "batch"  # its statistics are over all dates
         block, padding = config.block_type, config.padding_mode
 
@@ -63,30 +64,16 @@ class Uncrtaints(nn.Module):
 
     @property
     def last_conv(self) -> nn.Conv2d | None:
-        """Convolution that gives the channels of the uncertainty; None if there are none."""
+        """Convolution that gives all channels, or with `separate_out` those of the uncertainty, if there are any."""
         if not self.separate_out:
             return self.out_conv.last
         return self.out_conv_var_1.last if hasattr(self, "out_conv_var_1") else None
 
     def forward(self, x: Tensor, dates: Tensor | None = None) -> Tensor:
-        """Raw channels for the head.
-
-        Args:
-            x: (B, T, C, H, W), scaled; radar (VV, VH) first if used, then the 13 bands.
-            dates: (B, T), days; None if the network does not use dates.
-
-        Returns:
-            (B, 1, K, H, W).
-
-        Raises:
-            ValueError: if a shape does not fit the network.
-        """
-        check_series(x, self.in_channels, min_size=2)
-        if self.is_mono and x.shape[1] != 1:
-            raise ValueError(f"expected one date, as the network was pre-trained on single images; got {x.shape[1]}")
+        """Raw channels (B, 1, K, H, W); see `Backbone.forward`."""
+        self.check_series(x)
         maps = self._encode(x)
-        padded = find_padding(x, self.pad_value, self.scale_by)
-        out = maps[0] if self.is_mono else self._aggregate(maps, dates, padded)
+        out = maps[0] if self.is_mono else self._aggregate(maps, dates, self.find_padding(x))
         for block in self.out_block:
             out = block(out)
         if not self.separate_out:

@@ -7,13 +7,12 @@ from torch import Tensor, nn
 
 from config.schema import ModelConfig
 from config.validation import check_widths
-from data.constants import N_S1, N_S2
+from model.backbones.base import Backbone
 from model.layers.conv import ConvBlock
-from model.layers.temporal import check_series
 from model.layers.unet_blocks import DownBlock, UpBlock, pad_to_multiple
 
 
-class UNet(nn.Module):
+class UNet(Backbone):
     """The network, up to raw channels; parameter names are those of published checkpoints.
 
     Args:
@@ -25,12 +24,13 @@ class UNet(nn.Module):
         and W, by reflecting the border; no difference at sizes divisible by 2 at every level.
     """
 
+    is_mono = True
+
     def __init__(self, config: ModelConfig, out_widths: Sequence[int]) -> None:
-        super().__init__()
+        super().__init__(config)
         check_widths(config)
         encoder_widths, decoder_widths = config.encoder_widths, config.decoder_widths
         encoder_norm, decoder_norm, padding = config.encoder_norm, config.decoder_norm, config.padding_mode
-        self.in_channels = N_S2 + N_S1 * config.use_sar
         self.in_conv = ConvBlock([self.in_channels, encoder_widths[0]], encoder_norm)
         self.down_blocks = nn.ModuleList(DownBlock(a, b, encoder_norm, padding) for a, b in pairwise(encoder_widths))
         ups = zip(pairwise(decoder_widths[::-1]), encoder_widths[-2::-1], strict=True)
@@ -47,19 +47,8 @@ class UNet(nn.Module):
         return self.out_conv.last
 
     def forward(self, x: Tensor, dates: Tensor | None = None) -> Tensor:
-        """Raw channels for the head.
-
-        Args:
-            x: (B, T, C, H, W), scaled; radar (VV, VH) first if used, then the 13 bands.
-            dates: (B, T), days; None if the network does not use dates.
-
-        Returns:
-            (B, 1, K, H, W).
-
-        Raises:
-            ValueError: if a shape does not fit the network.
-        """
-        self.check(x)
+        """Raw channels (B, 1, K, H, W); see `Backbone.forward`."""
+        self.check_series(x)
         height, width = x.shape[-2:]
         x = pad_to_multiple(x, 2 ** len(self.down_blocks))
         maps = self.in_conv(x.flatten(0, 1))  # (B T, C, H', W')
@@ -75,9 +64,3 @@ class UNet(nn.Module):
     def merge(self, x: Tensor, levels: Sequence[Tensor], dates: Tensor | None) -> list[Tensor]:
         """Maps (B, T, C, H, W) of each level merged over dates, (B, C, H, W)."""
         return [level[:, 0] for level in levels]
-
-    def check(self, x: Tensor) -> None:
-        """Raise a ValueError if x is not (B, 1, C, H, W)."""
-        check_series(x, self.in_channels)
-        if x.shape[1] != 1:
-            raise ValueError(f"expected one date, as a U-Net takes single images; got {x.shape[1]}; U-TAE takes more")

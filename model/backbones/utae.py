@@ -7,14 +7,14 @@ from torch import Tensor
 from config.schema import ModelConfig
 from model.backbones.unet import UNet
 from model.layers.ltae import TemporalEncoder
-from model.layers.temporal import ATTENTION_DROPOUT, TemporalAggregator, check_series, find_padding
+from model.layers.temporal import ATTENTION_DROPOUT, TemporalAggregator
 
 
 class Utae(UNet):
     """The network, up to raw channels; parameter names are those of published checkpoints.
 
     Args:
-        config: flags of the network. A date all of whose (scaled) values equal `pad_value` is padding.
+        config: flags of the network.
         out_widths: channels of the last layers; the last number is that of the head.
 
     Source:
@@ -22,10 +22,11 @@ class Utae(UNet):
         through the encoder, which would enter the statistics of a batch norm there.
     """
 
+    is_mono = False
+
     def build_merge(self, config: ModelConfig) -> None:
         """Add the attention over dates."""
         width = config.encoder_widths[-1]
-        self.pad_value, self.scale_by = config.pad_value, config.scale_by
         self.temporal_encoder = TemporalEncoder(
             width,
             config.n_head,
@@ -40,7 +41,7 @@ class Utae(UNet):
 
     def merge(self, x: Tensor, levels: Sequence[Tensor], dates: Tensor | None) -> list[Tensor]:
         """Maps (B, T, C, H, W) of each level merged over dates, (B, C, H, W)."""
-        padded = find_padding(x, self.pad_value, self.scale_by)
+        padded = self.find_padding(x)
         *skips, lowest = levels
         # as published: the group norm over dates includes padded ones, as maps of this value
         lowest = lowest.masked_fill(padded[:, :, None, None, None], self.pad_value)
@@ -48,10 +49,6 @@ class Utae(UNet):
         assert values is not None, "the encoder was built with values"
         merged = [self.temporal_aggregator(skip.unbind(1), attention, padded) for skip in skips]
         return [*merged, values]
-
-    def check(self, x: Tensor) -> None:
-        """Raise a ValueError if x is not (B, T, C, H, W)."""
-        check_series(x, self.in_channels)
 
 
 def build_utae(config: ModelConfig, out_widths: Sequence[int]) -> UNet:

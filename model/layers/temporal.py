@@ -1,4 +1,4 @@
-"""Series of dates in backbones: check of the input, padded dates, sums over dates weighted by attention."""
+"""Sums over dates, weighted by attention, and the memory format that makes them fast."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,49 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UsageError
-from data.constants import N_S2
 from model.registry import AGGREGATIONS
 
 ATTENTION_DROPOUT = 0.1
 LARGE_IMAGE = 64 * 64  # pixels
-
-
-def check_series(x: Tensor, in_channels: int, min_size: int = 1) -> None:
-    """Check the shape of a series.
-
-    Args:
-        x: expected to be (B, T, C, H, W).
-        in_channels: C, 13 or 15 with radar.
-        min_size: pixels along a side.
-
-    Raises:
-        ValueError: if the number of axes or channels differs, or the images are smaller.
-    """
-    if x.dim() != 5 or x.shape[2] != in_channels:
-        bands = "13 bands" if in_channels == N_S2 else "VV, VH, then 13 bands"
-        raise ValueError(
-            f"expected x of shape (B, T, {in_channels}, H, W) ({bands}), got {tuple(x.shape)}; "
-            "--use_sar says whether radar is an input"
-        )
-    if min(x.shape[-2:]) < min_size:
-        raise ValueError(
-            f"expected images of {min_size} x {min_size} pixels or more, got {x.shape[-2]} x {x.shape[-1]}"
-        )
-
-
-def find_padding(x: Tensor, pad_value: float, scale_by: float) -> Tensor:
-    """Mask of the dates all of whose values are padding.
-
-    Args:
-        x: (B, T, C, H, W), scaled.
-        pad_value: before scaling.
-        scale_by: scaled units per reflectance.
-
-    Returns:
-        (B, T) bool.
-    """
-    scaled = torch.tensor(pad_value, device=x.device) * scale_by  # rounds as x * scale_by did
-    return (x == scaled).flatten(2).all(dim=-1)
 
 
 def channels_last(maps: Tensor) -> Tensor:
