@@ -1,4 +1,4 @@
-"""The downloader against a server on 127.0.0.1: resume, sizes, hostile archives, disk, choices."""
+"""The downloader with a server on 127.0.0.1: resume, sizes, hostile archives, disk, selection."""
 
 import io
 import json
@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.errors import DataError, UsageError, run_command
+from common.cli import run_command
+from common.errors import DataError, UsageError
 from util import download_data
 from util.download import fetch as archive_fetch
 from util.download.archives import choose_archives, read_table
@@ -22,15 +23,22 @@ from util.download.extract import extract, place_of
 
 MULTI = "ROIs1868/73/S2/14/s2_ROIs1868_73_ImgNo_14_2018-06-21_patch_171.tif"
 MONO = "ROIs1970_fall_s2/s2_139/ROIs1970_fall_s2_139_p839.tif"
-NOISE = np.random.default_rng(0).bytes(300_000)  # does not pack: the archive is longer than one read of the server
+NOISE = np.random.default_rng(0).bytes(300_000)  # incompressible: the archive is longer than one read of the server
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files` by name; `cut_after` bytes the connection breaks, once."""
+    """Serves `files` by name; after `cut_after` bytes the connection breaks once."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.requests, self.cut_after, self.ranges, self.told, self.etag = {}, [], None, True, None, '"v1"'
+        self.files, self.requests, self.cut_after, self.ranges, self.reported, self.etag = (
+            {},
+            [],
+            None,
+            True,
+            None,
+            '"v1"',
+        )
 
     @property
     def base(self):
@@ -40,30 +48,30 @@ class Server(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         server, body = self.server, self.server.files.get(self.path.lstrip("/"))
-        wanted = self.headers.get("Range")
-        server.requests.append(wanted)
+        requested = self.headers.get("Range")
+        server.requests.append(requested)
         if body is None:
             self.send_error(404, "no such file")
             return
         start, status = 0, 200
-        if wanted and server.ranges and self.headers.get("If-Range", server.etag) == server.etag:
-            start, status = int(wanted.split("=")[1].split("-")[0]), 206
+        if requested and server.ranges and self.headers.get("If-Range", server.etag) == server.etag:
+            start, status = int(requested.split("=")[1].split("-")[0]), 206
             if start >= len(body):
                 self.send_error(416, "range")
                 return
         self.send_response(status)
         self.send_header("ETag", server.etag)
-        self.send_header("Content-Length", str(server.told or len(body) - start))
+        self.send_header("Content-Length", str(server.reported or len(body) - start))
         if status == 206:
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         self.end_headers()
         part = body[start:]
-        if server.cut_after is not None and len(server.requests) > 1:  # the first request asks for the size alone
+        if server.cut_after is not None and len(server.requests) > 1:  # the first request is for the size only
             part, server.cut_after = part[: server.cut_after], None
             self.close_connection = True
         try:
             self.wfile.write(part)
-        except (BrokenPipeError, ConnectionResetError):  # a client that wanted the headers only
+        except (BrokenPipeError, ConnectionResetError):  # the client read only the headers
             self.close_connection = True
 
     def log_message(self, *args):
@@ -104,7 +112,7 @@ def link(name, target, kind=tarfile.SYMTYPE):
 
 @pytest.fixture
 def table(tmp_path):
-    """Three small archives in the form of the real table."""
+    """Three small archives in the format of the real table."""
     sizes = {"multi_s2_africa": 296, "multi_s1_africa_test": 296, "mono_s2_fall": 296}
     names = ("s2_africa.tar.gz", "s1_africa_test.tar.gz", "ROIs1970_fall_s2.tar.gz")
     entries = {
@@ -131,21 +139,21 @@ def test_archives_merge_into_the_layout_of_the_loaders(server, table, tmp_path, 
     for place in (f"SEN12MSCRTS/{MULTI}", f"SEN12MSCRTS/{radar}", f"SEN12MSCR/{MONO}"):
         assert (tmp_path / "out" / place).read_bytes() == NOISE
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file() and ".downloaded" not in path.parts]
-    assert len(files) == 3  # no archive, part, note or readme is left
-    assert "warning" not in capsys.readouterr().out  # 300,000 bytes are 74 blocks of 4 KiB: what the table says
+    assert len(files) == 3  # neither archive, part, note nor readme
+    assert "warning" not in capsys.readouterr().out  # 300,000 bytes are 74 blocks of 4 KiB, as in the table
     n_requests = len(server.requests)
     assert download_data.main(command(server, table, tmp_path / "out")) == 0
-    assert len(server.requests) == n_requests  # nothing is asked for twice
+    assert len(server.requests) == n_requests  # no further requests
     assert "already there" in capsys.readouterr().out
 
 
-def one(server, content=None):
+def single_archive(server, content=None):
     server.files = {"s2_africa.tar.gz": content or pack([(f"africa/{MULTI}", NOISE)])}
     return "--dataset", "SEN12MSCRTS", "--sensor", "S2"
 
 
 def test_cut_connection_is_resumed_by_range(server, table, tmp_path):
-    choice = one(server)
+    choice = single_archive(server)
     server.cut_after = 100_000
     assert download_data.main(command(server, table, tmp_path / "out", *choice)) == 0
     assert server.requests == [None, None, "bytes=100000-"]
@@ -153,7 +161,7 @@ def test_cut_connection_is_resumed_by_range(server, table, tmp_path):
 
 
 def half_done(server, out):
-    """A .part of an earlier, killed run."""
+    """A .part of a killed run."""
     content = server.files["s2_africa.tar.gz"]
     out.mkdir()
     (out / "s2_africa.tar.gz.part").write_bytes(content[:50_000])
@@ -163,9 +171,9 @@ def half_done(server, out):
 
 @pytest.mark.parametrize("change", ["nothing", "file changed", "no ranges", "part too long", "note of another url"])
 def test_part_of_an_earlier_run(server, table, tmp_path, change):
-    choice = one(server)
+    choice = single_archive(server)
     half_done(server, tmp_path / "out")
-    if change == "file changed":  # a resumed mixture of two files would be damaged
+    if change == "file changed":  # resuming would mix two files
         server.etag = '"v2"'
         server.files["s2_africa.tar.gz"] = pack([(f"africa/{MULTI}", NOISE[::-1])])
     elif change == "no ranges":
@@ -182,8 +190,8 @@ def test_part_of_an_earlier_run(server, table, tmp_path, change):
 
 
 def test_connection_that_never_ends_well_keeps_the_part(server, table, tmp_path):
-    choice = one(server)
-    server.told = len(server.files["s2_africa.tar.gz"]) + 1000  # truncated at the server: always 1000 bytes short
+    choice = single_archive(server)
+    server.reported = len(server.files["s2_africa.tar.gz"]) + 1000  # always 1000 bytes short
     server.ranges = False
     with pytest.raises(DataError, match=r"closed after .* run the same command again"):
         download_data.main(command(server, table, tmp_path / "out", *choice))
@@ -192,15 +200,15 @@ def test_connection_that_never_ends_well_keeps_the_part(server, table, tmp_path)
 
 
 def test_larger_than_the_archive_can_be(server, table, tmp_path):
-    choice = one(server)
-    server.told = 10_000_000  # the table allows 296 KiB, 2 % and a MiB
+    choice = single_archive(server)
+    server.reported = 10_000_000  # the table allows 296 KiB, 2 % and a MiB
     with pytest.raises(DataError, match="10000000 bytes, but multi_s2_africa cannot have more"):
         download_data.main(command(server, table, tmp_path / "out", *choice))
     assert not list((tmp_path / "out").rglob("*"))
 
 
 def test_web_page_instead_of_an_archive(server, table, tmp_path):
-    choice = one(server, b"<html>please log in</html>")
+    choice = single_archive(server, b"<html>please log in</html>")
     with pytest.raises(DataError, match="no .tar.gz archive"):
         download_data.main(command(server, table, tmp_path / "out", *choice))
     assert not (tmp_path / "out/s2_africa.tar.gz").exists()
@@ -208,18 +216,18 @@ def test_web_page_instead_of_an_archive(server, table, tmp_path):
 
 
 def test_server_refuses(server, table, tmp_path):
-    with pytest.raises(DataError, match="answers 404"):
+    with pytest.raises(DataError, match="returned 404"):
         download_data.main(command(server, table, tmp_path / "out"))
 
 
 def test_disk_too_small_fetches_nothing(server, table, tmp_path, monkeypatch):
-    choice = one(server)
+    choice = single_archive(server)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, 500_000))  # archive and files: 600 kB
-    with pytest.raises(DataError, match="are needed for archives and files.*Nothing was fetched"):
+    with pytest.raises(DataError, match="out needs .* GB are free; .*Nothing was fetched"):
         download_data.main(command(server, table, tmp_path / "out", *choice))
     assert not (tmp_path / "out").exists()
-    assert server.requests == [None]  # the size alone
+    assert server.requests == [None]  # the size only
 
 
 @pytest.mark.parametrize(
@@ -257,7 +265,7 @@ def test_damaged_archive_is_removed(tmp_path, damage):
     if damage == "cut":
         del content[-2000:]
     else:
-        content[-6] ^= 1  # the check sum at the very end: only who reads to the end sees it
+        content[-6] ^= 1  # the checksum at the end of the file
     archive = tmp_path / "a.tar.gz"
     archive.write_bytes(content)
     with pytest.raises(DataError, match="damaged .* removed"):
@@ -280,10 +288,10 @@ def test_places():
 
 
 def test_kept_archive_and_changed_release(server, table, tmp_path, capsys):
-    choice = one(server, pack([(f"africa/{MULTI}", NOISE[:1000])]))
+    choice = single_archive(server, pack([(f"africa/{MULTI}", NOISE[:1000])]))
     assert download_data.main(command(server, table, tmp_path / "out", *choice, "--keep-archives")) == 0
     assert (tmp_path / "out/s2_africa.tar.gz").read_bytes() == server.files["s2_africa.tar.gz"]
-    assert "warning: multi_s2_africa unpacked to" in capsys.readouterr().out
+    assert "warning: multi_s2_africa extracted to" in capsys.readouterr().out
 
 
 def test_only_https_leaves_this_machine(tmp_path, table):
@@ -294,7 +302,7 @@ def test_only_https_leaves_this_machine(tmp_path, table):
         archive_fetch.check_url("ftp://127.0.0.1/x")
 
 
-def test_certificate_errors_are_told_and_not_retried(monkeypatch, tmp_path):
+def test_certificate_errors_are_reported_and_not_retried(monkeypatch, tmp_path):
     calls = []
 
     def refuse(url, headers):
@@ -312,7 +320,7 @@ def test_table_covers_the_release():
     assert len(table) == 32
     assert all(archive.url.startswith("https://") for archive in table.values())
     # 300 patches x 30 dates in the test region of western Asia, 1668 KiB each (file of 1666.4 KiB, blocks of 4 KiB):
-    # this is how the unit of the table is known. Folders take less than 0.01 %.
+    # this determines the unit of the table. Folders take less than 0.01 %.
     kib = table["multi_s2_asiaWest_test"].extracted_bytes / 1024
     assert 300 * 30 * 1668 <= kib < 300 * 30 * 1668 * 1.0001
 
@@ -361,4 +369,4 @@ def test_list_shows_sizes_and_fetches_nothing(capsys):
 
 
 def test_default_table_is_part_of_the_project():
-    assert Path(download_data.TABLE).parent.name == "util"
+    assert Path(download_data.TABLE).parent.name == "download"

@@ -1,4 +1,4 @@
-"""The archives of the two data sets: which there are, which a wish needs, and how large they are."""
+"""The archives of both data sets: their addresses and sizes, and which of them a selection needs."""
 
 import json
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 from common.errors import DataError, UsageError
 
-TABLE = Path(__file__).with_name("downloads.json")
+TABLE = Path(__file__).with_name("archives.json")
 FOLDERS = {"multi": "SEN12MSCRTS", "mono": "SEN12MSCR"}
 REGIONS = ("africa", "america", "asiaEast", "asiaWest", "europa")
 SEASONS = ("spring", "summer", "fall", "winter")
@@ -21,10 +21,10 @@ class Archive:
 
     Attributes:
         key: its name in the table, such as "multi_s2_africa_test".
-        url: where it lies.
-        file_name: what it is called on disk.
-        extracted_bytes: space its files take on a disk with blocks of 4 KiB. The size of the packed archive is in no
-            table: the server tells it.
+        url: its address.
+        file_name: its name on disk.
+        extracted_bytes: disk space of its files with blocks of 4 KiB. The compressed size is not in the table: the
+            server reports it.
     """
 
     key: str
@@ -34,7 +34,7 @@ class Archive:
 
     @property
     def folder(self) -> str:
-        """The folder of the data set that it belongs to, as the loaders expect it."""
+        """The folder of its data set, as the loaders expect it."""
         return FOLDERS[self.key.split("_")[0]]
 
 
@@ -42,13 +42,13 @@ def read_table(path: str | Path = TABLE) -> dict[str, Archive]:
     """Read the table of archives.
 
     Args:
-        path: a JSON file in the form of `util/downloads.json`.
+        path: a JSON file in the form of `util/download/archives.json`.
 
     Returns:
         Archives by key.
 
     Raises:
-        DataError: if the file is not such a table.
+        DataError: if the file is no such table.
     """
     try:
         entries: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))["archives"]
@@ -67,44 +67,44 @@ def read_table(path: str | Path = TABLE) -> dict[str, Archive]:
 def choose_archives(
     table: dict[str, Archive], dataset: str, region: str, split: str, season: str, sensor: str
 ) -> list[Archive]:
-    """The archives that a wish needs.
+    """The archives that contain a selection.
 
     Args:
-        table: what `read_table` gave.
+        table: from `read_table`.
         dataset: "SEN12MSCRTS", "SEN12MSCR" or "both".
         region: of SEN12MSCRTS, or "all".
         split: of SEN12MSCRTS, or "all"; train and val share archives.
         season: of SEN12MSCR, or "all"; its archives are divided by season, not by region or split.
-        sensor: "S1", "S2" or "all"; with S2, SEN12MSCR brings clear and cloudy images.
+        sensor: "S1", "S2" or "all"; S2 of SEN12MSCR includes clear and cloudy images.
 
     Returns:
         Archives in the order of the table.
 
     Raises:
-        UsageError: if nothing fits, or a choice concerns only the data set that was not chosen.
+        UsageError: if no archive matches, or an option belongs to the other data set.
     """
     if dataset == "SEN12MSCR" and (region != "all" or split != "all"):
-        raise UsageError("SEN12MSCR is divided by --season only, not by --region or --split: leave those away")
+        raise UsageError("SEN12MSCR is divided by --season only, not by --region or --split: omit those")
     if dataset == "SEN12MSCRTS" and season != "all":
-        raise UsageError("--season divides SEN12MSCR only: leave it away, or take --dataset both")
+        raise UsageError("--season divides SEN12MSCR only: omit it, or use --dataset both")
     chosen = []
     for key, archive in table.items():
         kind, band, *rest = key.split("_")
         if dataset not in (archive.folder, "both") or sensor not in (band.upper(), "all"):
             continue
         if kind == "multi":
-            holds = ("test", "all") if rest[-1] == "test" else ("train", "val", "all")
-            if region in (rest[0], "all") and split in holds:
+            splits = ("test", "all") if rest[-1] == "test" else ("train", "val", "all")
+            if region in (rest[0], "all") and split in splits:
                 chosen.append(archive)
         elif season in (rest[-1], "all"):
             chosen.append(archive)
     if not chosen:
-        raise UsageError("no archive fits this choice; --list shows what there is")
+        raise UsageError("no archive matches this selection; --list shows all")
     return chosen
 
 
 def _file_name(url: str) -> str:
-    """The last name in an address: `…/download?path=/&files=s2_africa.tar.gz` and `…/s2_africa.tar.gz` alike."""
+    """The file name of an address, `…/download?path=/&files=s2_africa.tar.gz` or `…/s2_africa.tar.gz`."""
     name = url.rsplit("files=", 1)[-1] if "files=" in url else url.rsplit("/", 1)[-1]
     if not name or Path(name).name != name or name.startswith("."):
         raise ValueError(f"no plain file name at the end of {url!r}")

@@ -1,8 +1,8 @@
-"""Unpacks an archive of the data sets where the loaders look for it, and trusts nothing that stands in it.
+"""Extract an untrusted archive of the data sets into the layout of the loaders.
 
-The archives hold `africa/ROIs1970/21/S2/...` or `s2_africa_test/ROIs.../...` or `ROIs1970_fall_s2/s2_139/...`: what
-stands before the folder of ROIs is dropped, so that archives of all regions, splits and sensors merge into one root,
-without the `mv */* .` that the release asks for.
+The archives hold `africa/ROIs1970/21/S2/...` or `s2_africa_test/ROIs.../...` or `ROIs1970_fall_s2/s2_139/...`: the
+parents of the folder of ROIs are dropped, so that archives of all regions, splits and sensors merge into one root,
+without the `mv */* .` that the release requires.
 """
 
 import errno
@@ -19,15 +19,15 @@ from typing import Any
 
 from common.errors import DataError
 
-BLOCK = 4096  # bytes of a disk block, as the table of sizes counts
+BLOCK = 4096  # bytes of a disk block, as assumed by the table of sizes
 _ROIS = re.compile(r"ROIs\d{4}(_[a-z0-9_]+)?")
 
 
 def place_of(name: str) -> PurePosixPath | None:
-    """Where below the data root a member of an archive belongs; None if it stands outside every folder of ROIs.
+    """The path of an archive member relative to the data root; None if it is outside the folders of ROIs.
 
     Raises:
-        ValueError: if the name is absolute or climbs out.
+        ValueError: if the name is absolute or leaves the root.
     """
     path = PurePosixPath(name)
     parts = [part for part in path.parts if part != "."]
@@ -42,26 +42,26 @@ def place_of(name: str) -> PurePosixPath | None:
 def extract(
     archive: Path, root: Path, largest: int, progress: Callable[[int], None] = lambda compressed: None
 ) -> tuple[int, int]:
-    """Unpack regular files below `root`; they appear there together, after the whole archive was read and checked.
+    """Extract regular files below `root`; they appear there after the whole archive has been read and checked.
 
     Args:
         archive: a .tar.gz file.
-        root: data root; files that already stand there under the same name are replaced.
-        largest: more bytes than this are refused.
+        root: data root; existing files of the same name are replaced.
+        largest: maximum number of extracted bytes.
         progress: called with the number of compressed bytes read so far.
 
     Returns:
-        Number of files, and the bytes they take on a disk with blocks of 4 KiB.
+        Number of files, and their disk space in bytes with blocks of 4 KiB.
 
     Raises:
         DataError: if the archive is damaged (it is removed then), holds links, devices or paths that lead outside,
-            unpacks to more than `largest`, or holds no ROI; and if the disk is full. Nothing of it is left in `root`.
+            exceeds `largest`, or holds no ROI; and if the disk is full. Nothing of it is left in `root`.
     """
     root.mkdir(parents=True, exist_ok=True)
     staging = root / f".unpacking-{archive.name}"
-    shutil.rmtree(staging, ignore_errors=True)  # left by a run that was killed
+    shutil.rmtree(staging, ignore_errors=True)  # left by a killed run
     try:
-        with _readable(archive):
+        with _handle_damage(archive):
             files, on_disk = _unpack(archive, staging, largest, progress)
         if not files:
             raise DataError(f"{archive}: no folder of ROIs in it; expected ROIs1868/... or ROIs1970_fall_s2/...")
@@ -85,11 +85,11 @@ def _unpack(
 ) -> tuple[list[PurePosixPath], int]:
     files: list[PurePosixPath] = []
     on_disk = 0
-    with archive.open("rb") as packed, gzip.GzipFile(fileobj=packed) as stream:
+    with archive.open("rb") as compressed, gzip.GzipFile(fileobj=compressed) as stream:
         with tarfile.open(fileobj=stream, mode="r|") as members:
             for member in members:
-                place = _checked(archive, member)
-                progress(packed.tell())
+                place = _check_member(archive, member)
+                progress(compressed.tell())
                 if place is None or member.isdir():
                     continue
                 on_disk += -(-member.size // BLOCK) * BLOCK
@@ -98,18 +98,18 @@ def _unpack(
                 target = staging / place
                 target.parent.mkdir(parents=True, exist_ok=True)
                 source: Any = members.extractfile(member)
-                # written by us, not by tarfile: no owner, mode or link of the archive's choosing
+                # not extracted by tarfile: owner, mode and links of the archive are ignored
                 with target.open("xb") as file:
                     shutil.copyfileobj(source, file, 1 << 20)
                 if target.stat().st_size != member.size:
                     raise EOFError(f"{member.name} is cut off")
                 files.append(place)
-        while stream.read(1 << 20):  # to the end: the check sum stands there
+        while stream.read(1 << 20):  # to the end, where the checksum is
             pass
     return files, on_disk
 
 
-def _checked(archive: Path, member: tarfile.TarInfo) -> PurePosixPath | None:
+def _check_member(archive: Path, member: tarfile.TarInfo) -> PurePosixPath | None:
     try:
         place = place_of(member.name)
     except ValueError as error:
@@ -120,9 +120,9 @@ def _checked(archive: Path, member: tarfile.TarInfo) -> PurePosixPath | None:
 
 
 @contextmanager
-def _readable(archive: Path) -> Iterator[None]:
+def _handle_damage(archive: Path) -> Iterator[None]:
     try:
         yield
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, FileExistsError) as error:
         archive.unlink()
-        raise DataError(f"{archive}: damaged ({error}); it was removed: run again to fetch it anew") from error
+        raise DataError(f"{archive}: damaged ({error}); it was removed: run again to fetch it again") from error

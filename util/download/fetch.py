@@ -1,4 +1,4 @@
-"""Fetches one file over HTTPS: resumes, checks certificate and size, leaves no short file under its name."""
+"""Download one file over HTTPS, with resume and checks of certificate and size."""
 
 import errno
 import http.client
@@ -24,7 +24,7 @@ _BROKEN = (urllib.error.URLError, ConnectionError, TimeoutError, http.client.HTT
 
 
 def check_url(url: str) -> None:
-    """Refuse an address that is neither https nor on this machine.
+    """Reject an address that is neither https nor on this machine.
 
     Raises:
         UsageError: for http to another machine, or any other scheme.
@@ -36,10 +36,10 @@ def check_url(url: str) -> None:
 
 
 def remote_size(url: str) -> int | None:
-    """The size in bytes that the server tells, or None where it tells none.
+    """The size in bytes reported by the server, or None.
 
     Raises:
-        DataError: if the server cannot be reached or refuses.
+        DataError: if the server cannot be reached or returns an error.
     """
     try:
         with _open(url, {}) as response:  # the body is not read: not every server answers HEAD
@@ -55,21 +55,21 @@ def fetch(
     progress: Callable[[int, int | None], None] = lambda done, total: None,
     pause_s: float = FIRST_PAUSE_S,
 ) -> int:
-    """Fetch a .tar.gz to `path`; what an earlier, cut call left in `path`.part is continued.
+    """Download a .tar.gz to `path`; an interrupted download is resumed from `path`.part.
 
     Args:
         url: https address.
-        path: where the whole file goes.
-        largest: more bytes than this are refused.
-        progress: called with bytes so far and in all (None: unknown).
-        pause_s: first pause after a cut connection; it doubles each time.
+        path: file that appears when the download is complete.
+        largest: maximum size in bytes.
+        progress: called with the bytes so far and in total (None: unknown).
+        pause_s: pause after the first interruption; it doubles each time.
 
     Returns:
         The size of the file.
 
     Raises:
-        DataError: if the server refuses, the file is not gzip or too large, the disk is full, or the connection
-            broke too often; then the next call goes on where this one stopped.
+        DataError: if the server returns an error, the file is not gzip or too large, the disk is full, or the
+            connection is interrupted too often; then the next call resumes here.
     """
     check_url(url)
     part = path.with_name(f"{path.name}.part")
@@ -79,22 +79,22 @@ def fetch(
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
-            total = _continue(url, part, note, largest, progress)
+            total = _resume(url, part, note, largest, progress)
             have = part.stat().st_size
             if total is None or have == total:
                 break
             if have > total:
                 part.unlink()
-                raise DataError(f"{url}: {have} bytes came where the server told {total}; run again")
+                raise DataError(f"{url}: received {have} bytes, the server reported {total}; run again")
             raise ConnectionError(f"the connection closed after {have} of {total} bytes")
         except _BROKEN as error:
-            if not _worth_another_try(error):
+            if not _is_retryable(error):
                 raise _as_data_error(url, error) from error
             if part.exists() and part.stat().st_size > before:
-                failures = 0  # it moves: only failures in a row count
+                failures = 0  # progress: only consecutive failures count
             failures += 1
             if failures > RETRIES:
-                raise DataError(f"{url}: {error}; run the same command again to go on from here") from error
+                raise DataError(f"{url}: {error}; run the same command again to resume") from error
             time.sleep(pause_s * 2 ** (failures - 1))
     _check_magic(url, part)
     part.replace(path)
@@ -102,50 +102,50 @@ def fetch(
     return path.stat().st_size
 
 
-def _continue(
+def _resume(
     url: str, part: Path, note: Path, largest: int | None, progress: Callable[[int, int | None], None]
 ) -> int | None:
-    """Add to the part what one connection gives; the size in all, if the server tells it."""
-    told = _read_note(note)
-    offset = part.stat().st_size if part.exists() and told.get("url") == url else 0
-    if offset and offset == told.get("size"):
+    """Append the content of one connection to the part; returns the total size if the server reports it."""
+    state = _read_note(note)
+    offset = part.stat().st_size if part.exists() and state.get("url") == url else 0
+    if offset and offset == state.get("size"):
         return offset
     headers = {}
     if offset:
         headers["Range"] = f"bytes={offset}-"
-        if told.get("version"):
-            headers["If-Range"] = told["version"]  # a changed file comes whole, with status 200
+        if state.get("version"):
+            headers["If-Range"] = state["version"]  # a changed file is sent completely, with status 200
     try:
         response = _open(url, headers)
     except urllib.error.HTTPError as error:
         if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not offset:
             raise
-        part.unlink()  # longer than the file there: begin again
-        raise ConnectionError("the file at the server is shorter than what is here") from error
+        part.unlink()  # longer than the file: start again
+        raise ConnectionError("the file on the server is shorter than the downloaded part") from error
     with response:
         resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
         if not resumed:
             offset = 0
         elif not str(response.headers.get("Content-Range", "")).startswith(f"bytes {offset}-"):
             part.unlink()
-            raise ConnectionError("the server sent another part than asked for")
+            raise ConnectionError("the server sent another range than requested")
         length = _length(response)
         total = None if length is None else offset + length
         if largest is not None and total is not None and total > largest:
             raise DataError(
-                f"{url}: the server tells {total} bytes, but this archive cannot have more than {largest}; is the "
+                f"{url}: the server reports {total} bytes, but this archive cannot have more than {largest}; is the "
                 "address right?"
             )
         version = response.headers.get("ETag") or response.headers.get("Last-Modified")
         if version and version.startswith("W/"):
-            version = None  # a weak tag cannot vouch for single bytes
+            version = None  # a weak tag does not identify the content bytewise
         write_json(note, {"url": url, "version": version, "size": total})
         with part.open("ab" if resumed else "wb") as target:
             while chunk := response.read(CHUNK):
                 _write(target, chunk, part)
                 offset += len(chunk)
                 if largest is not None and offset > largest:
-                    raise DataError(f"{url}: more than {largest} bytes came, more than this archive can have")
+                    raise DataError(f"{url}: received more than {largest} bytes, more than this archive can have")
                 progress(offset, total)
     return total
 
@@ -175,10 +175,10 @@ def _length(response: Any) -> int | None:
 
 def _read_note(note: Path) -> dict[str, Any]:
     try:
-        told = json.loads(note.read_text(encoding="utf-8"))
+        state = json.loads(note.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return told if isinstance(told, dict) else {}
+    return state if isinstance(state, dict) else {}
 
 
 def _write(target: Any, chunk: bytes, part: Path) -> None:
@@ -187,11 +187,11 @@ def _write(target: Any, chunk: bytes, part: Path) -> None:
         target.flush()
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DataError(f"disk full while writing {part}; make room and run again: it goes on from here") from error
+            raise DataError(f"disk full while writing {part}; make room and run again to resume") from error
         raise DataError(f"cannot write {part}: {error.strerror}") from error
 
 
-def _worth_another_try(error: Exception) -> bool:
+def _is_retryable(error: Exception) -> bool:
     if isinstance(error, urllib.error.HTTPError):
         return error.code >= http.HTTPStatus.INTERNAL_SERVER_ERROR
     return not isinstance(getattr(error, "reason", None), ssl.SSLError)
@@ -199,10 +199,10 @@ def _worth_another_try(error: Exception) -> bool:
 
 def _as_data_error(url: str, error: Exception) -> DataError:
     if isinstance(error, urllib.error.HTTPError):
-        return DataError(f"{url}: the server answers {error.code} {error.reason}; is the address still right?")
+        return DataError(f"{url}: the server returned {error.code} {error.reason}; is the address still valid?")
     reason = getattr(error, "reason", error)
     if isinstance(reason, ssl.SSLError):
-        return DataError(f"{url}: the certificate of the server is not valid ({reason}); nothing was fetched")
+        return DataError(f"{url}: the certificate of the server is not valid ({reason}); nothing was downloaded")
     return DataError(f"{url}: cannot be reached ({reason}); check the network and run again")
 
 
@@ -211,4 +211,4 @@ def _check_magic(url: str, part: Path) -> None:
         start = file.read(len(GZIP_MAGIC))
     if start != GZIP_MAGIC:
         part.unlink()
-        raise DataError(f"{url}: what came is no .tar.gz archive (a page of the web site?); nothing was kept")
+        raise DataError(f"{url}: the response is no .tar.gz archive (a web page?); nothing was kept")
