@@ -113,9 +113,9 @@ class Batch:
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
-        names = ("x", "target", "dates", "masks", "coverage")
-        tensors = {name: getattr(self, name) for name in names}
-        return replace(self, **{name: function(value) for name, value in tensors.items() if value is not None})
+        tensors = {name: getattr(self, name) for name in ("x", "target", "dates", "masks", "coverage")}
+        mapped: dict[str, Any] = {name: function(tensor) for name, tensor in tensors.items() if tensor is not None}
+        return replace(self, **mapped)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Custom samples: lists of the patches to merge and the dates to use."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,12 @@ CustomSample = dict[str, dict[str, list[list[str]]]]
 """input and target -> S1 and S2 -> dates -> patches of a mosaic; paths relative to the root."""
 
 
-def read_custom_list(source: str | Path, root: str | Path) -> list[CustomSample]:
+def read_custom_list(source: str | Path | Sequence[Any], root: str | Path) -> list[CustomSample]:
     """Read a list of custom samples.
 
     Args:
-        source: a JSON file, or "published". Its entries are a target (paths of optical patches) with the image
-            numbers of the inputs, whose paths are looked up; or all paths, in the published nesting.
+        source: a JSON file, "published", or the list itself. An entry is a target (paths of optical patches) with the
+            image numbers of the inputs, whose paths are looked up; or all paths, in the published nesting.
         root: folder or pack of the data set.
 
     Returns:
@@ -38,8 +38,10 @@ def read_custom_list(source: str | Path, root: str | Path) -> list[CustomSample]
     Raises:
         DataError: if the file cannot be read, an entry has neither form, or a file is missing.
     """
+    if not isinstance(source, str | Path):
+        return [_expand(entry, root) for entry in source]
     if str(source) == PUBLISHED:
-        return [expand_custom({"target": _PUBLISHED_TARGETS, "inputs": [0, 1, 2]}, root)]
+        return [_expand({"target": _PUBLISHED_TARGETS, "inputs": [0, 1, 2]}, root)]
     try:
         entries = json.loads(Path(source).read_text(encoding="utf-8"))
     except OSError as error:
@@ -48,10 +50,10 @@ def read_custom_list(source: str | Path, root: str | Path) -> list[CustomSample]
         raise DataError(f"the custom list {source} is not valid JSON: {error}") from error
     if not isinstance(entries, list) or not entries:
         raise DataError(f"the custom list {source} must be a JSON list of samples, each {_FORMS}")
-    return [expand_custom(entry, root) for entry in entries]
+    return [_expand(entry, root) for entry in entries]
 
 
-def expand_custom(entry: Mapping[str, Any], root: str | Path) -> CustomSample:
+def _expand(entry: Any, root: str | Path) -> CustomSample:
     """A custom sample with all paths, from either of its two forms."""
     if isinstance(entry, Mapping) and "inputs" in entry and isinstance(entry.get("target"), list):
         target = [str(path) for path in entry["target"]]

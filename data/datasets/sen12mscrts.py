@@ -13,7 +13,7 @@ from data.batch import Part, Sample
 from data.clouds.detectors import detect_clouds
 from data.constants import N_DATES, N_S1, N_S2
 from data.datasets.base import DatasetOptions, PatchDataset, check_choice
-from data.datasets.custom_samples import CustomSample, expand_custom, read_custom_list
+from data.datasets.custom_samples import CustomSample, read_custom_list
 from data.datasets.date_selection import RULES, Selection, choose_dates
 from data.datasets.file_index import LAYOUT, index_series
 from data.raster.geotiff import Bounds, GeoRef, acquisition_date, days_since_origin
@@ -37,7 +37,7 @@ class SEN12MSCRTS(PatchDataset):
         min_cov: preferred minimum coverage of the inputs, for the fixed samplers.
         max_cov: preferred maximum coverage of the inputs.
         import_data_path: a mask store, a published coverage file or a folder of them; None is the default store.
-        custom_samples: samples that replace those of the split, or the source of a list of them, see
+        custom_samples: samples that replace those of the split, see
             `data.datasets.custom_samples.read_custom_list`.
         options: fields of `data.datasets.base.DatasetOptions`.
 
@@ -84,11 +84,7 @@ class SEN12MSCRTS(PatchDataset):
         self.sampling, self.min_cov, self.max_cov = sampler, min_cov, max_cov
         self.custom_samples: list[CustomSample] | None = None
         if custom_samples is not None:
-            if isinstance(custom_samples, str | Path):
-                self.custom_samples = read_custom_list(custom_samples, self.root_dir)
-            else:
-                self.custom_samples = [expand_custom(entry, self.root_dir) for entry in custom_samples]
-            self.paths = self.custom_samples
+            self.paths = self.custom_samples = read_custom_list(custom_samples, self.root_dir)
             return
         self.paths, self.bad_samples = index_series(
             self.root_dir, rois(SERIES, split, region), chosen.skip_bad_samples, chosen.legacy
