@@ -73,7 +73,7 @@ def blend(
         The mean and variance of a weighted mixture by West (1979), in one pass and without cancellation.
     """
     shape = (N_S2, window.height, window.width)
-    fields = {name: np.zeros(shape, np.float32) for name in names}
+    fields: dict[str, np.ndarray] = {name: np.zeros(shape, np.float32) for name in names}
     spread, total_weight = np.zeros(shape, np.float32), np.zeros(shape[1:], np.float32)
     for tile in plan.covering(window):
         shared = tile.window.intersection(window)

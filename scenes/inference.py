@@ -50,15 +50,12 @@ class Throughput:
         return f"{self.megapixels:.2f} megapixels in {self.seconds:.0f} s, {rate:.3f} megapixels per second"
 
 
-def run_inference(
-    job: Job, products: SceneProducts, names: Sequence[str], batch_size: int, runner: Runner, block: int = BLOCK
-) -> Throughput:
+def run_inference(job: Job, products: SceneProducts, batch_size: int, runner: Runner, block: int = BLOCK) -> Throughput:
     """Predict all missing tiles, and write all missing blocks.
 
     Args:
         job: what to predict.
         products: the destination of blocks; existing ones are skipped.
-        names: of the network's outputs: `mean` and its variances.
         batch_size: tiles predicted together; results are the same to the bit only for the same size.
         runner: where batches are predicted, `run_locally` or on a cluster.
         block: pixels along a side of a block.
@@ -73,14 +70,14 @@ def run_inference(
     batches = [batch for batch in plan.batches(batch_size) if missing.intersection(batch)]
     pixels, started = 0, time.perf_counter()
     with tqdm(total=len(plan), initial=len(plan) - len(missing), desc="tiles", unit="tile") as bar:
-        _write_complete(job, products, names, rows, missing)
+        _write_complete(job, products, rows, missing)
         with closing(runner(job, batches)) as finished:
             for batch in finished:
                 done = missing.intersection(batch)
                 missing -= done
                 pixels += sum(plan[number].cell.size for number in done)
                 bar.update(len(done))
-                _write_complete(job, products, names, rows, missing)
+                _write_complete(job, products, rows, missing)
     assert not rows, "every batch was done"
     return Throughput(pixels / 1e6, time.perf_counter() - started)
 
@@ -102,7 +99,7 @@ def run_locally(job: Job, batches: Batches) -> Generator[range, None, None]:
             yield batch
 
 
-def assemble_block(job: Job, window: Window, names: Sequence[str]) -> dict[str, np.ndarray]:
+def assemble_block(job: Job, window: Window) -> dict[str, np.ndarray]:
     """A block of the products, from the tiles that cover it.
 
     With `Job.keep_clear`, clear pixels of the latest date are that observation; they are not predicted, and their
@@ -111,14 +108,13 @@ def assemble_block(job: Job, window: Window, names: Sequence[str]) -> dict[str, 
     Args:
         job: what is predicted.
         window: the pixels.
-        names: of the network's outputs: `mean` and its variances.
 
     Returns:
         `reflectance` (13, H, W); `aleatoric`, `epistemic`, `total`, standard deviations, where the network has them;
         `clouds` (T, H, W) with a detector: 0 clear, 1 clouded, 255 missing; `valid` (H, W), where any date has data;
         `observed` (H, W) with `keep_clear`.
     """
-    blended = blend(job.plan, window, names, lambda tile: load_tile(job, tile, names))
+    blended = blend(job.plan, window, job.outputs, lambda tile: load_tile(job, tile, job.outputs))
     states = np.full((len(job.series.days), window.height, window.width), MISSING, np.uint8)
     latest = np.zeros((N_S2, window.height, window.width), np.float32)
     for tile in job.plan.covering(window):
@@ -142,12 +138,10 @@ def assemble_block(job: Job, window: Window, names: Sequence[str]) -> dict[str, 
     return block
 
 
-def _write_complete(
-    job: Job, products: SceneProducts, names: Sequence[str], rows: deque[BlockRow], missing: set[int]
-) -> None:
+def _write_complete(job: Job, products: SceneProducts, rows: deque[BlockRow], missing: set[int]) -> None:
     """Write the first rows of blocks, as far as their tiles are complete, and delete tiles that no other row needs."""
     while rows and missing.isdisjoint(job.plan.numbers(rows[0].tile_rows)):
         for window in rows.popleft().windows:
-            products.write(window, assemble_block(job, window, names))
+            products.write(window, assemble_block(job, window))
         for tile_row in range(rows[0].tile_rows.start if rows else len(job.plan.down.starts)):
             shutil.rmtree(job.path(job.plan.at(tile_row, 0)).parent, ignore_errors=True)

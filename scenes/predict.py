@@ -44,6 +44,7 @@ class Job:
         tile_folder: the folder of the tiles' files, shared by all processes.
         device: cpu, cuda or cuda:N.
         precision: auto, fp32, bf16 or fp16.
+        outputs: of the network: `mean`, and of its variances `aleatoric` and `epistemic`, one or none.
         uses_radar: whether the network takes radar.
         uses_dates: whether the network takes dates; those of single images do not.
         detector: of clouds, see `data.clouds.detectors`; empty for no masks.
@@ -54,6 +55,7 @@ class Job:
     plan: TilePlan
     weights: str
     tile_folder: str
+    outputs: tuple[str, ...] = ("mean",)
     device: str = "cpu"
     precision: str = "fp32"
     uses_radar: bool = False
@@ -160,7 +162,8 @@ def predict_tiles(job: Job, tiles: Sequence[Tile], inputs: Sequence[TileInput]) 
     stacked = [entry.x for entry in inputs if entry.x is not None]
     outputs = iter(predict(job, np.stack(stacked)) if stacked else ())
     for tile, entry in zip(tiles, inputs, strict=True):
-        content = {"states": entry.states} | ({} if entry.observed is None else {"observed": entry.observed})
+        content: dict[str, Any] = {"states": entry.states}
+        content |= {} if entry.observed is None else {"observed": entry.observed}
         if entry.x is not None:
             height, width = tile.window.height, tile.window.width
             content |= {name: values[:, :height, :width] for name, values in next(outputs).items()}
@@ -193,7 +196,7 @@ def predict(job: Job, x: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         x: (B, T, C, H, W).
 
     Yields:
-        For each tile `mean`, and `aleatoric` and `epistemic` where the network has them, (13, H, W) float32.
+        For each tile the outputs of the network, (13, H, W) float32.
     """
     network = load_network(job.weights, job.device)
     device = torch.device(job.device)
@@ -203,8 +206,7 @@ def predict(job: Job, x: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
     days = torch.tensor(job.dates, dtype=torch.float32).expand(len(x), -1) if job.uses_dates else None
     with single_thread(), torch.inference_mode(), autocast(device, choose_precision(job.precision, device)[0]):
         prediction = network(batch, days)
-    fields: dict[str, Any] = {name: getattr(prediction, name) for name in ("mean", "aleatoric", "epistemic")}
-    arrays = {name: field[:, 0].float().cpu().numpy() for name, field in fields.items() if field is not None}
+    arrays = {name: getattr(prediction, name)[:, 0].float().cpu().numpy() for name in job.outputs}
     for item in range(len(x)):
         yield {name: array[item] for name, array in arrays.items()}
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ import torch
 
 from common.memory import memory_advice
 from common.parallel import AUTO, available_cores
-from data.constants import DETECTORS
 from model.runtime import choose_device
 from scenes.dask_cluster import local_cluster, run_on_cluster
 from scenes.inference import Runner, run_inference, run_locally
 from scenes.inputs.open import open_series
 from scenes.inputs.series import SceneSeries
+from scenes.options import MAX_WORKERS, SceneOptions
 from scenes.outputs.products import SceneProducts
 from scenes.predict import Job
 from scenes.requirements import ModelRequirements, read_requirements
@@ -24,36 +23,7 @@ from scenes.resume import WORK, ResumeState, digest
 from scenes.tiles import TilePlan
 
 TILES_PER_WORKER = 12  # a process starts in the time of some tiles: with fewer it does not pay
-MAX_WORKERS = 8  # of --workers auto: each needs about 1.5 GB
 MEMORY_ADVICE = "lower --batch_size, --workers or --tile, or use --precision bf16"
-
-
-@dataclass(frozen=True)
-class SceneOptions:
-    """The flags of `reconstruct_scene.py`, which documents them; None and "auto" take the defaults described there."""
-
-    weights: str
-    out: str
-    optical: Sequence[str] = ()
-    radar: Sequence[str] = ()
-    dates: Sequence[str] = ()
-    radar_dates: Sequence[str] = ()
-    manifest: str = ""
-    folder: str = ""
-    numbers: Sequence[int] = ()
-    offset: str = "auto"
-    scale: float | None = None
-    radar_units: str = "db"
-    where_clear: str = "predict"
-    detector: str = DETECTORS[0]
-    overwrite: bool = False
-    tile: int = 256
-    overlap: int | None = None
-    batch_size: int | None = None
-    workers: int | str = AUTO
-    scheduler: str = ""
-    device: str = "auto"
-    precision: str = "fp32"
 
 
 def reconstruct_scene(options: SceneOptions) -> None:
@@ -66,7 +36,7 @@ def reconstruct_scene(options: SceneOptions) -> None:
     device, batch_size = _choose_device(options)
     with memory_advice(device, MEMORY_ADVICE), ExitStack() as stack:
         requirements, weight_files = read_requirements(options.weights)
-        series = stack.enter_context(_open(options))
+        series = stack.enter_context(open_series(options.inputs))
         notes = [*series.notes, *requirements.check(len(series.days), series.has_radar)]
         job = _plan(options, requirements, series, device)
         workers = _count_workers(options, device, len(job.plan))
@@ -81,17 +51,10 @@ def reconstruct_scene(options: SceneOptions) -> None:
             return
         if status == "resumed":
             print("going on where an earlier command was interrupted")
-        products = SceneProducts(
-            options.out,
-            series.grid,
-            labels=series.labels,
-            days=series.days,
-            nodata=series.nodata,
-            fields=_fields(requirements, job),
-        )
+        products = SceneProducts(options.out, series, _fields(requirements, job))
         Path(job.tile_folder).mkdir(parents=True, exist_ok=True)
         runner = _choose_runner(options, device, workers, stack)
-        throughput = run_inference(job, products, ("mean", *requirements.variances), batch_size, runner)
+        throughput = run_inference(job, products, batch_size, runner)
         print(throughput)
         network = f"{requirements.name}, {job.weights}"
         files = products.finish(network=network, notes=notes, tags=_tags(options, job))
@@ -113,24 +76,9 @@ def _choose_device(options: SceneOptions) -> tuple[str, int]:
     """The device, and the number of tiles that it predicts together."""
     device = options.device
     if device == "auto":
-        several = options.scheduler or (options.workers != AUTO and options.workers != 1)
+        several = options.scheduler or options.workers not in (AUTO, 1)
         device = "cuda" if torch.cuda.is_available() and not several else "cpu"
     return device, options.batch_size or (1 if device == "cpu" else 8)
-
-
-def _open(options: SceneOptions) -> SceneSeries:
-    return open_series(
-        options.optical,
-        options.radar,
-        dates=options.dates,
-        radar_dates=options.radar_dates,
-        manifest=options.manifest,
-        folder=options.folder,
-        numbers=options.numbers,
-        offset=options.offset,
-        scale=options.scale,
-        radar_units=options.radar_units,
-    )
 
 
 def _plan(options: SceneOptions, requirements: ModelRequirements, series: SceneSeries, device: str) -> Job:
@@ -140,6 +88,7 @@ def _plan(options: SceneOptions, requirements: ModelRequirements, series: SceneS
         plan=TilePlan(series.grid.height, series.grid.width, options.tile, overlap),
         weights=str(Path(options.weights).resolve()),
         tile_folder=str((Path(options.out) / WORK / "tiles").resolve()),
+        outputs=("mean", *requirements.variances),
         device=device,
         precision=options.precision,
         uses_radar=requirements.radar,
@@ -168,11 +117,12 @@ def _describe(options: SceneOptions, requirements: ModelRequirements, job: Job, 
 
 def _settings(options: SceneOptions, job: Job, batch_size: int, weight_files: Sequence[Path]) -> dict[str, Any]:
     """Everything that the result depends on, by the names that a user gives it."""
+    inputs = options.inputs
     return {
         "inputs": digest(job.series.paths),
         "dates": [list(job.series.labels), list(job.dates)],
         "--weights": digest(weight_files),
-        "--offset, --scale or --sar_units": [options.offset, options.scale, options.radar_units],
+        "--offset, --scale or --sar_units": [inputs.offset, inputs.scale, inputs.radar_units],
         "--tile": job.plan.tile,
         "--overlap": job.plan.overlap,
         "--batch_size": batch_size,

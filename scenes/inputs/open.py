@@ -15,62 +15,40 @@ from scenes.inputs.optical import OpticalImage, open_optical
 from scenes.inputs.radar import RadarDay, RadarImage, open_radar
 from scenes.inputs.region import open_region
 from scenes.inputs.series import SceneSeries
+from scenes.options import SceneInputs
 
 
-def open_series(
-    optical: Sequence[str] = (),
-    radar: Sequence[str] = (),
-    *,
-    dates: Sequence[str] = (),
-    radar_dates: Sequence[str] = (),
-    manifest: str = "",
-    folder: str = "",
-    numbers: Sequence[int] = (),
-    offset: str | float = "auto",
-    scale: float | None = None,
-    radar_units: str = "db",
-) -> SceneSeries:
+def open_series(inputs: SceneInputs) -> SceneSeries:
     """Inspect the images of a scene and determine how they are read; pixels are only sampled.
 
     Args:
-        optical: Sentinel-2 GeoTIFFs of all dates on one grid, in any order; see `scenes.inputs.optical.open_optical`.
-        radar: Sentinel-1 GeoTIFFs in dB, any number on any grid; each optical date gets all images of the nearest day,
-            see `scenes.inputs.radar.open_radar`.
-        dates: of `optical`, like 2018-06-21; empty reads them from tags or names, see `scenes.inputs.dates.find_date`.
-            With `folder` the dates to take.
-        radar_dates: of `radar`.
-        manifest: a CSV or JSON file in place of all these, see `scenes.inputs.manifest.read_manifest`.
-        folder: a region of SEN12MS-CR-TS in place of all these, see `scenes.inputs.region.open_region`.
-        numbers: with `folder` the image numbers to take, 0 to 29; empty takes all.
-        offset: added to stored optical values: "auto", "none" or a number.
-        scale: reflectance for each stored optical unit; None takes what files declare, else 1e-4.
-        radar_units: "db", or "power" for linear power.
+        inputs: optical GeoTIFFs of one grid, in any order, see `scenes.inputs.optical.open_optical`, and radar
+            GeoTIFFs, any number on any grid, see `scenes.inputs.radar.open_radar`: each optical date gets all radar
+            images of the nearest day. Dates that are not given come from tags or names, see
+            `scenes.inputs.dates.find_date`. Or a list, see `scenes.inputs.manifest.read_manifest`; or a region of
+            SEN12MS-CR-TS, see `scenes.inputs.region.open_region`.
 
     Raises:
         DataError: if files cannot be read or do not fit together; the message names them.
-        UsageError: if arguments contradict each other.
+        UsageError: if a flag has an invalid value.
     """
-    if sum(map(bool, (optical, manifest, folder))) != 1:
-        raise UsageError("expected one of --optical, --list and --folder, to name the images of a scene")
-    if (manifest or folder) and (radar or radar_dates or (dates and manifest)):
-        raise UsageError("--sar, --dates and --sar_dates go with --optical; a list or a folder names its own")
-    if numbers and not folder:
-        raise UsageError("--numbers chooses among the 30 dates of --folder; there is none")
-    shift = _parse_offset(offset)
-    if folder:
-        return open_region(folder, numbers, [parse_date(text, "--dates") for text in dates])
-    if manifest:
-        entries, unpaired = read_manifest(manifest), []
+    shift = _parse_offset(inputs.offset)
+    if inputs.folder:
+        return open_region(inputs.folder, inputs.numbers, [parse_date(text, "--dates") for text in inputs.dates])
+    if inputs.manifest:
+        entries, unpaired = read_manifest(inputs.manifest), []
     else:
-        entries = [ManifestEntry(path, date=day) for path, day in _with_dates("--optical", optical, dates)]
-        unpaired = [ManifestEntry("", path, radar_date=day) for path, day in _with_dates("--sar", radar, radar_dates)]
+        optical = _with_dates("--optical", inputs.optical, inputs.dates)
+        radar = _with_dates("--sar", inputs.radar, inputs.radar_dates)
+        entries = [ManifestEntry(path, date=day) for path, day in optical]
+        unpaired = [ManifestEntry("", path, radar_date=day) for path, day in radar]
     with gdal_settings():
         dated = [(_date(entry.optical, entry.date), entry) for entry in entries]
         dated.sort(key=lambda pair: pair[0])
         days = tuple(days_since_origin(day) for day, _ in dated)
-        images, grid, notes = _open_optical(dated, date_labels(days), shift, scale)
+        images, grid, notes = _open_optical(dated, date_labels(days), shift, inputs.scale)
         radar_sources, paired_days, radar_notes = _open_radar(
-            [entry for _, entry in dated], unpaired, days, grid, radar_units
+            [entry for _, entry in dated], unpaired, days, grid, inputs.radar_units
         )
     nodata = next((image.nodata for image in images if image.nodata is not None), None)
     return SceneSeries(grid, days, paired_days, images, radar_sources, nodata, (*notes, *radar_notes))

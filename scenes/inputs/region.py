@@ -57,7 +57,8 @@ class OpticalPatches(_Patches):
         """See `OpticalSource.read`; gaps between patches have no data."""
         raw = np.zeros((N_S2, window.height, window.width), np.uint16)
         self._fill(raw, window)
-        return raw, raw.any(axis=0)
+        valid: np.ndarray = (raw != 0).any(axis=0, keepdims=False)
+        return raw, valid
 
 
 class RadarPatches(_Patches):

@@ -92,7 +92,8 @@ class SceneSeries:
     @property
     def paths(self) -> tuple[str, ...]:
         """All files, optical first."""
-        return tuple(path for source in (*self.optical, *self.radar) for path in source.paths)
+        sources: tuple[OpticalSource | RadarSource, ...] = (*self.optical, *self.radar)
+        return tuple(path for source in sources for path in source.paths)
 
     def read(self, window: Window) -> Pixels:
         """The pixels of a window at all dates.

@@ -38,16 +38,14 @@ class Layer:
     tags: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class BlockFile:
-    """The file of a block, in the folder of the mosaic."""
+def write_vrt(path: Path, grid: Grid, layer: Layer, blocks: Mapping[str, Window]) -> None:
+    """Write a virtual mosaic of the bands of one product.
 
-    name: str
-    window: Window
-
-
-def write_vrt(path: Path, grid: Grid, layer: Layer, blocks: Sequence[BlockFile]) -> None:
-    """Write a virtual mosaic of the bands of one product; the files of the blocks are not opened.
+    Args:
+        path: the file to write.
+        grid: of the scene.
+        layer: the bands.
+        blocks: window of each block by the name of its file, in the same folder; files are not opened.
 
     Source:
         GDAL's VRT format, https://gdal.org/drivers/raster/vrt.html.
@@ -69,8 +67,8 @@ def write_vrt(path: Path, grid: Grid, layer: Layer, blocks: Sequence[BlockFile])
             SubElement(band, "Offset").text = "0"
             SubElement(band, "Scale").text = repr(layer.scale)
         SubElement(band, "ColorInterp").text = _COLOURS.get(name, "Undefined")
-        for block in blocks:
-            _add_block(band, block, layer.first + index)
+        for file, window in blocks.items():
+            _add_block(band, file, window, layer.first + index)
     ElementTree(root).write(path, encoding="utf-8")
 
 
@@ -99,10 +97,9 @@ def write_cog(source: Path, path: Path, work: Path, average: bool) -> None:
         os.replace(unfinished, temporary)
 
 
-def _add_block(band: Element, block: BlockFile, position: int) -> None:
-    window = block.window
+def _add_block(band: Element, file: str, window: Window, position: int) -> None:
     source = SubElement(band, "SimpleSource")
-    SubElement(source, "SourceFilename", relativeToVRT="1").text = block.name
+    SubElement(source, "SourceFilename", relativeToVRT="1").text = file
     SubElement(source, "SourceBand").text = str(position)
     size = {"xSize": str(window.width), "ySize": str(window.height)}
     raster = {"RasterXSize": str(window.width), "RasterYSize": str(window.height), "DataType": "UInt16"}

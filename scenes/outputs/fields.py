@@ -1,8 +1,9 @@
 """The fields of a reconstruction, and the file that stores each."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data.constants import REFLECTANCE_SCALE
+from data.constants import REFLECTANCE_SCALE, S2_BANDS
 
 STD_SCALE = 1e-5
 """Standard deviations are stored as uint16 times this: half the size of float32. The rounding error, 5e-6, is a
@@ -39,3 +40,8 @@ FIELDS = {
         ("data-mask",),
     ),
 }
+
+
+def band_names(field: str, labels: Sequence[str]) -> tuple[str, ...]:
+    """The bands of a field; `labels` are the names of the dates."""
+    return {"clouds": tuple(labels), "observed": ("observed",)}.get(field, S2_BANDS)

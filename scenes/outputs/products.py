@@ -13,13 +13,13 @@ from rasterio.windows import transform as window_transform
 
 from common.errors import DataError
 from common.files import atomic_file
-from data.constants import S2_BANDS
 from scenes.inputs.dataset_pool import gdal_settings
-from scenes.inputs.grid import Grid, Window
-from scenes.outputs.cog import BLOCK, BlockFile, Layer, write_cog, write_vrt
-from scenes.outputs.fields import FIELDS, MASK_NODATA
+from scenes.inputs.grid import Window
+from scenes.inputs.series import SceneSeries
+from scenes.outputs.cog import BLOCK, Layer, write_cog, write_vrt
+from scenes.outputs.fields import FIELDS, MASK_NODATA, band_names
 from scenes.outputs.quicklook import write_quicklook
-from scenes.outputs.stac import SOFTWARE, VERSION, SceneMetadata, write_item
+from scenes.outputs.stac import SOFTWARE, VERSION, write_item
 from scenes.resume import WORK
 
 DEFAULT_FIELDS = tuple(field for field in FIELDS if field != "observed")
@@ -34,30 +34,17 @@ class SceneProducts:
 
     Args:
         folder: where to; created if missing.
-        grid: of the scene.
-        labels: a name for each date, `SceneSeries.labels`.
-        days: dates since 2014-04-03.
-        nodata: of the optical images. Kept if uint16 can hold it, otherwise replaced by 0; None declares none, and
-            missing pixels are 0.
+        series: the inputs. Their nodata value is kept if uint16 can hold it, otherwise replaced by 0; without one none
+            is declared, and missing pixels are 0.
         fields: the products to make, of `FIELDS`.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        grid: Grid,
-        *,
-        labels: Sequence[str],
-        days: Sequence[int],
-        nodata: float | None,
-        fields: Sequence[str] = DEFAULT_FIELDS,
-    ) -> None:
+    def __init__(self, folder: str | Path, series: SceneSeries, fields: Sequence[str] = DEFAULT_FIELDS) -> None:
         if not {"reflectance"} <= set(fields) <= set(FIELDS):
             raise ValueError(f"fields must be reflectance and any of {tuple(FIELDS)}, not {tuple(fields)}")
-        self.folder = Path(folder)
-        self.grid, self.labels, self.days = grid, tuple(labels), tuple(days)
-        self.nodata = _stored_nodata(nodata)
-        self.fields = tuple(field for field in FIELDS if field in fields)
+        self.folder, self.series, self.grid = Path(folder), series, series.grid
+        self.nodata = _stored_nodata(series.nodata)
+        self.bands = {field: band_names(field, series.labels) for field in FIELDS if field in fields}
         self._work = self.folder / WORK
         self._blocks = self._work / "windows"
 
@@ -72,7 +59,7 @@ class SceneProducts:
 
         Args:
             window: blocks must not overlap, and cover the scene in the end.
-            fields: one entry for each of `self.fields`: `reflectance` (13,h,w); `aleatoric`, `epistemic`, `total`,
+            fields: one entry for each field: `reflectance` (13,h,w); `aleatoric`, `epistemic`, `total`,
                 standard deviations (13,h,w), float32 in units of reflectance; `clouds` (T,h,w) uint8, 0 clear,
                 1 clouded, 255 missing; `observed` (h,w) bool. And `valid` (h,w) bool: elsewhere, and where a value is
                 NaN, all products are nodata.
@@ -84,13 +71,13 @@ class SceneProducts:
         if not window.inside(self.grid):
             raise ValueError(f"{window} does not lie within {self.grid.height} x {self.grid.width} pixels")
         valid = np.asarray(fields["valid"], np.bool_)
-        for field in self.fields:
-            shape = (*((self._bands(field),) if field != "observed" else ()), window.height, window.width)
+        for field, bands in self.bands.items():
+            shape = (*((len(bands),) if field != "observed" else ()), window.height, window.width)
             if field not in fields or np.shape(fields[field]) != shape:
                 raise ValueError(f"{field} must be {shape}, not {np.shape(fields.get(field, ()))}")
             if FIELDS[field].scale:
                 valid = valid & ~np.isnan(fields[field]).any(axis=0)
-        stored = [self._encode(field, np.asarray(fields[field]), valid) for field in self.fields]
+        stored = [self._encode(field, np.asarray(fields[field]), valid) for field in self.bands]
         profile = {"driver": "GTiff", "dtype": "uint16", "count": sum(map(len, stored)), "interleave": "band"}
         profile |= {"height": window.height, "width": window.width, "compress": "deflate", "zlevel": 1, "predictor": 2}
         profile |= {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "crs": self.grid.crs}
@@ -123,23 +110,26 @@ class SceneProducts:
         area = sum(window.size for window in windows)
         if area != self.grid.window.size:
             raise ValueError(f"windows cover {area} of {self.grid.window.size} pixels")
-        common = {"TIFFTAG_SOFTWARE": f"{SOFTWARE} {VERSION}", "NETWORK": network, "DATES": ",".join(self.labels)}
+        common = {"TIFFTAG_SOFTWARE": f"{SOFTWARE} {VERSION}", "NETWORK": network}
+        common["DATES"] = ",".join(self.series.labels)
         common |= {"PROCESSING_NOTES": "; ".join(notes)} if notes else {}
         common |= dict(tags or {})
-        blocks = [BlockFile(self._path(window).name, window) for window in windows]
+        blocks = {self._path(window).name: window for window in windows}
         files: dict[str, Path] = {}
         first = 1
         with gdal_settings():
-            for field in self.fields:
+            for field, bands in self.bands.items():
+                scale, layer_tags = FIELDS[field].scale, {**common, "TITLE": FIELDS[field].title}
+                layer_tags |= {"UNITS": f"reflectance = stored value x {scale:g}"} if scale else {}
+                layer = Layer(bands, first, self.nodata if scale else MASK_NODATA, scale, layer_tags)
                 vrt, files[field] = self._blocks / f"{field}.vrt", self.folder / FIELDS[field].file
-                write_vrt(vrt, self.grid, self._layer(field, first, common), blocks)
-                write_cog(vrt, files[field], self._work, average=FIELDS[field].scale > 0)
-                first += self._bands(field)
+                write_vrt(vrt, self.grid, layer, blocks)
+                write_cog(vrt, files[field], self._work, average=scale > 0)
+                first += len(bands)
             files["quicklook"] = self.folder / "quicklook.png"
             write_quicklook(files["reflectance"], files["quicklook"])
         item = self.folder / "item.json"
-        metadata = SceneMetadata(self.grid, self.days, self.labels, self.nodata, network, notes)
-        write_item(item, metadata, files)
+        write_item(item, self.series, files, nodata=self.nodata, network=network, notes=notes)
         shutil.rmtree(self._blocks)
         if not any(self._work.iterdir()):
             self._work.rmdir()
@@ -147,9 +137,6 @@ class SceneProducts:
 
     def _path(self, window: Window) -> Path:
         return self._blocks / f"r{window.top:06d}_c{window.left:06d}_{window.height}x{window.width}.tif"
-
-    def _bands(self, field: str) -> int:
-        return {"clouds": len(self.labels), "observed": 1}.get(field, len(S2_BANDS))
 
     def _encode(self, field: str, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
         """The stored values of a field, uint16 (C,h,w)."""
@@ -163,12 +150,6 @@ class SceneProducts:
         if self.nodata is not None:  # valid values must differ from nodata
             stored[stored == fill] = fill + 1 if fill == 0 else fill - 1
         return np.where(valid, stored, np.uint16(fill))
-
-    def _layer(self, field: str, first: int, common: Mapping[str, str]) -> Layer:
-        scale, tags = FIELDS[field].scale, {**common, "TITLE": FIELDS[field].title}
-        if not scale:
-            return Layer(self.labels if field == "clouds" else ("observed",), first, MASK_NODATA, scale, tags)
-        return Layer(S2_BANDS, first, self.nodata, scale, {**tags, "UNITS": f"reflectance = stored value x {scale:g}"})
 
 
 def _stored_nodata(nodata: float | None) -> int | None:

@@ -1,7 +1,6 @@
 """The STAC item of a scene's products: their place and time, and the contents of each file."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, time, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from rasterio.warp import transform_geom
 from common.files import write_json
 from data.constants import DATE_ORIGIN, S2_BANDS
 from scenes.inputs.grid import Grid
-from scenes.outputs.fields import FIELDS, MASK_NODATA
+from scenes.inputs.series import SceneSeries
+from scenes.outputs.fields import FIELDS, MASK_NODATA, band_names
 
 EXTENSIONS = (
     "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
@@ -33,37 +33,28 @@ _COMMON = (
 _COG = "image/tiff; application=geotiff; profile=cloud-optimized"
 
 
-@dataclass(frozen=True)
-class SceneMetadata:
-    """Metadata of a scene's products.
-
-    Attributes:
-        grid: of the scene.
-        days: dates of the inputs since 2014-04-03.
-        labels: names of the dates.
-        nodata: of stored values, None where none is declared.
-        network: its name and where its weights were.
-        notes: how the inputs were read.
-    """
-
-    grid: Grid
-    days: Sequence[int]
-    labels: Sequence[str]
-    nodata: int | None
-    network: str
-    notes: Sequence[str] = ()
-
-
-def write_item(path: Path, metadata: SceneMetadata, files: Mapping[str, Path]) -> None:
+def write_item(
+    path: Path,
+    series: SceneSeries,
+    files: Mapping[str, Path],
+    *,
+    nodata: int | None,
+    network: str,
+    notes: Sequence[str],
+) -> None:
     """Write a STAC 1.1 item, atomically.
 
     Args:
         path: of the item, whose identifier is the name of its folder; files are named relative to it.
-        metadata: of the scene.
+        series: the inputs.
         files: by field, and "quicklook".
+        nodata: of stored values, None where none is declared.
+        network: its name and where its weights were.
+        notes: how the inputs were read.
     """
-    first, last = (DATE_ORIGIN + timedelta(days=day) for day in (min(metadata.days), max(metadata.days)))
-    geometry, bbox = footprint(metadata.grid)
+    first, last = (DATE_ORIGIN + timedelta(days=day) for day in (min(series.days), max(series.days)))
+    lineage = f"reconstructed by {network} from {', '.join(series.labels)}"
+    geometry, bbox = footprint(series.grid)
     item = pystac.Item(
         id=path.resolve().parent.name,
         geometry=geometry,
@@ -73,12 +64,16 @@ def write_item(path: Path, metadata: SceneMetadata, files: Mapping[str, Path]) -
         end_datetime=datetime.combine(last, time(23, 59, 59), timezone.utc),
         properties={
             "title": f"Cloud-free Sentinel-2 reflectance, {first.isoformat()} to {last.isoformat()}",
-            **_properties(metadata),
+            "constellation": "sentinel-2",
+            "instruments": ["msi"],
+            **_properties(series.grid),
+            "processing:software": {SOFTWARE: VERSION},
+            "processing:lineage": "; ".join((lineage, *notes)),
         },
         stac_extensions=list(EXTENSIONS),
     )
     for name, file in files.items():
-        item.add_asset(name, pystac.Asset.from_dict(_asset(name, file, metadata)))
+        item.add_asset(name, pystac.Asset.from_dict(_asset(name, file, series, nodata)))
     item.set_self_href(str(path.resolve()))
     item.make_asset_hrefs_relative()
     write_json(path, item.to_dict(include_self_link=False))
@@ -107,30 +102,24 @@ def footprint(grid: Grid) -> tuple[dict[str, Any] | None, list[float] | None]:
     return geometry, [west, min(ys), east, max(ys)]
 
 
-def _properties(metadata: SceneMetadata) -> dict[str, Any]:
-    grid = metadata.grid
+def _properties(grid: Grid) -> dict[str, Any]:
     transform = grid.transform
-    lineage = f"reconstructed by {metadata.network} from {', '.join(metadata.labels)}"
     properties: dict[str, Any] = {
-        "constellation": "sentinel-2",
-        "instruments": ["msi"],
-        "gsd": round(min(float(np.hypot(transform.a, transform.d)), float(np.hypot(transform.b, transform.e))), 6),
         "proj:shape": [grid.height, grid.width],
         "proj:transform": list(transform)[:6],
-        "processing:software": {SOFTWARE: VERSION},
-        "processing:lineage": "; ".join((lineage, *metadata.notes)),
     }
+    if grid.crs is None or grid.crs.is_projected:  # defined in metres, not in degrees
+        steps = np.hypot(transform.a, transform.d), np.hypot(transform.b, transform.e)
+        properties["gsd"] = round(float(min(steps)), 6)
     if grid.crs is not None:
         code = grid.crs.to_epsg()
         properties["proj:code"] = f"EPSG:{code}" if code else None
         properties |= {} if code else {"proj:wkt2": grid.crs.to_wkt(version="WKT2_2019")}
         properties["proj:bbox"] = list(grid.bounds)
-        if not grid.crs.is_projected:
-            del properties["gsd"]  # defined in metres, not in degrees
     return properties
 
 
-def _asset(name: str, file: Path, metadata: SceneMetadata) -> dict[str, Any]:
+def _asset(name: str, file: Path, series: SceneSeries, nodata: int | None) -> dict[str, Any]:
     href = str(file.resolve())
     if name == "quicklook":
         roles = ["thumbnail", "overview"]
@@ -138,10 +127,10 @@ def _asset(name: str, file: Path, metadata: SceneMetadata) -> dict[str, Any]:
     field = FIELDS[name]
     asset: dict[str, Any] = {"href": href, "type": _COG, "title": field.title, "roles": list(field.roles)}
     if not field.scale:
-        names = metadata.labels if name == "clouds" else ("observed",)
-        return asset | {"data_type": "uint8", "nodata": MASK_NODATA, "bands": [{"name": label} for label in names]}
+        names = band_names(name, series.labels)
+        return asset | {"data_type": "uint8", "nodata": MASK_NODATA, "bands": [{"name": band} for band in names]}
     asset |= {"data_type": "uint16", "unit": "1", "raster:scale": field.scale, "raster:offset": 0}
-    asset |= {} if metadata.nodata is None else {"nodata": metadata.nodata}
-    bands = zip(S2_BANDS, _COMMON, _WAVELENGTHS, strict=True)
+    asset |= {} if nodata is None else {"nodata": nodata}
     keys = ("name", "eo:common_name", "eo:center_wavelength")
-    return asset | {"bands": [dict(zip(keys, values, strict=True)) for values in bands]}
+    bands = [dict(zip(keys, band, strict=True)) for band in zip(S2_BANDS, _COMMON, _WAVELENGTHS, strict=True)]
+    return asset | {"bands": bands}

@@ -21,6 +21,10 @@ from scenes.tiles import TilePlan
 DAYS = ("2018-06-01", "2018-06-11", "2018-06-21")
 CRS, ORIGIN = "EPSG:32632", (500_000.0, 5_400_000.0)
 BANDS = np.array([12, 11, 10, 9, 12, 20, 25, 26, 28, 9, 1, 22, 14])[:, None, None] * 100
+TILINGS = [  # (size, tile, overlap)
+    *((1200, 256, 64), (900, 256, 64), (257, 256, 64), (256, 256, 64), (100, 256, 64), (449, 256, 64)),
+    *((640, 64, 0), (500, 64, 32), (70, 64, 16)),
+]
 TINY = {
     "uncrtaints": {"encoder_widths": [8], "decoder_widths": [8, 8], "n_head": 2, "d_model": 8},
     "conv3d_mamba": {"encoder_widths": [8, 8], "decoder_widths": [8, 8], "encoder_norm": "batch"},

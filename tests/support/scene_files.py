@@ -5,9 +5,13 @@ from pathlib import Path
 import numpy as np
 import rasterio
 from rasterio.transform import from_origin
+from rasterio.warp import transform
+
+from scenes.inputs.grid import Grid
 
 HEIGHT, WIDTH = 70, 90
 CRS = "EPSG:32632"
+ZONE_31 = "EPSG:32631"
 PLACE = from_origin(400_000, 5_000_000, 10, 10)
 
 
@@ -34,3 +38,22 @@ def write_tif(path: Path, pixels: np.ndarray, *, names=None, tags=None, scale=No
             target.scales = [scale] * len(pixels)
             target.offsets = [offset or 0.0] * len(pixels)
     return str(path)
+
+
+def zone_31(margin: int) -> tuple:
+    """The transform and size of a grid of zone 31 that reaches `margin` pixels beyond the scene."""
+    scene = Grid(HEIGHT, WIDTH, PLACE, CRS)
+    xs, ys = transform(CRS, ZONE_31, *zip(*(scene.xy(*corner) for corner in scene.corners), strict=True))
+    left, top = min(xs) - 10 * margin, max(ys) + 10 * margin
+    size = (round((top - min(ys)) / 10) + margin, round((max(xs) - left) / 10) + margin)
+    return from_origin(left, top, 10, 10), size
+
+
+def read_all(series):
+    """The pixels of a full series, which is closed again."""
+    with series:
+        return series.read(series.grid.window)
+
+
+def notes_of(series) -> str:
+    return "\n".join(series.notes)

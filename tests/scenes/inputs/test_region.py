@@ -10,6 +10,7 @@ from data.raster.patch_mosaic import plan_mosaic
 from data.raster.rescaling import sar_to_unit
 from scenes.inputs.grid import Window
 from scenes.inputs.open import open_series
+from scenes.options import SceneInputs
 from tests.support.fake_trees import ROI, SIZE, days_of, optical_day, radar_day, series_path, write_series
 
 PATCHES = (0, 1, 2, 5)  # two rows of up to four; 4, 6 and what follows are gaps
@@ -32,7 +33,7 @@ def joined(root, sensor, number) -> np.ndarray:
 
 def test_a_region_equals_its_joined_patches(root):
     numbers = [4, 0, 17]
-    series = open_series(folder=str(root / ROI), numbers=numbers)
+    series = open_series(SceneInputs(folder=str(root / ROI), numbers=numbers))
     assert (series.grid.height, series.grid.width) == (2 * SIZE, 3 * SIZE)
     assert series.days == tuple(days_of(optical_day(number)) for number in sorted(numbers))
     assert series.radar_days == tuple(days_of(radar_day(number)) for number in sorted(numbers))
@@ -55,32 +56,32 @@ def test_a_region_equals_its_joined_patches(root):
 
 def test_dates_of_a_region_are_chosen_by_day(root):
     days = [optical_day(number).isoformat() for number in (9, 2)]
-    series = open_series(folder=str(root / ROI), dates=days)
-    assert series == open_series(folder=str(root / ROI), numbers=[2, 9])
-    assert len(open_series(folder=str(root / ROI) + "/").days) == 30
+    series = open_series(SceneInputs(folder=str(root / ROI), dates=days))
+    assert series == open_series(SceneInputs(folder=str(root / ROI), numbers=[2, 9]))
+    assert len(open_series(SceneInputs(folder=str(root / ROI) + "/")).days) == 30
     with pytest.raises(DataError, match="ROIs1868/73 has no image of 2018-01-06; it has 2018-01-05, 2018-01-15"):
-        open_series(folder=str(root / ROI), dates=["2018-01-06"])
+        open_series(SceneInputs(folder=str(root / ROI), dates=["2018-01-06"]))
     with pytest.raises(UsageError, match="image numbers run from 0 to 29, not 30"):
-        open_series(folder=str(root / ROI), numbers=[30])
+        open_series(SceneInputs(folder=str(root / ROI), numbers=[30]))
 
 
 def test_incomplete_patches_are_left_out_and_told(root, tmp_path):
     for patch in (0, 1):
         write_series(tmp_path, ROI, patch, stored=False)
     (tmp_path / series_path(ROI, "S1", 6, 1)).unlink()
-    series = open_series(folder=str(tmp_path / ROI), numbers=[0])
+    series = open_series(SceneInputs(folder=str(tmp_path / ROI), numbers=[0]))
     assert (series.grid.height, series.grid.width, series.nodata) == (SIZE, SIZE, None)
     assert any("left out and counted as missing: patch 1 of ROIs1868/73" in note for note in series.notes)
     (tmp_path / series_path(ROI, "S1", 6, 0)).unlink()
     with pytest.raises(DataError, match=r"no whole patch in .*ROIs1868/73 \(patch 0 of .*expected ROOT/ROIs1868/73/S2"):
-        open_series(folder=str(tmp_path / ROI))
+        open_series(SceneInputs(folder=str(tmp_path / ROI)))
     with pytest.raises(DataError, match="no such region: .*nowhere; expected the folder above S1 and S2"):
-        open_series(folder=str(tmp_path / "nowhere"))
+        open_series(SceneInputs(folder=str(tmp_path / "nowhere")))
 
 
 def test_damaged_patches_are_told_when_they_are_read(tmp_path):
     write_series(tmp_path, ROI, 0, stored=False)
-    series = open_series(folder=str(tmp_path / ROI), numbers=[3])
+    series = open_series(SceneInputs(folder=str(tmp_path / ROI), numbers=[3]))
     path = tmp_path / series_path(ROI, "S2", 3, 0)
     path.write_bytes(path.read_bytes()[:9000])
     with pytest.raises(DataError, match=r"ImgNo_3_.*_patch_0\.tif"):

@@ -17,6 +17,7 @@ from common.errors import DataError
 from data.constants import S2_BANDS
 from data.raster.rgb import to_rgb
 from scenes.inputs.grid import Grid, Window
+from scenes.inputs.series import SceneSeries
 from scenes.outputs.fields import FIELDS, STD_SCALE
 from scenes.outputs.products import SceneProducts
 from scenes.outputs.stac import SOFTWARE, VERSION
@@ -39,7 +40,7 @@ def whole(grid: Grid = GRID) -> dict[str, np.ndarray]:
 
 
 def products(folder: Path, grid: Grid = GRID, nodata: float | None = 0, **more) -> SceneProducts:
-    return SceneProducts(folder, grid, labels=LABELS, days=DAYS, nodata=nodata, **more)
+    return SceneProducts(folder, SceneSeries(grid, DAYS, (), (), (), nodata, ()), **more)
 
 
 def cut(fields: dict, window: Window) -> dict:

@@ -11,25 +11,22 @@ from rasterio.warp import transform, transform_bounds
 
 from data.constants import S2_BANDS
 from scenes.inputs.grid import Grid
-from scenes.outputs.stac import EXTENSIONS, SceneMetadata, footprint, write_item
+from scenes.inputs.series import SceneSeries
+from scenes.outputs.stac import EXTENSIONS, footprint, write_item
 
 GRID = Grid(700, 1100, Affine(10, 0, 400_000, 0, -10, 5_000_000), CRS.from_epsg(32632))
 FILES = ("reflectance", "total", "clouds")
-LABELS = ("2018-06-21", "2018-06-26", "2018-07-01")
 
 
-def metadata(grid: Grid = GRID, nodata: int | None = 0) -> SceneMetadata:
-    return SceneMetadata(grid, (1540, 1545, 1550), LABELS, nodata, "conv3d_mamba", ("B10 is missing",))
-
-
-def write(folder, scene: SceneMetadata) -> pystac.Item:
+def write(folder, grid: Grid = GRID, nodata: int | None = 0) -> pystac.Item:
     files = {field: folder / f"{field}.tif" for field in FILES} | {"quicklook": folder / "quicklook.png"}
-    write_item(folder / "item.json", scene, files)
+    series = SceneSeries(grid, (1540, 1545, 1550), (), (), (), nodata, ())
+    write_item(folder / "item.json", series, files, nodata=nodata, network="conv3d_mamba", notes=("B10 is missing",))
     return pystac.Item.from_file(str(folder / "item.json"))
 
 
 def test_the_item_survives_a_round_trip(tmp_path):
-    item = write(tmp_path, metadata())
+    item = write(tmp_path)
     stored = json.loads((tmp_path / "item.json").read_text())
     again = item.to_dict(include_self_link=False, transform_hrefs=False)
     assert again == stored
@@ -38,14 +35,14 @@ def test_the_item_survives_a_round_trip(tmp_path):
 
 
 def test_the_item_tells_when(tmp_path):
-    properties = write(tmp_path, metadata()).properties
+    properties = write(tmp_path).properties
     assert properties["datetime"] is None
     assert properties["start_datetime"] == "2018-06-21T00:00:00Z"
     assert properties["end_datetime"] == "2018-07-01T23:59:59Z"
 
 
 def test_the_item_tells_where(tmp_path):
-    item = write(tmp_path, metadata())
+    item = write(tmp_path)
     west, south, east, north = item.bbox
     # straight edges bend by less than 1e-5 degrees over 11 km; 7 decimals are kept
     assert item.bbox == pytest.approx(transform_bounds(GRID.crs, "EPSG:4326", *GRID.bounds, densify_pts=101), abs=1e-5)
@@ -70,7 +67,7 @@ def test_the_item_tells_where(tmp_path):
 
 
 def test_the_item_tells_what(tmp_path):
-    item = write(tmp_path, metadata())
+    item = write(tmp_path)
     assert item.properties["processing:software"] == {"cloudless-uncertainty": "0.1.0"}
     lineage = item.properties["processing:lineage"]
     assert lineage == "reconstructed by conv3d_mamba from 2018-06-21, 2018-06-26, 2018-07-01; B10 is missing"
@@ -95,25 +92,25 @@ def test_the_item_tells_what(tmp_path):
     assert fields["bands"][3] == {"name": "B04", "eo:common_name": "red", "eo:center_wavelength": 0.6646}
     assert [band["name"] for band in clouds.extra_fields["bands"]] == ["2018-06-21", "2018-06-26", "2018-07-01"]
     assert clouds.extra_fields["nodata"] == 255
-    assert "nodata" not in write(tmp_path, metadata(nodata=None)).assets["reflectance"].extra_fields
+    assert "nodata" not in write(tmp_path, nodata=None).assets["reflectance"].extra_fields
 
 
 def test_a_crs_without_code_is_spelled_out(tmp_path):
     crs = CRS.from_proj4("+proj=laea +lat_0=45 +lon_0=8 +datum=WGS84 +units=m")
-    properties = write(tmp_path, metadata(Grid(700, 1100, Affine(10, 0, 0, 0, -10, 0), crs))).properties
+    properties = write(tmp_path, Grid(700, 1100, Affine(10, 0, 0, 0, -10, 0), crs)).properties
     assert properties["proj:code"] is None
     assert properties["proj:wkt2"].startswith("PROJCRS[")
 
 
 def test_scenes_in_degrees_have_no_distance_in_metres(tmp_path):
     grid = Grid(100, 200, Affine(1e-4, 0, 8, 0, -1e-4, 45), CRS.from_epsg(4326))
-    item = write(tmp_path, metadata(grid))
+    item = write(tmp_path, grid)
     assert "gsd" not in item.properties
     assert item.bbox == pytest.approx([8, 44.99, 8.02, 45])
 
 
 def test_without_crs_there_is_no_place(tmp_path):
-    item = write(tmp_path, metadata(Grid(10, 10, Affine.identity(), None)))
+    item = write(tmp_path, Grid(10, 10, Affine.identity(), None))
     assert (item.geometry, item.bbox) == (None, None)
     assert "proj:code" not in item.properties
 

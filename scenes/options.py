@@ -1,0 +1,91 @@
+"""Every flag of a reconstruction, with its default, choices and help text, and the checks of their combinations."""
+
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field
+from typing import Any
+
+from common.errors import UsageError
+from common.parallel import AUTO, worker_count
+from data.constants import DETECTORS
+
+MAX_WORKERS = 8  # of workers="auto": each needs about 1.5 GB
+
+
+def flag(group: str, default: Any, text: str, *, name: str = "", **options: Any) -> Any:
+    """A dataclass field that is a command line flag.
+
+    Args:
+        group: group in the help.
+        default: value of an absent flag; MISSING if it is required.
+        text: help text.
+        name: of the flag, if not that of the field.
+        options: further arguments of `argparse.ArgumentParser.add_argument`.
+    """
+    return field(default=default, metadata={"group": group, "text": text, "name": name, "options": options})
+
+
+# fmt: off
+@dataclass(frozen=True)
+class SceneInputs:
+    """The images of a scene: `optical` and `radar`, or a `manifest`, or a `folder`; the flags say what each means.
+
+    Raises:
+        UsageError: if they contradict each other.
+    """
+
+    optical: Sequence[str] = flag("inputs", (), "Sentinel-2 GeoTIFFs on one grid, one for each date", nargs="+", metavar="TIF")
+    radar: Sequence[str] = flag("inputs", (), "Sentinel-1 GeoTIFFs, VV and VH; each date takes the nearest in time", name="sar", nargs="+", metavar="TIF")
+    dates: Sequence[str] = flag("inputs", (), "of --optical, like 2018-06-21 (default: from tags or names); of --folder the dates to take", nargs="+", metavar="DAY")
+    radar_dates: Sequence[str] = flag("inputs", (), "of --sar", name="sar_dates", nargs="+", metavar="DAY")
+    manifest: str = flag("inputs", "", "CSV or JSON of one scene: optical, radar, date, radar_date", name="list", metavar="FILE")
+    folder: str = flag("inputs", "", "a region of SEN12MS-CR-TS, ROOT/ROIs1868/73", metavar="DIR")
+    numbers: Sequence[int] = flag("inputs", (), "which of the 30 dates of --folder (default: all)", type=int, nargs="+", metavar="N")
+    offset: str | float = flag("inputs", "auto", "added to stored optical values: auto (as the product's tags declare), none, or a number like -1000")
+    scale: float | None = flag("inputs", None, "reflectance for each stored optical unit (default: as declared, else 0.0001)", type=float)
+    radar_units: str = flag("inputs", "db", "of --sar: dB or linear power (default: db)", name="sar_units", choices=("db", "power"))
+
+    def __post_init__(self) -> None:
+        sources = {"--optical": self.optical, "--list": self.manifest, "--folder": self.folder}
+        given = [flag for flag, value in sources.items() if value]
+        if len(given) != 1:
+            names = " and ".join(given) or "none of them"
+            raise UsageError(f"name the scene by one of --optical, --list and --folder; got {names}")
+        if not self.optical and (self.radar or self.radar_dates or (self.dates and self.manifest)):
+            raise UsageError("--sar, --dates and --sar_dates go with --optical; a list or a folder names its own")
+        if self.numbers and not self.folder:
+            raise UsageError("--numbers chooses among the 30 dates of --folder; there is none")
+
+
+@dataclass(frozen=True)
+class SceneOptions:
+    """What is reconstructed and how; the flags say what each option means.
+
+    Raises:
+        UsageError: if they contradict each other.
+    """
+
+    inputs: SceneInputs
+    weights: str = flag("inputs", MISSING, "a trained run: its folder, or a .pth.tar beside its conf.json", metavar="RUN")
+    out: str = flag("outputs", MISSING, "folder of the maps", metavar="DIR")
+    where_clear: str = flag("outputs", "predict", "clear pixels of the latest date: predict them too (default), or keep the observation", choices=("predict", "keep"))
+    detector: str = flag("outputs", DETECTORS[0], f"cloud detector, for the masks and for keep (default: {DETECTORS[0]}); none makes no masks", choices=(*DETECTORS, "none"))
+    overwrite: bool = flag("outputs", False, "replace what an earlier command with other settings left in --out", action="store_true")
+    tile: int = flag("computation", 256, "pixels along a side of the tiles that the network sees; best as in training (default: 256)", type=int, metavar="PX")
+    overlap: int | None = flag("computation", None, "pixels that neighbouring tiles share (default: a quarter of --tile)", type=int, metavar="PX")
+    batch_size: int | None = flag("computation", None, "tiles predicted together (default: 1 on a CPU, 8 on a GPU)", type=int, metavar="N")
+    workers: int | str = flag("computation", AUTO, f"processes, one core and about 1.5 GB each; auto: a core each, up to {MAX_WORKERS} (default: auto)", type=worker_count(1), metavar="N")
+    scheduler: str = flag("computation", "", "of a running Dask cluster that predicts the tiles; its workers must share the folder --out", metavar="ADDRESS")
+    device: str = flag("computation", "auto", "auto, cpu, cuda or cuda:1 (default: auto, a GPU if there is one)")
+    precision: str = flag("computation", "fp32", "of the network; auto takes bf16 where the device supports it (default: fp32)", choices=("auto", "fp32", "bf16", "fp16"))
+
+    def __post_init__(self) -> None:
+        if self.where_clear == "keep" and self.detector == "none":
+            raise UsageError("--where_clear keep needs to detect clear pixels: give a --detector other than none")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UsageError(f"--batch_size takes a number from 1, not {self.batch_size}")
+        if self.workers in (AUTO, 1):
+            return
+        if self.scheduler:
+            raise UsageError("--scheduler has workers of its own; leave --workers out")
+        if self.device not in ("auto", "cpu"):
+            raise UsageError(f"--workers shares the cores of a CPU; one process feeds {self.device}: leave --workers out")
