@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import ROOT, TINY, Commands, SampleData
-from tests.support.fake_trees import write_small_tree
+from tests.support.fake_trees import write_series_tree
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory) -> Path:
-    """The series of `write_small_tree`; modules that need others make their own."""
+    """The series of `write_series_tree`."""
     root = tmp_path_factory.mktemp("series_2020-01-01_x")  # known issue 14: a root with underscores and a date
-    write_small_tree(root)
+    write_series_tree(root)
     return root
 
 
@@ -77,3 +77,11 @@ def members(commands, sample_data, tmp_path_factory) -> Path:
         run = ["--device cpu --weight_folder", folder / "results", "--experiment_name", name]
         commands.run("test_reconstruct.py", *run, "--res_dir", folder / "inference").ok()
     return folder
+
+
+@pytest.fixture(scope="session")
+def scene_run(tmp_path_factory) -> Path:
+    """A run with a tiny untrained network of optical series, to reconstruct scenes with."""
+    from tests.support.scene_cases import write_run  # deferred: torch
+
+    return write_run(tmp_path_factory.mktemp("runs") / "tiny")

@@ -30,12 +30,12 @@ from tests.support.cli_cases import (
     training,
 )
 from tests.support.commands import ROOT
-from tests.support.fake_trees import SIZE, place, write_triplet
+from tests.support.fake_trees import SIZE, patch_transform, write_triplet
 from util import make_sample_data, pre_compute_data_samples
 
 
 def put(path: Path, bands: int, size: int, kind: str, value: float = 1) -> None:
-    write_geotiff(path, np.full((bands, size, size), value, kind), "EPSG:32633", place(1))
+    write_geotiff(path, np.full((bands, size, size), value, kind), "EPSG:32633", patch_transform(1))
 
 
 # Roots and splits

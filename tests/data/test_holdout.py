@@ -9,13 +9,8 @@ from common.errors import DataError
 from data.holdout import build_fit_split, held_out_rois
 from data.loaders import build_loaders
 from data.splits import hold_out
-from model.losses.fusion import fusion_loss
-from model.losses.gaussian import gaussian_nll
-from model.nig import nig_from_moments, scale
-from model.predictions import Gaussian
 from parse_args import Config
-from tests.support.fake_trees import clear_at, write_series
-from tests.support.fusion_cases import fusion, pictures
+from tests.support.fake_trees import coverages_with_clear, write_series
 
 TRAIN = ("ROIs1868/36", "ROIs1868/56", "ROIs1868/85", "ROIs1868/114")
 VAL = ("ROIs1868/17", "ROIs1868/127", "ROIs1970/65")
@@ -25,7 +20,7 @@ VAL = ("ROIs1868/17", "ROIs1868/127", "ROIs1970/65")
 def split_tree(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("split_tree")
     for number, roi in enumerate((*TRAIN, *VAL)):
-        write_series(root, roi, number, clear_at(4, 9), size=8)
+        write_series(root, roi, number, coverages_with_clear(4, 9), size=8)
     return root
 
 
@@ -85,55 +80,7 @@ def test_validation_is_divided_by_region_where_nothing_was_held_out(split_tree):
 
 def test_one_patch_cannot_judge(split_tree, tmp_path):
     for roi in (TRAIN[0], VAL[0]):
-        write_series(tmp_path, roi, 1, clear_at(4, 9), size=8)
+        write_series(tmp_path, roi, 1, coverages_with_clear(4, 9), size=8)
     split = build_fit_split(config_of(tmp_path), ())
     assert split.guard is None
     assert "validation has one patch only" in split.notes[0]
-
-
-def test_joint_loss_is_the_weighted_sum_of_its_terms():
-    torch.manual_seed(0)
-    shape = (2, 1, 13, 4, 4)
-    target, variance = torch.rand(shape), torch.rand(shape) * 0.01 + 1e-3
-    belief = nig_from_moments(torch.rand(shape), variance, 0.5, 3.0)  # gamma 1, alpha 3: the prior adds nothing
-    normal = Gaussian(torch.rand(shape), variance)
-    fused = nig_from_moments(torch.rand(shape), variance, 0.5, 3.0)
-    loss = fusion_loss(fused, [belief, normal], [1.0, 1.0], [0.3, 2.0], target, 1.0)
-    expected = fused.nll(target).mean() + 0.3 * belief.nll(target).mean()
-    expected = expected + 2.0 * gaussian_nll(normal.mean, target, normal.variance)
-    torch.testing.assert_close(loss, expected)
-    alone = fusion_loss(fused, [belief, normal], [1.0, 1.0], [0.0, 0.0], target, 1.0)
-    torch.testing.assert_close(alone, fused.nll(target).mean())
-
-
-def test_joint_loss_moves_by_a_constant_with_the_units():
-    torch.manual_seed(1)
-    shape = (1, 1, 13, 4, 4)
-    target, variance = torch.rand(shape), torch.rand(shape) * 0.01 + 1e-3
-    belief, fused = (nig_from_moments(torch.rand(shape), variance, 0.4, 2.5) for _ in "ab")
-    one = fusion_loss(fused, [belief], [1.0], [1.0], target, 1.0)
-    ten = fusion_loss(scale(fused, 10), [scale(belief, 4)], [4.0], [1.0], 10 * target, 10.0)
-    torch.testing.assert_close(ten - one, torch.tensor(10.0).log() + torch.tensor(4.0).log(), rtol=1e-4, atol=1e-4)
-
-
-def test_while_all_train_gradients_reach_the_experts():
-    net = fusion("gated")
-    net.fitted.fill_(True)
-    seen = pictures(n=1, size=8)
-    scaled = [torch.nn.Parameter(torch.ones(())) for _ in net.experts]
-
-    for expert, factor in zip(net.experts, scaled, strict=True):
-        read = expert.forward
-        expert.forward = lambda x, dates=None, read=read, factor=factor: read(x * factor, dates)
-    net.joint = True
-    net.train()
-    assert all(expert.training for expert in net.experts)
-    net(seen.x).nll(seen.target).mean().backward()
-    assert all(factor.grad is not None and factor.grad.abs() > 0 for factor in scaled)
-    assert len(net.answers) == 2
-    for factor in scaled:
-        factor.grad = None
-    net.joint = False
-    net.train()
-    assert not any(expert.training for expert in net.experts)
-    assert not net(seen.x).delta.requires_grad

@@ -18,10 +18,10 @@ from parse_args import Config
 from tests.support.fake_trees import (
     DETECTOR,
     SIZE,
-    clear_at,
-    optical_day,
+    coverages_with_clear,
+    optical_date,
     optical_level,
-    radar_day,
+    radar_date,
     series_path,
     triplet_path,
     write_series,
@@ -38,10 +38,10 @@ def loader_tree(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("series")
     for roi in TRAIN:
         for patch in (1, 2, 3):
-            write_series(root, roi, patch, clear_at(4, 9, 15, 22))
-    write_series(root, VAL, 1, clear_at(4))
+            write_series(root, roi, patch, coverages_with_clear(4, 9, 15, 22))
+    write_series(root, VAL, 1, coverages_with_clear(4))
     for patch in (1, 2):
-        write_series(root, TEST, patch, clear_at(4))
+        write_series(root, TEST, patch, coverages_with_clear(4))
     return root
 
 
@@ -69,7 +69,7 @@ def test_a_batch_holds_radar_first_then_optical_and_the_mean_of_both_days(loader
     assert np.array_equal(batch.x[1, 2, :2], item["input"]["S1"][2])
     assert np.array_equal(batch.x[1, 2, 2:], item["input"]["S2"][2])
     assert np.array_equal(batch.target[1, 0], item["target"]["S2"][0])
-    mean = [((radar_day(day) - DATE_ORIGIN).days + (optical_day(day) - DATE_ORIGIN).days) / 2 for day in range(3)]
+    mean = [((radar_date(day) - DATE_ORIGIN).days + (optical_date(day) - DATE_ORIGIN).days) / 2 for day in range(3)]
     assert batch.dates.tolist() == [mean, mean]
     assert mean[1] != int(mean[1])  # the sensors' days differ by three
     info = batch.info[1]
@@ -82,7 +82,7 @@ def test_a_batch_holds_radar_first_then_optical_and_the_mean_of_both_days(loader
 def test_without_radar_the_days_are_the_optical_ones(loader_tree):
     (batch,) = build_test_loader(config_for(loader_tree, use_sar=False))
     assert batch.x.shape == (2, 3, 13, SIZE, SIZE)
-    assert batch.dates[0].tolist() == [(optical_day(day) - DATE_ORIGIN).days for day in range(3)]
+    assert batch.dates[0].tolist() == [(optical_date(day) - DATE_ORIGIN).days for day in range(3)]
 
 
 def test_traps_11_a_batch_of_one_is_nothing_special(loader_tree):
@@ -104,7 +104,7 @@ def test_traps_12_coverage_and_number_of_dates_reach_the_test(loader_tree):
 
 
 def test_splits_come_from_their_roots(loader_tree, tmp_path):
-    write_series(tmp_path, "ROIs1970/40", 8, clear_at(4))
+    write_series(tmp_path, "ROIs1970/40", 8, coverages_with_clear(4))
     loaders = build_loaders(config_for(loader_tree, root1=str(tmp_path)))
     assert [len(part.patches) for part in (loaders.train, loaders.val, loaders.test)] == [1, 1, 2]
     assert loaders.train.patches.dataset.roi(0) == "ROIs1970/40"
@@ -259,7 +259,7 @@ def test_an_empty_batch_goes_the_way_of_the_others():
 
 
 def test_collate_is_picklable_and_refuses_samples_of_several_sizes(loader_tree, tmp_path):
-    write_series(tmp_path, TEST, 1, clear_at(4), size=16)
+    write_series(tmp_path, TEST, 1, coverages_with_clear(4), size=16)
     small, large = (SEN12MSCRTS(root, "test")[0] for root in (tmp_path, loader_tree))
     collate = pickle.loads(pickle.dumps(Collate(use_sar=False)))
     assert collate == Collate(use_sar=False)
@@ -310,7 +310,7 @@ def test_custom_samples_reach_the_test(loader_tree, tmp_path):
 
 def test_published_coverage_serves_series_and_leaves_triplets_alone(loader_tree, tmp_path):
     names = [f"data/{series_path(TEST, 'S2', day, patch)}" for patch in (1, 2) for day in range(30)]
-    share = clear_at(25)
+    share = coverages_with_clear(25)
     entries = {
         position: {"coverage": [torch.tensor(value) for value in share], "paths": {"S2": names[30 * position :][:30]}}
         for position in range(2)

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from common.cli import run_command
-from tests.support.fake_trees import clear_at, series_path, write_series
+from tests.support.fake_trees import coverages_with_clear, series_path, write_series
 
 TRAIN_ROI, VAL_ROI, TEST_ROI = "ROIs1970/21", "ROIs1868/17", "ROIs1868/73"
 NAME = "my_first_experiment"
@@ -20,7 +20,7 @@ def build_tree(root: Path) -> Path:
     """Two patches of a training region, one to validate on, two of a test region."""
     for roi, patches in ((TRAIN_ROI, (1, 2)), (VAL_ROI, (5,)), (TEST_ROI, (9, 10))):
         for patch in patches:
-            write_series(root, roi, patch, clear_at(*CLEAR))
+            write_series(root, roi, patch, coverages_with_clear(*CLEAR))
     return root
 
 

@@ -20,7 +20,7 @@ from data.raster.geotiff import write_geotiff
 from data.splits import MONO, rois
 from model.weights import load_checkpoint
 from tests.support.commands import ROOT, command_line
-from tests.support.fake_trees import DETECTOR, SIZE, mask_of, place, triplet_path, write_triplet
+from tests.support.fake_trees import DETECTOR, SIZE, cloud_mask, patch_transform, triplet_path, write_triplet
 
 PATCHES = {"train": (1, 2, 3, 4), "val": (5, 6, 7), "test": (8, 9, 10, 11)}
 BAD = 9  # the second patch of the test split cannot be read
@@ -46,9 +46,9 @@ def roots(tmp_path_factory) -> list:
                 image = rng.integers(1, 8000, (13, SIZE, SIZE)).astype(np.uint16)
                 if sensor == "s1":
                     image = rng.uniform(-24, -1, (2, SIZE, SIZE)).astype(np.float32)
-                write_geotiff(path, image, "EPSG:32633", place(patch))
+                write_geotiff(path, image, "EPSG:32633", patch_transform(patch))
                 if sensor == "s2_cloudy":
-                    cloudy = MaskEntry(0.4, mask_of(0.4), path.stat().st_size)
+                    cloudy = MaskEntry(0.4, cloud_mask(0.4), path.stat().st_size)
                     record = MaskStore(default_store(root), DETECTOR).folder(root) / triplet_path(roi, sensor, patch)
                     write_record(record.with_suffix(".npz"), {path.name: cloudy})
                 if patch == BAD:

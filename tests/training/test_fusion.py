@@ -20,7 +20,7 @@ from model.weights import load_checkpoint, save_checkpoint
 from parse_args import parse
 from tests.cli.test_flags import TRAIN
 from tests.support.cli_cases import TEST_ROI, TRAIN_ROI, VAL_ROI, assert_whole, call, evaluating, files_in, refused
-from tests.support.fake_trees import clear_at, write_series, write_triplet
+from tests.support.fake_trees import coverages_with_clear, write_series, write_triplet
 from training.fusion import expert_config
 
 OTHER_TRAIN_ROI = "ROIs1970/35"
@@ -37,7 +37,7 @@ def tree(tmp_path_factory) -> Path:
     places = {TRAIN_ROI: (1, 2), OTHER_TRAIN_ROI: (3,), VAL_ROI: (4, 5, 6, 7, 8, 9), TEST_ROI: (10, 11)}
     for roi, patches in places.items():
         for patch in patches:
-            write_series(root, roi, patch, clear_at(4, 9))
+            write_series(root, roi, patch, coverages_with_clear(4, 9))
     return root
 
 

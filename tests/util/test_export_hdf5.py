@@ -11,13 +11,13 @@ from data.raster.geotiff import read_bands, write_geotiff
 from tests.support.fake_trees import (
     ROI,
     SIZE,
-    at,
-    clear_at,
-    mask_of,
-    optical,
-    optical_day,
-    radar,
-    radar_day,
+    cloud_mask,
+    coverages_with_clear,
+    image_path,
+    optical_date,
+    optical_image,
+    radar_date,
+    radar_image,
     series_path,
     write_series,
 )
@@ -29,7 +29,7 @@ def scene(tmp_path_factory) -> Path:
     """Three patches of one region: 9 and 10 side by side, 14 below 10; no patch lies below 9."""
     root = tmp_path_factory.mktemp("scene")
     for patch in (9, 10, 14):
-        write_series(root, ROI, patch, clear_at(4, 9))
+        write_series(root, ROI, patch, coverages_with_clear(4, 9))
     return root
 
 
@@ -56,17 +56,17 @@ def test_scenes_hold_every_pixel_where_its_patch_lies(scene, tmp_path, capsys, p
         s2, s1, clouds = group["S2/S2"], group["S1/S1"], group["S2/cloud_mask"]
         assert (s2.dtype, s2.shape) == (np.uint16, (30, 13, 2 * SIZE, 2 * SIZE))
         assert (s1.dtype, s1.shape) == (np.float32, (30, 2, 2 * SIZE, 2 * SIZE))
-        coverages = clear_at(4, 9)
+        coverages = coverages_with_clear(4, 9)
         for day in (0, 4, 29):
             for patch, row, column in group["patches"][:].tolist():
                 place = np.s_[day, :, row : row + SIZE, column : column + SIZE]
-                np.testing.assert_array_equal(s2[place], optical(patch, day, coverages[day]))
-                np.testing.assert_array_equal(s1[place], radar(patch, day))
-                np.testing.assert_array_equal(clouds[place][0], mask_of(coverages[day]))
+                np.testing.assert_array_equal(s2[place], optical_image(patch, day, coverages[day]))
+                np.testing.assert_array_equal(s1[place], radar_image(patch, day))
+                np.testing.assert_array_equal(clouds[place][0], cloud_mask(coverages[day]))
             assert not s2[day][:, ~covered].any()
             assert np.isnan(s1[day][:, ~covered]).all()
-        assert [text.decode() for text in group["S2/S2_dates"][:]] == [str(optical_day(day)) for day in range(30)]
-        assert [text.decode() for text in group["S1/S1_dates"][:]] == [str(radar_day(day)) for day in range(30)]
+        assert [text.decode() for text in group["S2/S2_dates"][:]] == [str(optical_date(day)) for day in range(30)]
+        assert [text.decode() for text in group["S1/S1_dates"][:]] == [str(radar_date(day)) for day in range(30)]
 
 
 def test_patches_have_the_published_groups_names_and_shapes(scene, tmp_path, capsys):
@@ -108,7 +108,7 @@ def test_a_second_run_leaves_regions_as_they_are(scene, tmp_path, capsys):
 def test_patches_that_make_no_scene_are_refused(copy, tmp_path, capsys):
     from rasterio.transform import from_origin
 
-    path = at(copy, "S2", 0, 10)
+    path = image_path(copy, "S2", 0, 10)
     image = read_bands(path)
     for crs, left, said in (("EPSG:32634", 0, "another coordinate system"), ("EPSG:32633", 4, "off its grid")):
         write_geotiff(path, image, crs, from_origin(500_000 + left, 4_000_000, 10, 10), compress=None)
@@ -120,7 +120,7 @@ def test_patches_that_make_no_scene_are_refused(copy, tmp_path, capsys):
 
 
 def test_other_days_of_a_date_are_told(copy, tmp_path):
-    path = at(copy, "S2", 3, 10)
+    path = image_path(copy, "S2", 3, 10)
     path.rename(path.with_name(path.name.replace("2018", "2017")))
     with pytest.warns(UserWarning, match="date 3: 1 of 2 patches are of other days than"):
         export_hdf5.main(["--root", str(copy), "--out", str(tmp_path / "out"), "--split", "test"])

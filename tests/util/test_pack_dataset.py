@@ -10,7 +10,7 @@ from common.cli import run_command
 from data.raster.image_store import image_series
 from data.raster.packed_store import RoiFile, roi_path
 from tests.support.commands import TINY
-from tests.support.fake_trees import ROI, at
+from tests.support.fake_trees import ROI, image_path
 from util import pack_dataset
 
 
@@ -44,7 +44,7 @@ def test_packs_resumes_and_verifies(tree, tmp_path, capsys):
 def test_a_region_whose_files_have_changed_is_packed_again(copy, tmp_path, capsys):
     run(capsys, "--root", copy, "--out", tmp_path / "pack", "--split", "test")
     before = roi_path(tmp_path / "pack", ROI).stat().st_ino
-    at(copy, "S2", 3, 10).unlink()
+    image_path(copy, "S2", 3, 10).unlink()
     code, text, _ = run(capsys, "--root", copy, "--out", tmp_path / "pack", "--split", "test")
     assert code == 0
     assert "119 images" in text
@@ -52,7 +52,7 @@ def test_a_region_whose_files_have_changed_is_packed_again(copy, tmp_path, capsy
 
 
 def test_a_damaged_image_stops_its_region_alone_and_leaves_no_pack(copy, tmp_path, capsys):
-    bad = at(copy, "S2", 3)
+    bad = image_path(copy, "S2", 3)
     bad.write_bytes(bad.read_bytes()[:500])
     out = tmp_path / "pack"
     code, _, error = run(capsys, "--root", copy, "--out", out)
@@ -73,7 +73,7 @@ def test_a_damaged_image_stops_its_region_alone_and_leaves_no_pack(copy, tmp_pat
     ],
 )
 def test_files_that_belong_nowhere_are_refused(copy, tmp_path, capsys, damage, message):
-    damage(at(copy, "S2", 3))
+    damage(image_path(copy, "S2", 3))
     code, _, error = run(capsys, "--root", copy, "--out", tmp_path / "pack")
     assert code == 1
     assert message in error

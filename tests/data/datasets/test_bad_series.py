@@ -14,16 +14,16 @@ from data.raster.geotiff import write_geotiff
 from tests.support.fake_trees import (
     ROI,
     SIZE,
-    at,
-    clear_at,
-    place,
+    coverages_with_clear,
+    image_path,
+    patch_transform,
     write_series,
 )
 
 
 @pytest.mark.parametrize("sensor", ["S1", "S2"])
 def test_a_missing_date_is_named_or_its_patch_left_out(copy, sensor):
-    at(copy, sensor, 17, 10).unlink()
+    image_path(copy, sensor, 17, 10).unlink()
     expected = rf"patch 10 of ROIs1868/73: one image is missing.*{sensor} date 17 .*{sensor}/17/.*_DATE_patch_10.tif"
     with pytest.raises(DataError, match=expected):
         SEN12MSCRTS(copy, "test")
@@ -39,11 +39,11 @@ def test_a_missing_folder_is_named(copy):
 
 
 def test_a_misplaced_or_doubled_file_is_named(copy):
-    shutil.copy(at(copy, "S2", 3), at(copy, "S2", 5).parent)
+    shutil.copy(image_path(copy, "S2", 3), image_path(copy, "S2", 5).parent)
     with pytest.raises(DataError, match="S2/5/.*ImgNo_3.* is misplaced"):
         SEN12MSCRTS(copy, "test")
     assert len(SEN12MSCRTS(copy, "test", skip_bad_samples=True)) == 2
-    double = at(copy, "S2", 5)
+    double = image_path(copy, "S2", 5)
     shutil.copy(double, double.with_name(double.name.replace("2018-02-24", "2018-02-25")))
     series = SEN12MSCRTS(copy, "test", skip_bad_samples=True)
     assert len(series) == 1
@@ -70,7 +70,7 @@ def damage(path: Path, how: str) -> None:
             "bands": (12, SIZE, "uint16"),
             "type": (13, SIZE, "float32"),
         }[how]
-        write_geotiff(path, np.ones((bands, size, size), kind), "EPSG:32633", place(9))
+        write_geotiff(path, np.ones((bands, size, size), kind), "EPSG:32633", patch_transform(9))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def damage(path: Path, how: str) -> None:
     ],
 )
 def test_an_unusable_image_is_named_or_skipped(copy, how, message):
-    damage(at(copy, "S2", 1), how)
+    damage(image_path(copy, "S2", 1), how)
     with pytest.raises(DataError, match=message):
         SEN12MSCRTS(copy, "test")[0]
     series = SEN12MSCRTS(copy, "test", skip_bad_samples=True)
@@ -97,7 +97,7 @@ def test_an_unusable_image_is_named_or_skipped(copy, how, message):
 
 
 def test_a_damaged_first_image_does_not_decide_the_size(copy):
-    damage(at(copy, "S2", 0), "no tiff")
+    damage(image_path(copy, "S2", 0), "no tiff")
     series = SEN12MSCRTS(copy, "test", skip_bad_samples=True)
     assert isinstance(series[0], Skipped)
     assert series[1]["input"]["idx"] == [0, 1, 2]
@@ -107,7 +107,7 @@ def test_nan_is_counted_told_once_and_becomes_zero(copy):
     radar = np.full((2, SIZE, SIZE), -10, np.float32)
     radar[0, :2] = np.nan
     for day in (0, 1):
-        write_geotiff(at(copy, "S1", day), radar, "EPSG:32633", place(9))
+        write_geotiff(image_path(copy, "S1", day), radar, "EPSG:32633", patch_transform(9))
     series = SEN12MSCRTS(copy, "test")
     with pytest.warns(UserWarning, match=r"patch_9.tif: 64 of 2048 values are NaN and become 0") as told:
         item = series[0]
@@ -118,21 +118,21 @@ def test_nan_is_counted_told_once_and_becomes_zero(copy):
 
 
 def blank(path: Path) -> None:
-    write_geotiff(path, np.zeros((13, SIZE, SIZE), np.uint16), "EPSG:32633", place(9))
+    write_geotiff(path, np.zeros((13, SIZE, SIZE), np.uint16), "EPSG:32633", patch_transform(9))
 
 
 def test_a_blank_image_is_cloudy_as_an_input_and_no_target(tmp_path):
-    write_series(tmp_path, ROI, 9, clear_at(4), stored=False)
+    write_series(tmp_path, ROI, 9, coverages_with_clear(4), stored=False)
     for day in range(30):
         if day != 4:
-            blank(at(tmp_path, "S2", day))
+            blank(image_path(tmp_path, "S2", day))
     detector = "cloud_cloudshadow_mask"
     with pytest.warns(UserWarning, match="[Bb]lank"):
         item = SEN12MSCRTS(tmp_path, "test", cloud_masks=detector)[0]
     assert item["target"]["idx"] == [4]
     assert item["input"]["coverage"] == [1.0, 1.0, 1.0]
     assert np.all(item["input"]["masks"][0] == 1)
-    blank(at(tmp_path, "S2", 4))
+    blank(image_path(tmp_path, "S2", 4))
     shutil.rmtree(default_store(tmp_path))
     series = SEN12MSCRTS(tmp_path, "test", cloud_masks=detector)
     with (

@@ -14,12 +14,12 @@ from data.raster.geotiff import write_geotiff
 from tests.support.fake_trees import (
     ROI,
     SIZE,
-    at,
-    clear_at,
-    days_of,
-    optical_day,
+    coverages_with_clear,
+    days_since_launch,
+    image_path,
+    optical_date,
     optical_level,
-    place,
+    patch_transform,
     series_path,
     write_series,
 )
@@ -52,12 +52,12 @@ def test_custom_samples_are_mosaics_with_their_georeference(tree):
         assert item["target"]["masks"][0].shape == (SIZE, 2 * SIZE)
         left, right = item["target"]["S2"][0][0, 0, 0], item["target"]["S2"][0][0, 0, -1]
         assert (left, right) == (np.float32(optical_level(9, 4) / 1e4), np.float32(optical_level(10, 4) / 1e4))
-        assert item["input"]["S2 TD"] == [days_of(optical_day(0)), days_of(optical_day(2))]
-        assert item["target"]["S2 TD"] == [days_of(optical_day(4))]
+        assert item["input"]["S2 TD"] == [days_since_launch(optical_date(0)), days_since_launch(optical_date(2))]
+        assert item["target"]["S2 TD"] == [days_since_launch(optical_date(4))]
     georef = series.georeference(0)
     assert georef.crs == rasterio.crs.CRS.from_epsg(32633)
-    assert georef.transform == place(9)
-    corner = place(9)
+    assert georef.transform == patch_transform(9)
+    corner = patch_transform(9)
     assert item["target"]["coord"] == [list(georef.bounds)]
     assert georef.bounds == (corner.c, corner.f - 10 * SIZE, corner.c + 20 * SIZE, corner.f)
     batch = Collate(use_sar=True)([item])
@@ -68,7 +68,7 @@ def test_custom_samples_are_mosaics_with_their_georeference(tree):
 
 def test_a_gap_in_a_mosaic_is_empty(tmp_path):
     for patch in (0, 2):  # patch 1 between them is not there
-        write_series(tmp_path, ROI, patch, clear_at(4), stored=False)
+        write_series(tmp_path, ROI, patch, coverages_with_clear(4), stored=False)
     series = SEN12MSCRTS(tmp_path, "test", custom_samples=[custom_entry((0, 2))], cloud_masks=None)
     with pytest.warns(UserWarning, match="NaN"):
         target = series[0]["target"]
@@ -110,7 +110,9 @@ def test_the_published_custom_list(tmp_path):
 
 
 def test_mosaics_of_different_coordinate_systems_are_refused(copy):
-    write_geotiff(at(copy, "S2", 4, 10), np.ones((13, SIZE, SIZE), np.uint16), "EPSG:32634", place(10))
+    write_geotiff(
+        image_path(copy, "S2", 4, 10), np.ones((13, SIZE, SIZE), np.uint16), "EPSG:32634", patch_transform(10)
+    )
     series = SEN12MSCRTS(copy, "test", custom_samples=[custom_entry()], cloud_masks=None)
     with pytest.raises(DataError, match="patch_10.tif has another coordinate system or pixel size"):
         series[0]

@@ -10,7 +10,7 @@ import pytest
 from common.errors import DataError
 from data.datasets import file_index, index_cache
 from data.datasets.file_index import index_series
-from tests.support.fake_trees import ROI, at
+from tests.support.fake_trees import ROI, image_path
 
 ROIS = (ROI, "ROIs1970/21", "ROIs1970/35")  # the last one is not there
 
@@ -42,7 +42,7 @@ def test_a_second_start_lists_nothing_and_finds_the_same(tree, kept, listings):
 
 
 def move(copy: Path) -> None:
-    path = at(copy, "S2", 3, 10)
+    path = image_path(copy, "S2", 3, 10)
     path.rename(path.with_name(path.name.replace("2018", "2017")))
 
 
@@ -51,10 +51,10 @@ def add_roi(copy: Path) -> None:
 
 
 def remove_date(copy: Path) -> None:
-    shutil.rmtree(at(copy, "S1", 7).parent)
+    shutil.rmtree(image_path(copy, "S1", 7).parent)
 
 
-@pytest.mark.parametrize("change", [move, add_roi, remove_date, lambda copy: at(copy, "S2", 3, 10).unlink()])
+@pytest.mark.parametrize("change", [move, add_roi, remove_date, lambda copy: image_path(copy, "S2", 3, 10).unlink()])
 def test_any_change_of_a_folder_is_seen(copy, listings, change):
     index_series(copy, ROIS)
     times = {folder: os.stat(folder) for folder in copy.rglob("*") if folder.is_dir()}
@@ -82,7 +82,7 @@ def test_folders_that_have_just_changed_are_not_kept(copy, kept, monkeypatch):
 
 
 def test_small_folders_incomplete_ones_and_a_switch_keep_nothing(tree, copy, kept, listings, monkeypatch):
-    at(copy, "S2", 3, 10).unlink()
+    image_path(copy, "S2", 3, 10).unlink()
     assert index_series(copy, ROIS, skip_bad=True)[1]
     monkeypatch.setenv(index_cache.SWITCH, "off")
     index_series(tree, ROIS)

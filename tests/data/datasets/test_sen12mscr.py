@@ -15,9 +15,9 @@ from data.raster.geotiff import write_geotiff
 from tests.support.fake_trees import (
     DETECTOR,
     SIZE,
-    mask_of,
+    cloud_mask,
     optical_level,
-    place,
+    patch_transform,
     radar_level,
     triplet_path,
     write_triplet,
@@ -49,7 +49,7 @@ def test_an_item_holds_the_published_keys_and_the_right_values(tree):
     assert set(item) == {"input", "target"}
     assert set(item["input"]) == {"S1", "S2", "masks", "coverage", "S1 path", "S2 path", "coord"}
     assert set(item["target"]) == {"S2", "S2 path", "coord"}
-    mask = mask_of(0.25)
+    mask = cloud_mask(0.25)
     assert np.array_equal(item["input"]["masks"], mask)
     assert item["input"]["coverage"] == 0.25
     levels = np.float32(optical_level(10, 0) + 100 * np.arange(13)) / np.float32(10000)
@@ -61,7 +61,7 @@ def test_an_item_holds_the_published_keys_and_the_right_values(tree):
     assert item["input"]["S2 path"] == str(tree / triplet_path(TEST, "s2_cloudy", 10))
     assert item["input"]["S1 path"] == str(tree / triplet_path(TEST, "s1", 10))
     assert item["target"]["S2 path"] == str(tree / triplet_path(TEST, "s2", 10))
-    corner = place(10)
+    corner = patch_transform(10)
     assert item["target"]["coord"] == [corner.c, corner.f - 10 * SIZE, corner.c + 10 * SIZE, corner.f]
 
 
@@ -129,7 +129,7 @@ def test_errors_name_what_came(tree, tmp_path):
 
 def test_an_unusable_image_is_named_or_skipped(copy):
     path = copy / triplet_path(TEST, "s2", 9)
-    write_geotiff(path, np.zeros((13, SIZE, SIZE), np.uint16), "EPSG:32633", place(9))
+    write_geotiff(path, np.zeros((13, SIZE, SIZE), np.uint16), "EPSG:32633", patch_transform(9))
     with pytest.raises(DataError, match="s2_139_p9.tif: every value is 0, there is no image to be a target"):
         SEN12MSCR(copy, "test")[1]
     path.write_bytes(path.read_bytes()[:400])
@@ -146,7 +146,7 @@ def test_a_batch_of_triplets_is_a_series_of_one_date(tree):
     assert batch.x.shape == (2, 1, 15, SIZE, SIZE)
     assert batch.target.shape == (2, 1, 13, SIZE, SIZE)
     assert batch.masks.shape == (2, 1, SIZE, SIZE)
-    assert batch.coverage.tolist() == [[pytest.approx(mask_of(0.4).mean())], [0.25]]
+    assert batch.coverage.tolist() == [[pytest.approx(cloud_mask(0.4).mean())], [0.25]]
     assert batch.dates is None
     assert (batch.info[1].roi, batch.info[1].patch) == (TEST, "9")
     assert batch.info[1].target_path == triplet_path(TEST, "s2", 9)

@@ -17,14 +17,14 @@ from tests.support.fake_trees import (
     DETECTOR,
     ROI,
     SIZE,
-    at,
-    clear_at,
-    days_of,
-    mask_of,
-    optical_day,
+    cloud_mask,
+    coverages_with_clear,
+    days_since_launch,
+    image_path,
+    optical_date,
     optical_level,
-    place,
-    radar_day,
+    patch_transform,
+    radar_date,
     radar_level,
     series_path,
     write_series,
@@ -43,8 +43,8 @@ def test_an_item_holds_the_published_keys_and_the_right_values(tree):
         assert part["idx"] == dates
         assert all(len(part[key]) == len(dates) for key in keys)
         for place_in_list, day in enumerate(dates):
-            share = clear_at(*CLEAR)[day]
-            mask = mask_of(share)
+            share = coverages_with_clear(*CLEAR)[day]
+            mask = cloud_mask(share)
             optical, radar = part["S2"][place_in_list], part["S1"][place_in_list]
             assert (optical.shape, optical.dtype) == ((13, SIZE, SIZE), np.float32)
             assert (radar.shape, radar.dtype) == ((2, SIZE, SIZE), np.float32)
@@ -55,11 +55,11 @@ def test_an_item_holds_the_published_keys_and_the_right_values(tree):
             assert np.all(optical[:, mask > 0] == np.float32(0.9))
             # float32 of dB and its rescaling: one unit in the last place of values near 1
             assert np.allclose(radar[0], np.clip(radar_level(10, day) + 25, 0, 25) / 25, atol=1e-6)
-            assert part["S2 TD"][place_in_list] == days_of(optical_day(day))
-            assert part["S1 TD"][place_in_list] == days_of(radar_day(day))
-            assert part["S2 path"][place_in_list] == str(at(tree, "S2", day, 10))
-            assert part["S1 path"][place_in_list] == str(at(tree, "S1", day, 10))
-            left, top = place(10).c, place(10).f
+            assert part["S2 TD"][place_in_list] == days_since_launch(optical_date(day))
+            assert part["S1 TD"][place_in_list] == days_since_launch(radar_date(day))
+            assert part["S2 path"][place_in_list] == str(image_path(tree, "S2", day, 10))
+            assert part["S1 path"][place_in_list] == str(image_path(tree, "S1", day, 10))
+            left, top = patch_transform(10).c, patch_transform(10).f
             assert part["coord"][place_in_list] == [left, top - 10 * SIZE, left + 10 * SIZE, top]
 
 
@@ -76,7 +76,7 @@ def test_generic_gives_all_dates(tree):
     item = SEN12MSCRTS(tree, "test", sample_type="generic")[0]
     assert set(item) == {"S1", "S2", "masks", "coverage", "S1 TD", "S2 TD", "S1 path", "S2 path", "coord"}
     assert all(len(value) == 30 for value in item.values())
-    assert item["coverage"] == [mask_of(share).mean() for share in clear_at(*CLEAR)]
+    assert item["coverage"] == [cloud_mask(share).mean() for share in coverages_with_clear(*CLEAR)]
     next(iter(DataLoader(SEN12MSCRTS(tree, "test", sample_type="generic"))))
 
 
@@ -116,7 +116,7 @@ def test_min_and_max_coverage_choose_the_inputs(tree):
 
 def test_traps_3_target_is_not_its_own_input(tmp_path):
     # known issue 3: the earliest dates are clear, so the published choice has date 0 on both sides
-    write_series(tmp_path, ROI, 1, clear_at(0, 1, 2))
+    write_series(tmp_path, ROI, 1, coverages_with_clear(0, 1, 2))
     ours, published = (SEN12MSCRTS(tmp_path, "test", legacy=legacy)[0] for legacy in (False, True))
     assert (ours["input"]["idx"], ours["target"]["idx"]) == ([1, 2, 3], [0])
     assert set(published["target"]["idx"]) & set(published["input"]["idx"])
@@ -154,13 +154,13 @@ def test_only_chosen_dates_are_read_and_every_file_is_closed(tree, monkeypatch):
 
 
 def test_days_count_from_the_day_asked_for(tree):
-    day = optical_day(0)
+    day = optical_date(0)
     assert SEN12MSCRTS(tree, "test", ref_date=day)[0]["input"]["S2 TD"][0] == 0
 
 
 def test_traps_4_pairing_goes_by_patch_number(copy):
     # known issue 4: patch 10 of date 1 was taken a day before patch 9, so a listing sorted by name has it first
-    old = at(copy, "S2", 1, 10)
+    old = image_path(copy, "S2", 1, 10)
     old.rename(old.with_name(old.name.replace("2018-01-15", "2018-01-14")))
     ours = SEN12MSCRTS(copy, "test")
     assert [path.split("patch_")[1] for path in ours.paths[0]["S2"]] == ["9.tif"] * 30
@@ -198,7 +198,7 @@ def write_published(path: Path, tree: Path, order, clear) -> None:
     entries = {}
     for position, patch in enumerate(order):
         names = [f"SEN12MSCRTS/{series_path(ROI, 'S2', day, patch)}" for day in range(30)]
-        coverage = [torch.tensor(share) for share in clear_at(clear[patch])]
+        coverage = [torch.tensor(share) for share in coverages_with_clear(clear[patch])]
         entries[position] = {"coverage": coverage, "paths": {"S1": names, "S2": names}}
     np.save(path, entries, allow_pickle=True)
 

@@ -20,7 +20,16 @@ from data.raster.pack_writer import differences, list_roi
 from data.raster.packed_store import RoiFile, roi_path
 from data.raster.patch_mosaic import merge_patches
 from data.splits import MONO, SERIES
-from tests.support.fake_trees import ROI, at, clear_at, radar, series_path, triplet_path, write_series, write_triplet
+from tests.support.fake_trees import (
+    ROI,
+    coverages_with_clear,
+    image_path,
+    radar_image,
+    series_path,
+    triplet_path,
+    write_series,
+    write_triplet,
+)
 from util.pack_dataset import main
 
 MONO_ROI = "ROIs1970_fall/139"
@@ -144,10 +153,10 @@ def test_a_data_set_of_a_pack_travels_to_spawned_workers(pack):
 
 
 def test_radar_of_either_type_is_kept_as_stored(tmp_path):
-    write_series(tmp_path / "tif", ROI, 9, clear_at(4), stored=False)
+    write_series(tmp_path / "tif", ROI, 9, coverages_with_clear(4), stored=False)
     for day in range(30):
-        path = at(tmp_path / "tif", "S1", day)
-        values = radar(9, day).astype(np.float64) + 1e-9
+        path = image_path(tmp_path / "tif", "S1", day)
+        values = radar_image(9, day).astype(np.float64) + 1e-9
         values[0, 0, 0] = np.nan
         write_geotiff(path, values, "EPSG:32633", None)
     main(["--root", str(tmp_path / "tif"), "--out", str(tmp_path / "pack")])
@@ -209,7 +218,7 @@ def test_differences_are_found(tree, pack, tmp_path):
     manifest = list_roi(ImageFolder(str(copy)), SERIES, ROI)
     packed = RoiFile(roi_path(pack, ROI))
     assert list(differences(ImageFolder(str(copy)), manifest, packed)) == []
-    moved, changed, gone = (at(copy, "S2", day) for day in (1, 2, 3))
+    moved, changed, gone = (image_path(copy, "S2", day) for day in (1, 2, 3))
     image = read_bands(changed)
     write_geotiff(moved, read_bands(moved), "EPSG:32634", None, compress=None)
     image[5, 3, 3] += 1

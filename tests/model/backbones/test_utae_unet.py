@@ -23,7 +23,7 @@ from model.build import build_loss, build_model
 from model.registry import get_builder
 from model.weights import load_strictly
 from parse_args import parse
-from tests.support.fake_trees import clear_at, write_series, write_triplet
+from tests.support.fake_trees import coverages_with_clear, write_series, write_triplet
 from tests.support.network_cases import random_series, read_published, small_network
 from training.checkpoint import load_weights
 from training.pretrained import load_pretrained
@@ -294,7 +294,7 @@ def test_published_baselines_read_the_padding_mode_and_uncrtaints_does_not(golde
 def roots(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("roots")
     for roi, patch in (("ROIs1970/21", 1), ("ROIs1868/17", 5), ("ROIs1868/73", 9)):
-        write_series(folder / "series", roi, patch, clear_at(4, 9))
+        write_series(folder / "series", roi, patch, coverages_with_clear(4, 9))
     for roi in ("ROIs1158_spring/1", "ROIs1868_summer/19", "ROIs1868_summer/73"):
         write_triplet(folder / "mono", roi, 7)
     series_root = str(folder / "series")

@@ -11,7 +11,7 @@ from data.raster.rescaling import sar_to_unit
 from scenes.inputs.grid import Window
 from scenes.inputs.open import open_series
 from scenes.options import SceneInputs
-from tests.support.fake_trees import ROI, SIZE, days_of, optical_day, radar_day, series_path, write_series
+from tests.support.fake_trees import ROI, SIZE, days_since_launch, optical_date, radar_date, series_path, write_series
 
 PATCHES = (0, 1, 2, 5)  # two rows of up to four; 4, 6 and what follows are gaps
 
@@ -35,27 +35,27 @@ def test_a_region_equals_its_joined_patches(root):
     numbers = [4, 0, 17]
     series = open_series(SceneInputs(folder=str(root / ROI), numbers=numbers))
     assert (series.grid.height, series.grid.width) == (2 * SIZE, 3 * SIZE)
-    assert series.days == tuple(days_of(optical_day(number)) for number in sorted(numbers))
-    assert series.radar_days == tuple(days_of(radar_day(number)) for number in sorted(numbers))
+    assert series.days == tuple(days_since_launch(optical_date(number)) for number in sorted(numbers))
+    assert series.radar_days == tuple(days_since_launch(radar_date(number)) for number in sorted(numbers))
     with series:
-        whole = series.read(series.grid.window)
+        full = series.read(series.grid.window)
         for place, number in enumerate(sorted(numbers)):
-            assert np.array_equal(whole.raw[place], joined(root, "S2", number))
-            assert np.array_equal(whole.radar[place], sar_to_unit(joined(root, "S1", number)))
+            assert np.array_equal(full.raw[place], joined(root, "S2", number))
+            assert np.array_equal(full.radar[place], sar_to_unit(joined(root, "S1", number)))
         covered = np.zeros((2 * SIZE, 3 * SIZE), bool)
         covered[:SIZE] = covered[:, SIZE : 2 * SIZE] = True
-        assert np.array_equal(whole.valid, [covered] * 3)
+        assert np.array_equal(full.valid, [covered] * 3)
         for window in (Window(SIZE - 3, 5, 7, 60), Window(40, 0, 24, 20), Window(63, 95, 1, 1)):
             part = series.read(window)
             for name in ("raw", "optical", "radar", "valid"):
-                assert np.array_equal(getattr(part, name), getattr(whole, name)[(..., *window.slices)])
+                assert np.array_equal(getattr(part, name), getattr(full, name)[(..., *window.slices)])
     assert series.nodata == 0
     assert "4 patches of ROIs1868/73 make a scene of 64 x 96 pixels" in series.notes
     assert "patches cover 66.7 % of the scene; gaps hold no data" in series.notes
 
 
 def test_dates_of_a_region_are_chosen_by_day(root):
-    days = [optical_day(number).isoformat() for number in (9, 2)]
+    days = [optical_date(number).isoformat() for number in (9, 2)]
     series = open_series(SceneInputs(folder=str(root / ROI), dates=days))
     assert series == open_series(SceneInputs(folder=str(root / ROI), numbers=[2, 9]))
     assert len(open_series(SceneInputs(folder=str(root / ROI) + "/")).days) == 30
