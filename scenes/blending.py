@@ -77,22 +77,22 @@ def blend(
     spread, total_weight = np.zeros(shape, np.float32), np.zeros(shape[1:], np.float32)
     for tile in plan.covering(window):
         shared = tile.window.intersection(window)
-        here, there = shared.relative_to(window).slices, shared.relative_to(tile.window).slices
+        in_window, in_tile = shared.relative_to(window).slices, shared.relative_to(tile.window).slices
         down, across = normalised_weights(plan.down, tile.row), normalised_weights(plan.across, tile.column)
-        weights = np.outer(down[there[0]], across[there[1]]).astype(np.float32)
+        weights = np.outer(down[in_tile[0]], across[in_tile[1]]).astype(np.float32)
         outputs = load(tile) if weights.any() else {}
         if not outputs:
             continue
-        sums = total_weight[here]
+        sums = total_weight[in_window]
         sums += weights
         share = np.divide(weights, sums, out=np.zeros_like(weights), where=sums > 0)
-        tile_mean, mean = outputs["mean"][(..., *there)], fields["mean"][(..., *here)]
+        tile_mean, mean = outputs["mean"][(..., *in_tile)], fields["mean"][(..., *in_window)]
         deviation = tile_mean - mean
         mean += share * deviation
-        spread[(..., *here)] += weights * deviation * (tile_mean - mean)
+        spread[(..., *in_window)] += weights * deviation * (tile_mean - mean)
         for name in names:
             if name != "mean":
-                fields[name][(..., *here)] += weights * outputs[name][(..., *there)]
+                fields[name][(..., *in_window)] += weights * outputs[name][(..., *in_tile)]
     if "epistemic" in fields:
         fields["epistemic"] += spread
         fields["total"] = fields["epistemic"] + fields["aleatoric"] if "aleatoric" in fields else fields["epistemic"]

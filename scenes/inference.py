@@ -121,11 +121,11 @@ def assemble_block(job: Job, window: Window) -> dict[str, np.ndarray]:
         shared = tile.cell.intersection(window)
         if not shared.size:
             continue
-        here, there = ((..., *shared.relative_to(origin).slices) for origin in (window, tile.cell))
+        in_block, in_cell = ((..., *shared.relative_to(origin).slices) for origin in (window, tile.cell))
         stored = load_tile(job, tile, ("states", "observed"))
-        states[here] = stored["states"][there]
+        states[in_block] = stored["states"][in_cell]
         if job.keep_clear:
-            latest[here] = stored["observed"][there]
+            latest[in_block] = stored["observed"][in_cell]
     deviations = {name: np.sqrt(np.maximum(values, 0)) for name, values in blended.items() if name != "mean"}
     block = {"reflectance": blended["mean"], **deviations, "valid": (states != MISSING).any(axis=0)}
     if job.detector:

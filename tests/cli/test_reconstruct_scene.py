@@ -21,8 +21,8 @@ SMALL = [*CPU, "--tile", "64", "--overlap", "16"]
 MAPS = ("reflectance", "aleatoric_std", "epistemic_std", "total_std", "clouds")
 
 
-def assert_same(one: Path, other: Path) -> None:
-    first, second = maps_in(one), maps_in(other)
+def assert_same(left: Path, right: Path) -> None:
+    first, second = maps_in(left), maps_in(right)
     assert set(first) == set(second) == set(MAPS)
     for name, values in first.items():
         np.testing.assert_array_equal(values, second[name], err_msg=name)
@@ -34,15 +34,10 @@ def scene(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return write_run(tmp_path_factory.mktemp("runs") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def whole(scene, run, tmp_path_factory):
+def reference(scene, scene_run, tmp_path_factory):
     """The maps of the small scene, made without interruption."""
-    out = tmp_path_factory.mktemp("whole") / "maps"
-    assert call(main, "--weights", run, *scene.words(), "--out", out, *SMALL) == 0
+    out = tmp_path_factory.mktemp("reference") / "maps"
+    assert call(main, "--weights", scene_run, *scene.words(), "--out", out, *SMALL) == 0
     return out
 
 
@@ -56,13 +51,15 @@ def tested(commands, sample_data, tmp_path_factory):
     return run, folder / "results"
 
 
-def test_a_scene_of_1200_by_900_is_seamless_and_lies_where_its_input_lies(tmp_path, run, capsys):
+def test_a_scene_of_1200_by_900_is_seamless_and_lies_where_its_input_lies(tmp_path, scene_run, capsys):
     files = write_scene(tmp_path, 900, 1200, nodata=0, radar=False)
-    assert call(main, "--weights", run, *files.words(), "--out", tmp_path / "maps", *CPU, "--detector", "none") == 0
-    told = capsys.readouterr().out
-    assert "900 x 1200 pixels, 3 dates 2018-06-01, 2018-06-11, 2018-06-21; 30 tiles of 256, overlap 64" in told
-    assert "1.08 megapixels in" in told
-    assert "megapixels per second" in told
+    assert (
+        call(main, "--weights", scene_run, *files.words(), "--out", tmp_path / "maps", *CPU, "--detector", "none") == 0
+    )
+    output = capsys.readouterr().out
+    assert "900 x 1200 pixels, 3 dates 2018-06-01, 2018-06-11, 2018-06-21; 30 tiles of 256, overlap 64" in output
+    assert "1.08 megapixels in" in output
+    assert "megapixels per second" in output
     with rasterio.open(files.optical[0]) as given, rasterio.open(tmp_path / "maps" / "reflectance.tif") as made:
         assert (made.crs, made.transform, made.nodata) == (given.crs, given.transform, given.nodata)
         assert made.shape == (900, 1200)
@@ -73,9 +70,9 @@ def test_a_scene_of_1200_by_900_is_seamless_and_lies_where_its_input_lies(tmp_pa
     assert not (tmp_path / "maps" / ".work").exists()
 
 
-def test_killed_and_resumed_equals_uninterrupted(commands, scene, run, whole, tmp_path, capsys):
+def test_killed_and_resumed_equals_uninterrupted(commands, scene, scene_run, reference, tmp_path, capsys):
     out = tmp_path / "maps"
-    line = ["--weights", run, *scene.words(), "--out", out, *SMALL]
+    line = ["--weights", scene_run, *scene.words(), "--out", out, *SMALL]
     # the fifth finished file, of a record, 12 tiles and a block
     killed = commands.start("reconstruct_scene.py", *line, kill_at=("after", "*", 5))
     assert killed.code == -9, killed.text
@@ -87,33 +84,33 @@ def test_killed_and_resumed_equals_uninterrupted(commands, scene, run, whole, tm
     assert "4/12" in killed.text  # the bar starts with the tiles that are there
     assert call(main, *line) == 0
     assert "0.00 megapixels in" in capsys.readouterr().out
-    assert_same(out, whole)
+    assert_same(out, reference)
     assert not (out / ".work").exists()
     assert call(main, *line) == 0
     assert "is complete already" in capsys.readouterr().out
 
 
-def test_other_settings_are_refused_unless_overwritten(scene, run, tmp_path, capsys):
+def test_other_settings_are_refused_unless_overwritten(scene, scene_run, tmp_path, capsys):
     out = tmp_path / "maps"
-    line = ["--weights", run, *scene.words(), "--out", out, *SMALL, "--detector", "none"]
+    line = ["--weights", scene_run, *scene.words(), "--out", out, *SMALL, "--detector", "none"]
     assert call(main, *line) == 0
     first = maps_in(out)
     text = refused(capsys, main, *line[:-2], "--batch_size", 2, code=2)
     assert (
         "holds a reconstruction with other --batch_size, --detector; choose another --out, or add --overwrite" in text
     )
-    other = write_run(tmp_path / "other", seed=1)
-    assert "other --weights" in refused(capsys, main, "--weights", other, *line[2:], code=2)
+    other_run = write_run(tmp_path / "other_run", seed=1)
+    assert "other --weights" in refused(capsys, main, "--weights", other_run, *line[2:], code=2)
     os.utime(scene.optical[0], ns=(1, 1))
     assert "other inputs" in refused(capsys, main, *line, code=2)
-    assert call(main, "--weights", other, *line[2:], "--overwrite") == 0
+    assert call(main, "--weights", other_run, *line[2:], "--overwrite") == 0
     assert (maps_in(out)["reflectance"] != first["reflectance"]).any()
 
 
-def test_keep_copies_the_latest_clear_pixels(scene, run, whole, tmp_path):
+def test_keep_copies_the_latest_clear_pixels(scene, scene_run, reference, tmp_path):
     out = tmp_path / "maps"
-    assert call(main, "--weights", run, *scene.words(), "--out", out, *SMALL, "--where-clear", "keep") == 0
-    kept, plain = maps_in(out), maps_in(whole)
+    assert call(main, "--weights", scene_run, *scene.words(), "--out", out, *SMALL, "--where-clear", "keep") == 0
+    kept, plain = maps_in(out), maps_in(reference)
     observed = kept["observed"][0] == 1
     np.testing.assert_array_equal(observed, plain["clouds"][2] == 0)
     assert 0.2 < observed.mean() < 0.9
@@ -124,12 +121,12 @@ def test_keep_copies_the_latest_clear_pixels(scene, run, whole, tmp_path):
     assert (kept["total_std"][:, ~observed] > 0).all()
 
 
-def test_lists_and_dashes_say_the_same_as_files(scene, run, whole, tmp_path):
+def test_lists_and_dashes_say_the_same_as_files(scene, scene_run, reference, tmp_path):
     rows = [{"optical": str(path), "date": path.stem.removeprefix("s2_")} for path in reversed(scene.optical)]
     (tmp_path / "scene.json").write_text(json.dumps(rows), encoding="utf-8")
-    line = ["--weights", run, "--list", tmp_path / "scene.json", "--out", tmp_path / "maps", *SMALL]
+    line = ["--weights", scene_run, "--list", tmp_path / "scene.json", "--out", tmp_path / "maps", *SMALL]
     assert call(main, *line, "--batch-size", 1, "--where-clear", "predict") == 0
-    assert_same(tmp_path / "maps", whole)
+    assert_same(tmp_path / "maps", reference)
 
 
 @pytest.mark.parametrize("head", ["gaussian", "mean"])
@@ -141,13 +138,13 @@ def test_the_maps_are_those_that_the_head_can_give(head, scene, tmp_path):
     assert set(maps_in(out)) == {"reflectance"} | deviations
 
 
-def test_radar_goes_in_where_the_network_takes_it(scene, run, whole, tmp_path, capsys):
+def test_radar_goes_in_where_the_network_takes_it(scene, scene_run, reference, tmp_path, capsys):
     out, with_radar = tmp_path / "maps", write_run(tmp_path / "radar", "conv3d_mamba", use_sar=True)
     assert call(main, "--weights", with_radar, *scene.words(radar=True), "--out", out, *SMALL) == 0
     capsys.readouterr()
-    assert call(main, "--weights", run, *scene.words(radar=True), "--out", tmp_path / "without", *SMALL) == 0
+    assert call(main, "--weights", scene_run, *scene.words(radar=True), "--out", tmp_path / "without", *SMALL) == 0
     assert "note: this run's network was trained without radar: --sar is ignored" in capsys.readouterr().out
-    assert_same(tmp_path / "without", whole)
+    assert_same(tmp_path / "without", reference)
 
 
 def test_one_date_is_enough_for_a_network_of_single_images(scene, tmp_path):
@@ -193,12 +190,21 @@ def watched(words: list) -> subprocess.Popen:
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT, env=environment)
 
 
-def test_memory_does_not_grow_with_the_scene(run, tmp_path):
+def test_memory_does_not_grow_with_the_scene(scene_run, tmp_path):
     """Four times the area; both are larger than a block of 512, which is what memory holds at a time."""
     processes = []
     for side in (520, 1040):
         files = write_scene(tmp_path / str(side), side, side, radar=False)
-        words = ["--weights", run, *files.words(), "--out", tmp_path / str(side) / "maps", *CPU, "--detector", "none"]
+        words = [
+            "--weights",
+            scene_run,
+            *files.words(),
+            "--out",
+            tmp_path / str(side) / "maps",
+            *CPU,
+            "--detector",
+            "none",
+        ]
         processes.append(watched(words))
     peaks = [int(process.communicate()[0].split()[-1]) for process in processes]
     assert [process.returncode for process in processes] == [0, 0]

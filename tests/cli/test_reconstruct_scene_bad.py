@@ -19,19 +19,14 @@ from tests.support.commands import ROOT
 from tests.support.scene_cases import CRS, ORIGIN, write_run, write_scene
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return write_run(tmp_path_factory.mktemp("runs") / "tiny")
-
-
 @pytest.fixture
 def scene(tmp_path):
     return write_scene(tmp_path / "scene", 70, 80)
 
 
 @pytest.fixture
-def line(run, scene, tmp_path):
-    return ["--weights", run, *scene.words(), "--out", tmp_path / "maps", "--device", "cpu", "--tile", "64"]
+def line(scene_run, scene, tmp_path):
+    return ["--weights", scene_run, *scene.words(), "--out", tmp_path / "maps", "--device", "cpu", "--tile", "64"]
 
 
 def rewrite(path: Path, *, crs=CRS, left=0.0, change=lambda pixels: pixels) -> None:
@@ -112,8 +107,8 @@ def test_flags_that_contradict_each_other(flags, line, capsys):
     assert FLAGS[flags] in refused(capsys, main, *line, *flags.split(), code=2)
 
 
-def test_no_scene_at_all(run, tmp_path, capsys):
-    text = refused(capsys, main, "--weights", run, "--out", tmp_path / "maps", code=2)
+def test_no_scene_at_all(scene_run, tmp_path, capsys):
+    text = refused(capsys, main, "--weights", scene_run, "--out", tmp_path / "maps", code=2)
     assert "one of --optical, --list and --folder; got none of them" in text
 
 
@@ -128,8 +123,8 @@ def test_a_record_that_cannot_be_read(line, tmp_path, capsys):
     (tmp_path / "maps" / ".work" / "job.json").write_text("[]", encoding="utf-8")
     assert "cannot be read" in refused(capsys, main, *line)
     assert call(main, *line, "--overwrite", "--detector", "none") == 0
-    told = json.loads((tmp_path / "maps" / "reconstruction.json").read_text(encoding="utf-8"))
-    assert told["settings"]["--tile"] == 64
+    record = json.loads((tmp_path / "maps" / "reconstruction.json").read_text(encoding="utf-8"))
+    assert record["settings"]["--tile"] == 64
 
 
 def test_two_commands_in_one_folder(line, tmp_path, capsys):

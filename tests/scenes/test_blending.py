@@ -30,7 +30,7 @@ def test_blending_gives_the_moments_of_the_mixture():
         part |= {name: rng.random((13, 32, 32), np.float32) for name in ("mean", "aleatoric", "epistemic")}
     window = Window(3, 5, 40, 60)
     columns = len(plan.across.starts)
-    found = blend(plan, window, ("mean", "aleatoric", "epistemic"), lambda t: parts[t.row * columns + t.column])
+    result = blend(plan, window, ("mean", "aleatoric", "epistemic"), lambda t: parts[t.row * columns + t.column])
     # the same in float64 over the whole scene, by the law of total variance
     sums = {name: np.zeros((13, 48, 70)) for name in ("mean", "square", "aleatoric", "epistemic")}
     for number, part in parts.items():
@@ -42,5 +42,5 @@ def test_blending_gives_the_moments_of_the_mixture():
     expected = {"mean": sums["mean"], "aleatoric": sums["aleatoric"], "epistemic": sums["epistemic"] + spread}
     expected["total"] = expected["aleatoric"] + expected["epistemic"]
     for name, values in expected.items():  # float32 sums of at most four terms of size 1
-        np.testing.assert_allclose(found[name], values[(slice(None), *window.slices)], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(result[name], values[(slice(None), *window.slices)], rtol=0, atol=1e-6)
     assert spread.max() > 0.01

@@ -32,11 +32,6 @@ def scene(tmp_path_factory):
     return write_scene(tmp_path_factory.mktemp("scene"), 200, 300)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return write_run(tmp_path_factory.mktemp("runs") / "tiny")
-
-
 def worker_numbers(address: str) -> set[int]:
     from distributed import Client
 
@@ -44,8 +39,8 @@ def worker_numbers(address: str) -> set[int]:
         return set(client.run(os.getpid).values())
 
 
-def test_one_of_two_workers_is_killed_and_the_scene_is_the_same(two_workers, scene, run, tmp_path):
-    line = ["--weights", run, *scene.words(), *TILES]
+def test_one_of_two_workers_is_killed_and_the_scene_is_the_same(two_workers, scene, scene_run, tmp_path):
+    line = ["--weights", scene_run, *scene.words(), *TILES]
     assert call(main, *line, "--out", tmp_path / "alone", "--workers", 1) == 0
     victim = min(worker_numbers(two_workers))
     killed_with = []
@@ -53,10 +48,10 @@ def test_one_of_two_workers_is_killed_and_the_scene_is_the_same(two_workers, sce
     def kill_midway():
         tiles, deadline = tmp_path / "shared" / ".work" / "tiles", time.monotonic() + 60
         while time.monotonic() < deadline:
-            found = len(list(tiles.rglob("*.npz")))
-            if found >= 5:
+            finished = len(list(tiles.rglob("*.npz")))
+            if finished >= 5:
                 os.kill(victim, signal.SIGKILL)
-                killed_with.append(found)
+                killed_with.append(finished)
                 return
             time.sleep(0.005)
 
@@ -73,7 +68,7 @@ def test_one_of_two_workers_is_killed_and_the_scene_is_the_same(two_workers, sce
     assert not (tmp_path / "shared" / ".work").exists()
 
 
-def test_few_tasks_are_handed_over_at_a_time(two_workers, run, tmp_path, monkeypatch):
+def test_few_tasks_are_handed_over_at_a_time(two_workers, scene_run, tmp_path, monkeypatch):
     """Two workers with a thread each: four at first, one more for each that is done."""
     from distributed import Client
 
@@ -85,7 +80,7 @@ def test_few_tasks_are_handed_over_at_a_time(two_workers, run, tmp_path, monkeyp
         return submit(self, act, job, batch, **more)
 
     monkeypatch.setattr(Client, "submit", counted)
-    job = Job(memory_series(64, 400), TilePlan(64, 400, 64, 16), str(run), str(tmp_path))
+    job = Job(memory_series(64, 400), TilePlan(64, 400, 64, 16), str(scene_run), str(tmp_path))
     done = 0
     for batch in cluster.run_on_cluster(two_workers, job, job.plan.batches(1)):
         done += 1
@@ -101,17 +96,17 @@ def test_errors_of_workers_come_as_one_line(two_workers, scene, tmp_path, capsys
     assert "model.pth.tar" in refused(capsys, main, *line)
 
 
-def test_workers_that_do_not_see_the_folder_are_told(two_workers, run, tmp_path, monkeypatch):
+def test_workers_that_do_not_see_the_folder_are_told(two_workers, scene_run, tmp_path, monkeypatch):
     from common.errors import DataError
 
-    job = Job(memory_series(64, 64), TilePlan(64, 64, 64, 0), str(run), str(tmp_path / "nowhere"))
+    job = Job(memory_series(64, 64), TilePlan(64, 64, 64, 0), str(scene_run), str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="does not see .*nowhere; --out must be a folder that all share"):
         next(cluster.run_on_cluster(two_workers, job, job.plan.batches(1)))
 
 
-def test_no_scheduler_is_told(scene, run, tmp_path, capsys, monkeypatch):
+def test_no_scheduler_is_told(scene, scene_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cluster, "PATIENCE", 1)
-    line = ["--weights", run, *scene.words(), *TILES, "--out", tmp_path / "maps"]
+    line = ["--weights", scene_run, *scene.words(), *TILES, "--out", tmp_path / "maps"]
     text = refused(capsys, main, *line, "--scheduler", "tcp://127.0.0.1:1")
     assert "--scheduler tcp://127.0.0.1:1: no Dask scheduler answers there" in text
     assert "workers of its own" in refused(capsys, main, *line, "--scheduler", "x", "--workers", 2, code=2)

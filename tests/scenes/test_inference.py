@@ -53,33 +53,33 @@ def local(monkeypatch, tmp_path):
 
 def test_tiles_of_a_local_network_equal_the_untiled_prediction(local):
     series = memory_series(170, 210)
-    whole, tiled = (scene(local(series, tile, overlap), block=96) for tile, overlap in ((224, 0), (64, 32)))
+    untiled, tiled = (scene(local(series, tile, overlap), block=96) for tile, overlap in ((224, 0), (64, 32)))
     for name in ("reflectance", "aleatoric", "epistemic", "total"):
         # an eighth of the overlap, 4 pixels, has no weight: more than the 2 that the network looks around itself.
         # What remains is float32: sums of four shares, and for deviations the root of a spread near 0.
-        np.testing.assert_allclose(tiled[name], whole[name], rtol=0, atol=2e-6)
-    assert whole["reflectance"].std() > 0.01
+        np.testing.assert_allclose(tiled[name], untiled[name], rtol=0, atol=2e-6)
+    assert untiled["reflectance"].std() > 0.01
 
 
 def test_without_overlap_the_border_of_tiles_shows(local):
     """The blending is what makes the last test pass."""
     series = memory_series(170, 210)
-    whole, tiled = (scene(local(series, tile, 0)) for tile in (224, 64))
-    assert np.abs(tiled["reflectance"] - whole["reflectance"]).max() > 1e-3
+    untiled, tiled = (scene(local(series, tile, 0)) for tile in (224, 64))
+    assert np.abs(tiled["reflectance"] - untiled["reflectance"]).max() > 1e-3
 
 
 def test_a_network_with_one_variance_has_the_tiles_disagreement_in_the_total(local, monkeypatch):
     monkeypatch.setattr(prediction, "load_network", lambda *_: local_network(Gaussian))
-    found = scene(local(memory_series(80, 100), 64, 16, outputs=("mean", "aleatoric")))
-    assert "epistemic" not in found
-    assert (found["total"] >= found["aleatoric"]).all()
+    result = scene(local(memory_series(80, 100), 64, 16, outputs=("mean", "aleatoric")))
+    assert "epistemic" not in result
+    assert (result["total"] >= result["aleatoric"]).all()
 
 
 def test_a_scene_smaller_than_a_tile_is_mirrored_and_cut_again(local):
     series = memory_series(40, 50)
-    whole, tiled = (scene(local(series, tile, 0)) for tile in (50, 128))
-    np.testing.assert_array_equal(whole["reflectance"].shape, (13, 40, 50))
-    np.testing.assert_allclose(tiled["reflectance"], whole["reflectance"], rtol=0, atol=1e-6)
+    untiled, tiled = (scene(local(series, tile, 0)) for tile in (50, 128))
+    np.testing.assert_array_equal(untiled["reflectance"].shape, (13, 40, 50))
+    np.testing.assert_allclose(tiled["reflectance"], untiled["reflectance"], rtol=0, atol=1e-6)
 
 
 def test_memory_holds_one_row_of_tiles_on_disk_as_it_is_written(local, tmp_path):
@@ -104,12 +104,12 @@ def test_a_hole_in_the_data_does_not_change_what_lies_beside_it(local):
     valid = series.valid.copy()
     valid[:, 30:60, 50:110] = False
     holed = dataclasses.replace(series, raw=series.raw * valid[:, None], valid=valid)
-    whole, found = (scene(local(one, 64, 16)) for one in (series, holed))
+    untiled, result = (scene(local(inputs, 64, 16)) for inputs in (series, holed))
     away = np.ones((100, 120), np.bool_)
     away[28:62, 48:112] = False  # 2 pixels: the network's look around
-    np.testing.assert_array_equal(found["valid"], valid[0])
-    assert (found["reflectance"][:, away] == whole["reflectance"][:, away]).all()
-    assert found["reflectance"].min() > 0.001  # not a black hole
+    np.testing.assert_array_equal(result["valid"], valid[0])
+    assert (result["reflectance"][:, away] == untiled["reflectance"][:, away]).all()
+    assert result["reflectance"].min() > 0.001  # not a black hole
 
 
 def test_tiles_without_data_are_not_predicted(local, monkeypatch):
@@ -120,9 +120,9 @@ def test_tiles_without_data_are_not_predicted(local, monkeypatch):
     monkeypatch.setattr(
         prediction, "load_network", lambda *_: lambda x, d: asked.append(len(x)) or local_network(NIG)(x, d)
     )
-    found = scene(local(dataclasses.replace(series, valid=valid), 64, 0))
+    result = scene(local(dataclasses.replace(series, valid=valid), 64, 0))
     assert sum(asked) == 2  # of 6 tiles
-    assert found["valid"].sum() == 128 * 64
+    assert result["valid"].sum() == 128 * 64
 
 
 def test_keep_copies_what_the_latest_date_shows_clear(local):

@@ -14,11 +14,11 @@ def test_cloud_masks_of_tiles_equal_those_of_the_whole_scene(detector):
     series = memory_series(150, 170)
     # without overlap the margin must be read beside the tile
     job = Job(series, TilePlan(150, 170, 64, 0), "no weights", "no folder", detector=detector)
-    whole = np.stack([detect_clouds(image, detector) >= 0.5 for image in series.raw])
-    assert 0.1 < whole.mean() < 0.9
+    masks = np.stack([detect_clouds(image, detector) >= 0.5 for image in series.raw])
+    assert 0.1 < masks.mean() < 0.9
     for number in range(len(job.plan)):
         tile = job.plan[number]
-        np.testing.assert_array_equal(read_tile(job, tile).states, whole[(slice(None), *tile.cell.slices)])
+        np.testing.assert_array_equal(read_tile(job, tile).states, masks[(slice(None), *tile.cell.slices)])
 
 
 def test_missing_values_are_filled_from_the_date_nearest_in_time():

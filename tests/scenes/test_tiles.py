@@ -13,9 +13,8 @@ def test_shares_of_tiles_are_disjoint_and_cover_the_scene(size, tile, overlap):
     plan = TilePlan(size, 300, tile, overlap)
     seen = np.zeros((size, 300), np.int64)
     for number in range(len(plan)):
-        one = plan[number]
-        seen[one.cell.slices] += 1
-        window, cell = one.window, one.cell
+        window, cell = plan[number].window, plan[number].cell
+        seen[cell.slices] += 1
         assert window.top <= cell.top
         assert cell.bottom <= window.bottom
         assert cell.top == 0 or cell.top - window.top >= overlap // 2

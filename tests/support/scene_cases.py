@@ -66,8 +66,10 @@ class MemoryProducts:
     def write(self, window: Window, fields) -> None:
         assert window not in self.done, "a block is written once"
         for name, values in fields.items():
-            whole = self.maps.setdefault(name, np.zeros((*values.shape[:-2], self.height, self.width), values.dtype))
-            whole[(..., *window.slices)] = values
+            field_map = self.maps.setdefault(
+                name, np.zeros((*values.shape[:-2], self.height, self.width), values.dtype)
+            )
+            field_map[(..., *window.slices)] = values
         self.done.add(window)
 
 
@@ -164,8 +166,8 @@ def border_steps(image: np.ndarray, plan: TilePlan, period: int) -> float:
 
 def maps_in(out: Path) -> dict[str, np.ndarray]:
     """The products of a folder by the names of their files."""
-    found = {}
+    maps = {}
     for path in sorted(out.glob("*.tif")):
         with rasterio.open(path) as source:
-            found[path.stem] = source.read()
-    return found
+            maps[path.stem] = source.read()
+    return maps

@@ -33,10 +33,10 @@ def test_gdals_own_band_names_are_understood():
 def test_level_2a_without_b10_has_zeros_there_and_says_so(names, write_optical):
     pixels = ground(bands=12)
     series = open_series(SceneInputs([write_optical(pixels, names=names)]))
-    found = read_all(series)
-    assert not found.raw[0, 10].any()
-    assert np.array_equal(np.delete(found.raw[0], 10, axis=0), pixels)
-    assert found.valid.all()
+    result = read_all(series)
+    assert not result.raw[0, 10].any()
+    assert np.array_equal(np.delete(result.raw[0], 10, axis=0), pixels)
+    assert result.valid.all()
     assert "B10 is missing and filled with 0; the network was trained on L1C" in notes_of(series)
 
 
@@ -56,8 +56,8 @@ def test_radar_bands_are_found_by_name(optical, tmp_path):
     shuffled = np.concatenate([angle, backscatter[::-1]])
     path = write_tif(tmp_path / "s1_2018-06-18.tif", shuffled, names=["angle", "Sigma0_VH_db", "Sigma0_VV_db"])
     assert np.array_equal(read_all(open_series(SceneInputs([optical], [path]))).radar[0], sar_to_unit(backscatter))
-    other = write_tif(tmp_path / "s1_2018-06-19.tif", backscatter, names=["HH", "HV"])
+    unsuitable = write_tif(tmp_path / "s1_2018-06-19.tif", backscatter, names=["HH", "HV"])
     with pytest.raises(DataError, match=r"s1_2018-06-19\.tif: bands called HH, HV; expected VV and VH"):
-        open_series(SceneInputs([optical], [other]))
+        open_series(SceneInputs([optical], [unsuitable]))
     with pytest.raises(DataError, match="3 bands without names; expected VV and VH of Sentinel-1"):
         open_series(SceneInputs([optical], [write_tif(tmp_path / "s1_2018-06-20.tif", shuffled)]))

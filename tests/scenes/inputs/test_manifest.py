@@ -67,10 +67,10 @@ def test_a_list_pairs_radar_by_row(tmp_path):
     for seed, day in enumerate(("01", "21")):
         write_tif(tmp_path / f"s2_2018-06-{day}.tif", ground(seed))
     write_tif(tmp_path / "near.tif", speckle(1))
-    write_tif(tmp_path / "told.tif", speckle(2))
-    rows = ("optical,radar,radar_date", "s2_2018-06-01.tif,told.tif,2018-06-20", "s2_2018-06-21.tif,,")
+    write_tif(tmp_path / "named.tif", speckle(2))
+    rows = ("optical,radar,radar_date", "s2_2018-06-01.tif,named.tif,2018-06-20", "s2_2018-06-21.tif,,")
     (tmp_path / "list.csv").write_text("\n".join(rows))
     series = open_series(SceneInputs(manifest=str(tmp_path / "list.csv")))
     assert series.radar_days == (1539, 1539)
-    found = read_all(series).radar
-    assert np.array_equal(found, [sar_to_unit(speckle(2))] * 2)
+    result = read_all(series).radar
+    assert np.array_equal(result, [sar_to_unit(speckle(2))] * 2)

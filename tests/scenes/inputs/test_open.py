@@ -24,9 +24,9 @@ def test_grids_must_agree_and_the_error_names_both(tmp_path):
     first = write_tif(tmp_path / "a_2018-06-21.tif", ground())
 
     def differs(**more) -> str:
-        other = write_tif(tmp_path / "b_2018-06-26.tif", more.pop("pixels", ground()), **more)
+        second = write_tif(tmp_path / "b_2018-06-26.tif", more.pop("pixels", ground()), **more)
         with pytest.raises(DataError, match=r"a_2018-06-21\.tif and .*b_2018-06-26\.tif have different") as error:
-            open_series(SceneInputs([other, first]))
+            open_series(SceneInputs([second, first]))
         return str(error.value)
 
     assert "coordinate systems EPSG:32632 and EPSG:32633" in differs(crs="EPSG:32633")

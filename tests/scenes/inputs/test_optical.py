@@ -29,11 +29,11 @@ def test_the_offset_of_new_baselines_is_taken_off(name, tags, shift, write_optic
     pixels[:, 3, 4] = 0  # no data: not shifted
     pixels[2, 5, 5] = 900  # below the offset: 0, not 65436
     series = open_series(SceneInputs([write_optical(pixels, name=name, tags=tags, nodata=0)]))
-    found = read_all(series)
+    result = read_all(series)
     expected = np.maximum(pixels.astype(int) - shift, 0)
-    assert np.array_equal(found.raw[0], expected)
-    assert not found.valid[0, 3, 4]
-    assert found.valid.sum() == HEIGHT * WIDTH - 1
+    assert np.array_equal(result.raw[0], expected)
+    assert not result.valid[0, 3, 4]
+    assert result.valid.sum() == HEIGHT * WIDTH - 1
     assert ("-1000 is added to the stored values" in notes_of(series)) == (shift > 0)
 
 
@@ -85,9 +85,9 @@ def test_declared_scale_and_offset_are_applied(write_optical):
 def test_signed_and_float_values_are_rounded_into_range(write_optical):
     pixels = ground().astype(np.float32)
     pixels[0, 0, :3] = (-50, 1999.6, 1e6)
-    found = read_all(open_series(SceneInputs([write_optical(pixels)]))).raw[0]
-    assert found[0, 0, :3].tolist() == [0, 2000, 65535]
-    assert np.array_equal(found[1:], ground()[1:])
+    result = read_all(open_series(SceneInputs([write_optical(pixels)]))).raw[0]
+    assert result[0, 0, :3].tolist() == [0, 2000, 65535]
+    assert np.array_equal(result[1:], ground()[1:])
 
 
 @pytest.mark.parametrize("declared", [None, 0])
@@ -96,10 +96,10 @@ def test_zero_in_all_bands_is_missing_but_not_in_one(declared, write_optical):
     pixels[:, :10, :20] = 0
     pixels[10, 20] = 0  # B10 does reach 0
     series = open_series(SceneInputs([write_optical(pixels, nodata=declared)]))
-    found = read_all(series)
+    result = read_all(series)
     expected = np.ones((HEIGHT, WIDTH), bool)
     expected[:10, :20] = False
-    assert np.array_equal(found.valid[0], expected)
+    assert np.array_equal(result.valid[0], expected)
     assert series.nodata == declared
     assert ("no nodata value is declared" in notes_of(series)) == (declared is None)
 
@@ -107,10 +107,10 @@ def test_zero_in_all_bands_is_missing_but_not_in_one(declared, write_optical):
 def test_other_nodata_values_nan_and_masks_are_missing(write_optical):
     pixels = ground()
     pixels[4, 7, 8] = 65535
-    found = read_all(open_series(SceneInputs([write_optical(pixels, nodata=65535)])))
-    assert np.argwhere(~found.valid[0]).tolist() == [[7, 8]]
-    assert not found.raw[0, :, 7, 8].any()
-    assert not found.optical[0, :, 7, 8].any()
+    result = read_all(open_series(SceneInputs([write_optical(pixels, nodata=65535)])))
+    assert np.argwhere(~result.valid[0]).tolist() == [[7, 8]]
+    assert not result.raw[0, :, 7, 8].any()
+    assert not result.optical[0, :, 7, 8].any()
     floats = ground().astype(np.float32)
     floats[4, 9, 8] = np.nan
     assert np.argwhere(~read_all(open_series(SceneInputs([write_optical(floats)]))).valid[0]).tolist() == [[9, 8]]

@@ -34,13 +34,13 @@ def test_radar_of_another_crs_is_interpolated_where_the_optical_pixels_lie(optic
     backscatter = speckle(size=size)
     path = write_tif(tmp_path / "s1_2018-06-18.tif", backscatter, crs=ZONE_31, transform=place)
     series = open_series(SceneInputs([optical], [path]))
-    found = read_all(series).radar[0]
+    result = read_all(series).radar[0]
     columns, rows = np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5)
     xs, ys = transform(CRS, ZONE_31, (400_000 + 10 * columns).ravel(), (5_000_000 - 10 * rows).ravel())
     there = [(place.f - np.array(ys)) / 10 - 0.5, (np.array(xs) - place.c) / 10 - 0.5]
     expected = [map_coordinates(band.astype(float), there, order=1).reshape(HEIGHT, WIDTH) for band in backscatter]
     # bilinear between exact places; float32 weights and places to 1e-6 of a pixel leave 2e-5 dB of 25
-    np.testing.assert_allclose(found, sar_to_unit(np.array(expected)), atol=2e-6)
+    np.testing.assert_allclose(result, sar_to_unit(np.array(expected)), atol=2e-6)
     assert any(
         note.startswith("radar is brought onto the grid of the optical images, bilinearly, in dB")
         for note in series.notes
@@ -52,37 +52,37 @@ def test_radar_agrees_with_rasterios_reprojection_of_the_whole(optical, tmp_path
     rows, columns = np.mgrid[: size[0], : size[1]]
     smooth = np.stack([-12 + 3 * np.sin(rows / 20), -15 + 3 * np.cos(columns / 20)]).astype(np.float32)
     path = write_tif(tmp_path / "s1_2018-06-18.tif", smooth, crs=ZONE_31, transform=place)
-    found = read_all(open_series(SceneInputs([optical], [path]))).radar[0]
-    whole = np.empty((2, HEIGHT, WIDTH), np.float32)
+    result = read_all(open_series(SceneInputs([optical], [path]))).radar[0]
+    full = np.empty((2, HEIGHT, WIDTH), np.float32)
     how = {"src_transform": place, "src_crs": ZONE_31, "dst_transform": PLACE, "dst_crs": CRS}
-    reproject(smooth, whole, resampling=Resampling.bilinear, **how)
+    reproject(smooth, full, resampling=Resampling.bilinear, **how)
     # an eighth of a pixel, by which rasterio's places are off, times the slope of 3/20 dB a pixel, of a range of 25 dB
-    np.testing.assert_allclose(found, sar_to_unit(whole), atol=0.125 * 3 / 20 / 25 * 1.5)
+    np.testing.assert_allclose(result, sar_to_unit(full), atol=0.125 * 3 / 20 / 25 * 1.5)
 
 
 def test_windows_of_warped_radar_equal_the_whole(optical, tmp_path):
     place, size = zone_31(margin=8)
     path = write_tif(tmp_path / "s1_2018-06-18.tif", speckle(size=size), crs=ZONE_31, transform=place)
     with open_series(SceneInputs([optical], [path])) as series:
-        whole = series.read(series.grid.window).radar
-        parts = np.empty_like(whole)
+        full = series.read(series.grid.window).radar
+        parts = np.empty_like(full)
         for top in range(0, HEIGHT, 23):
             for left in range(0, WIDTH, 31):
                 window = Window(top, left, min(23, HEIGHT - top), min(31, WIDTH - left))
                 parts[(..., *window.slices)] = series.read(window).radar
-    np.testing.assert_allclose(parts, whole, atol=2e-6)  # 5e-5 dB; by GDAL's defaults pieces differ by 5 dB in speckle
+    np.testing.assert_allclose(parts, full, atol=2e-6)  # 5e-5 dB; by GDAL's defaults pieces differ by 5 dB in speckle
 
 
 def test_finer_radar_is_averaged(optical, tmp_path):
     fine = np.repeat(np.repeat(speckle(), 4, axis=1), 4, axis=2)
     fine += np.resize([1.0, -1.0], fine.shape[-1]).astype(np.float32)  # a ripple from pixel to pixel
     path = write_tif(tmp_path / "s1_2018-06-18.tif", fine, transform=from_origin(400_000, 5_000_000, 2.5, 2.5))
-    found = read_all(open_series(SceneInputs([optical], [path]))).radar[0] * 25 - 25
+    result = read_all(open_series(SceneInputs([optical], [path]))).radar[0] * 25 - 25
     # the triangle of 4 pixels' half-width keeps 3/4 of a pixel's own value along each side and none of the ripple
     kernel = np.array([1, 6, 1]) / 8
     expected = np.apply_along_axis(lambda line: np.convolve(line, kernel, "same"), 1, speckle())
     expected = np.apply_along_axis(lambda line: np.convolve(line, kernel, "same"), 2, expected)
-    np.testing.assert_allclose(found[:, 1:-1, 1:-1], expected[:, 1:-1, 1:-1], atol=1e-3)
+    np.testing.assert_allclose(result[:, 1:-1, 1:-1], expected[:, 1:-1, 1:-1], atol=1e-3)
     assert np.abs(expected - speckle()).max() > 1  # picking pixels would give the speckle, plus or minus the ripple
 
 
@@ -90,9 +90,9 @@ def test_where_radar_misses_it_counts_as_zero_and_the_share_is_said(optical, tmp
     half = from_origin(400_000 + 10 * WIDTH // 2, 5_000_000, 10, 10)
     path = write_tif(tmp_path / "s1_2018-06-18.tif", speckle(), transform=half)
     series = open_series(SceneInputs([optical], [path]))
-    found = read_all(series).radar[0]
-    assert not found[..., : WIDTH // 2].any()
-    assert np.array_equal(found[..., WIDTH // 2 :], sar_to_unit(speckle())[..., : WIDTH // 2])
+    result = read_all(series).radar[0]
+    assert not result[..., : WIDTH // 2].any()
+    assert np.array_equal(result[..., WIDTH // 2 :], sar_to_unit(speckle())[..., : WIDTH // 2])
     assert any("radar covers 52 % of the scene" in note for note in series.notes)  # 17 of 33 points look right
     far = write_tif(tmp_path / "s1_2018-06-19.tif", speckle(), transform=from_origin(600_000, 5_000_000, 10, 10))
     with pytest.raises(DataError, match=r"s1_2018-06-19\.tif: this radar image does not overlap the optical images"):
@@ -113,9 +113,9 @@ def test_warped_radar_does_not_mix_nodata_in(optical, tmp_path):
     backscatter[:, 20:30] = -9999
     shifted = from_origin(400_005, 5_000_005, 10, 10)
     path = write_tif(tmp_path / "s1_2018-06-18.tif", backscatter, nodata=-9999, transform=shifted)
-    found = read_all(open_series(SceneInputs([optical], [path]))).radar[0]
-    assert set(np.unique(found).tolist()) == {0.0, np.float32(0.6).item()}
-    assert not found[:, 21:29].any()
+    result = read_all(open_series(SceneInputs([optical], [path]))).radar[0]
+    assert set(np.unique(result).tolist()) == {0.0, np.float32(0.6).item()}
+    assert not result[:, 21:29].any()
 
 
 def test_linear_power_is_refused_until_told(optical, tmp_path):
@@ -141,8 +141,10 @@ def test_power_is_interpolated_before_decibels_are_made(optical, tmp_path):
     power[..., WIDTH // 2 :] = 1.0
     shifted = from_origin(400_005, 5_000_000, 10, 10)  # half a pixel: the mean of two neighbours
     path = write_tif(tmp_path / "s1_2018-06-18.tif", power, transform=shifted)
-    found = read_all(open_series(SceneInputs([optical], [path], radar_units="power"))).radar[0, 0, 30] * 25 - 25
-    assert found[WIDTH // 2] == pytest.approx(10 * np.log10((0.01 + 1) / 2), abs=1e-4)  # -3 dB, not the -10 of decibels
+    result = read_all(open_series(SceneInputs([optical], [path], radar_units="power"))).radar[0, 0, 30] * 25 - 25
+    assert result[WIDTH // 2] == pytest.approx(
+        10 * np.log10((0.01 + 1) / 2), abs=1e-4
+    )  # -3 dB, not the -10 of decibels
 
 
 def test_frames_of_one_day_are_put_together(optical, tmp_path):
@@ -150,8 +152,8 @@ def test_frames_of_one_day_are_put_together(optical, tmp_path):
     left[..., 50:] = np.nan
     right[..., :40] = np.nan
     paths = [write_tif(tmp_path / f"s1_20180618_{name}.tif", frame) for name, frame in (("a", left), ("b", right))]
-    other = write_tif(tmp_path / "s1_20180718.tif", speckle(3))
-    series = open_series(SceneInputs([optical], [*paths, other]))
+    month_later = write_tif(tmp_path / "s1_20180718.tif", speckle(3))
+    series = open_series(SceneInputs([optical], [*paths, month_later]))
     expected = np.concatenate([left[..., :50], right[..., 50:]], axis=-1)  # the first one wins where both are
     assert np.array_equal(read_all(series).radar[0], sar_to_unit(expected))
     assert series.paths == (optical, *paths)

@@ -16,15 +16,15 @@ from tests.support.scene_files import ground, write_tif
 def test_windows_equal_the_whole(tmp_path):
     paths = [write_tif(tmp_path / f"2018-06-2{day}.tif", ground(day), compress="deflate") for day in (1, 6)]
     with open_series(SceneInputs(paths)) as series:
-        whole = series.read(series.grid.window)
-        assert np.array_equal(whole.optical, optical_to_unit(whole.raw))
-        assert whole.optical.dtype == np.float32
-        assert whole.radar is None
+        full = series.read(series.grid.window)
+        assert np.array_equal(full.optical, optical_to_unit(full.raw))
+        assert full.optical.dtype == np.float32
+        assert full.radar is None
         assert not series.has_radar
         for window in (Window(0, 0, 1, 1), Window(30, 31, 33, 40), Window(69, 89, 1, 1), Window(0, 5, 70, 64)):
             part = series.read(window)
             for name in ("raw", "optical", "valid"):
-                assert np.array_equal(getattr(part, name), getattr(whole, name)[(..., *window.slices)])
+                assert np.array_equal(getattr(part, name), getattr(full, name)[(..., *window.slices)])
         with pytest.raises(ValueError, match="does not lie within 70 x 90 pixels"):
             series.read(Window(60, 0, 11, 5))
 

@@ -27,7 +27,7 @@ LABELS, DAYS = ("2018-06-21", "2018-06-26", "2018-06-26 (2)"), (1540, 1545, 1545
 FILES = ("reflectance.tif", "aleatoric_std.tif", "epistemic_std.tif", "total_std.tif", "clouds.tif")
 
 
-def whole(grid: Grid = GRID) -> dict[str, np.ndarray]:
+def scene_fields(grid: Grid = GRID) -> dict[str, np.ndarray]:
     """All fields of a scene: smooth, a corner of it without data."""
     rows, columns = np.arange(grid.height)[:, None], np.arange(grid.width)
     ramp = (0.15 + 0.1 * np.sin(rows / 90) * np.cos(columns / 130)) * np.linspace(0.5, 2, 13)[:, None, None]
@@ -54,7 +54,7 @@ def windows(grid: Grid = GRID, step: int = 512) -> list[Window]:
 
 def make(folder: Path, values: dict | None = None, grid: Grid = GRID, **more) -> dict[str, Path]:
     made = products(folder, grid, **more)
-    values = whole(grid) if values is None else values
+    values = scene_fields(grid) if values is None else values
     for window in windows(grid):
         made.write(window, cut(values, window))
     return made.finish(network="uncrtaints", notes=("B10 is missing",), tags={"WHERE_CLEAR": "predict"})
@@ -68,16 +68,16 @@ def scene(tmp_path_factory) -> Path:
 
 
 def test_values_come_back(scene):
-    fields = whole()
+    fields = scene_fields()
     with rasterio.open(scene / "reflectance.tif") as source:
         stored = source.read()
     expected = np.where(fields["valid"], np.rint(fields["reflectance"] * np.float32(1e4)), 0)
     assert np.array_equal(stored, expected)
     for name in ("aleatoric", "epistemic", "total"):
         with rasterio.open(scene / FIELDS[name].file) as source:
-            found = source.read() * np.float64(source.scales[0])
+            values = source.read() * np.float64(source.scales[0])
         # half a step of 1e-5, and as much again for float32
-        np.testing.assert_allclose(found, fields[name] * fields["valid"], atol=0.51 * STD_SCALE)
+        np.testing.assert_allclose(values, fields[name] * fields["valid"], atol=0.51 * STD_SCALE)
     with rasterio.open(scene / "clouds.tif") as source:
         assert np.array_equal(source.read(), np.where(fields["valid"], fields["clouds"], 255))
 
@@ -126,8 +126,8 @@ def test_files_are_cloud_optimised(file, scene):
 
 @pytest.mark.skipif(shutil.which("gdalinfo") is None, reason="gdalinfo is not on this machine")
 def test_gdalinfo_reads_the_same(scene):
-    told = subprocess.run(["gdalinfo", "-json", str(scene / "reflectance.tif")], capture_output=True, check=True)
-    info = json.loads(told.stdout)
+    completed = subprocess.run(["gdalinfo", "-json", str(scene / "reflectance.tif")], capture_output=True, check=True)
+    info = json.loads(completed.stdout)
     assert info["size"] == [GRID.width, GRID.height]
     assert info["geoTransform"] == [400_000, 10, 0, 5_000_000, 0, -10]
     assert 'ID["EPSG",32632]]' in info["coordinateSystem"]["wkt"]
@@ -148,7 +148,7 @@ def test_the_quicklook_shows_the_scene(scene):
     assert picture[35:, 60:, 3].all()
     shrink = 1030 / 1024
     rows, columns = ((np.arange(size) + 0.5) * shrink for size in picture.shape[:2])
-    expected = to_rgb(whole()["reflectance"][:, rows.astype(int)][:, :, columns.astype(int)])
+    expected = to_rgb(scene_fields()["reflectance"][:, rows.astype(int)][:, :, columns.astype(int)])
     # smooth ground: a pixel of shift is worth less than 2 of 255 steps, but near black, and rounding one
     apart = np.abs(picture[40:, 70:, :3] - expected[40:, 70:])
     assert apart[expected[40:, 70:] > 0.1].max() <= 3 / 255
@@ -157,7 +157,7 @@ def test_the_quicklook_shows_the_scene(scene):
 @pytest.mark.parametrize(("declared", "stored"), [(None, None), (0, 0), (65535, 65535), (-9999, 0), (float("nan"), 0)])
 def test_nodata_is_that_of_the_input_where_uint16_holds_it(declared, stored, tmp_path):
     grid = Grid(40, 60, GRID.transform, GRID.crs)
-    fields = whole(grid)
+    fields = scene_fields(grid)
     fields["reflectance"][:, 35, 55] = 0.0  # dark, not missing
     fields["reflectance"][:, 36, 55] = 7.0  # more than uint16 holds
     fields["total"][:, 37, 55] = np.inf
@@ -177,7 +177,7 @@ def test_nodata_is_that_of_the_input_where_uint16_holds_it(declared, stored, tmp
 
 def test_a_pixel_that_is_nan_in_a_band_is_missing_everywhere(tmp_path):
     grid = Grid(40, 60, GRID.transform, GRID.crs)
-    fields = whole(grid)
+    fields = scene_fields(grid)
     fields["epistemic"][4, 35, 55] = np.nan
     made = make(tmp_path / "scene", fields, grid)
     for field in ("reflectance", "aleatoric", "epistemic", "total", "clouds"):
@@ -189,7 +189,7 @@ def test_a_pixel_that_is_nan_in_a_band_is_missing_everywhere(tmp_path):
 
 def test_fields_that_a_network_lacks_are_left_out(tmp_path):
     grid = Grid(40, 60, GRID.transform, GRID.crs)
-    fields = whole(grid) | {"observed": whole(grid)["clouds"][0] > 0}
+    fields = scene_fields(grid) | {"observed": scene_fields(grid)["clouds"][0] > 0}
     made = make(tmp_path / "scene", fields, grid, fields=("observed", "reflectance"))
     assert list(made) == ["reflectance", "observed", "quicklook", "item"]
     with rasterio.open(made["observed"]) as source:
@@ -200,7 +200,7 @@ def test_fields_that_a_network_lacks_are_left_out(tmp_path):
 
 
 def test_a_killed_run_is_gone_on_from(scene, tmp_path):
-    fields, folder = whole(), tmp_path / "scene"
+    fields, folder = scene_fields(), tmp_path / "scene"
     first = products(folder)
     for window in windows()[:2]:
         first.write(window, cut(fields, window))
@@ -237,7 +237,7 @@ def test_finishing_is_repeated_after_a_kill(tmp_path, monkeypatch):
 
 def test_windows_that_do_not_fit_are_refused(tmp_path):
     grid = Grid(40, 60, GRID.transform, GRID.crs)
-    made, fields = products(tmp_path, grid), whole(grid)
+    made, fields = products(tmp_path, grid), scene_fields(grid)
     with pytest.raises(ValueError, match="does not lie within 40 x 60 pixels"):
         made.write(Window(30, 0, 11, 60), fields)
     with pytest.raises(ValueError, match=r"reflectance must be \(13, 20, 60\), not \(13, 40, 60\)"):
@@ -259,7 +259,7 @@ def test_a_scene_without_crs_makes_products_too(tmp_path):
 
 def test_a_full_disk_is_told_and_leaves_no_half_product(tmp_path):
     grid = Grid(64, 64, GRID.transform, GRID.crs)
-    folder, fields = tmp_path / "scene", whole(grid)
+    folder, fields = tmp_path / "scene", scene_fields(grid)
     noise = np.random.default_rng(0).normal(0, 0.01, fields["reflectance"].shape)
     fields["reflectance"] += noise.astype(np.float32)  # does not compress
     made = products(folder, grid)
