@@ -84,10 +84,10 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     state = content.get("state_dict_G") or _without_prefix(content.get("state_dict"))
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise DataError(
-            f"{path} is not a checkpoint: expected weights under 'state_dict', found {sorted(map(str, content))}"
+            f"{path} is not a checkpoint: expected weights under 'state_dict', got {sorted(map(str, content))}"
         )
     if not isinstance(content.get("epoch", 0), int | None):
-        raise DataError(f"{path} is not a checkpoint: expected a number under 'epoch', found {content['epoch']!r}")
+        raise DataError(f"{path} is not a checkpoint: expected a number under 'epoch', got {content['epoch']!r}")
     state = rename_keys(state)
     content |= {"state_dict_G": state, "state_dict": {PREFIX + key: value for key, value in state.items()}}
     if "frozen" in content:

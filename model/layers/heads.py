@@ -1,6 +1,6 @@
 """Heads: from the channels of the last convolution to a prediction in scaled units.
 
-Activations and eps of the uncertainties are here alone.
+The only module with activations and eps of the uncertainties.
 """
 
 import math

@@ -108,7 +108,7 @@ class PreConv:
     padding_mode: str | None
     excite: nn.Module | None
 
-    def apply_norm(self, x: Tensor, update_stats: bool) -> Tensor:
+    def forward_norm(self, x: Tensor, update_stats: bool) -> Tensor:
         """Norm and `post_norm` of x (B, C, H, W), which autograd differentiates."""
         maps = apply_norm(self.norm, x, self.training, update_stats)
         return maps if self.post_norm is None else self.post_norm(maps)
@@ -133,7 +133,7 @@ class PreConv:
 
     def forward_autograd(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
         """All layers and the convolution, differentiated by autograd or a compiler."""
-        maps = self.apply_norm(x, True)
+        maps = self.forward_norm(x, True)
         return self.convolve(self._pad(F.gelu(maps) if self.gelu else maps), weight, groups)[0]
 
     def _pad(self, maps: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ class _RecomputedConv(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, pre: PreConv, groups: int, x: Tensor, weight: Tensor, *parameters: Tensor) -> Tensor:
-        normed = pre.apply_norm(x, True)
+        normed = pre.forward_norm(x, True)
         maps = pre.forward_pre(normed, overwrite=normed is not x)
         out, means = pre.convolve(maps, weight, groups)
         ctx.pre, ctx.groups = pre, groups
@@ -164,7 +164,7 @@ class _RecomputedConv(torch.autograd.Function):
         start = x.detach().requires_grad_(needs_x)
         with torch.autocast(x.device.type, enabled=False):
             with torch.enable_grad():
-                graph = pre.apply_norm(start, False)
+                graph = pre.forward_norm(start, False)
             normed = graph.detach()
             maps = pre.forward_pre(normed) if maps is None else maps
             grads: dict[int, Tensor] = {}  # by id of start and parameters

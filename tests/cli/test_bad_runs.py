@@ -125,8 +125,8 @@ SPOIL = {
     "web page": (lambda path: path.write_text("<html>not found</html>"), "could run code, or it is not a checkpoint"),
     "hostile": (hostile, "is refused: it holds more than tensors and plain values and could run code"),
     "list": (lambda path: torch.save([1, 2], path), "expected a dict with 'state_dict', got a list"),
-    "other dict": (lambda path: torch.save({"a": 1}, path), "expected weights under 'state_dict', found ['a']"),
-    "epoch": (with_epoch_of_text, "expected a number under 'epoch', found 'one'"),
+    "other dict": (lambda path: torch.save({"a": 1}, path), "expected weights under 'state_dict', got ['a']"),
+    "epoch": (with_epoch_of_text, "expected a number under 'epoch', got 'one'"),
     "missing": (lambda path: path.unlink(), "there is no checkpoint"),
 }
 

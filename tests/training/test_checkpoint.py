@@ -209,7 +209,7 @@ def test_a_cut_file_is_refused(tmp_path, share, zipped):
     ("content", "message"),
     [
         ([1, 2], "expected a dict with 'state_dict', got a list"),
-        ({"epoch": 3, "weights": {}}, r"expected weights under 'state_dict', found \['epoch', 'weights'\]"),
+        ({"epoch": 3, "weights": {}}, r"expected weights under 'state_dict', got \['epoch', 'weights'\]"),
         ({"state_dict_G": {"a": 1.0}}, "expected weights under 'state_dict'"),
         ({"state_dict": {}}, "expected weights under 'state_dict'"),
     ],

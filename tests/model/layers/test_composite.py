@@ -25,6 +25,6 @@ def test_a_composite_takes_clear_observations_and_fills_gaps_from_their_surround
         assert filled[:, :, :, 32:].max() < max(START_LAND) + 1e-3
         assert support[0, 0, 0, 0] == pytest.approx(0.98, abs=0.01)
         assert support[0, 0, 0, 63] < 1e-6
-        nothing, none = composite(optical, scores, torch.zeros(1, 3))
-        torch.testing.assert_close(nothing, composite.land.sigmoid()[None, :, None, None].expand(nothing.shape))
-        assert (none == 0).all()
+        filled, support = composite(optical, scores, torch.zeros(1, 3))
+        torch.testing.assert_close(filled, composite.land.sigmoid()[None, :, None, None].expand(filled.shape))
+        assert (support == 0).all()
