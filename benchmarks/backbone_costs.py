@@ -1,34 +1,32 @@
-"""Time, peak memory and FLOPs of a network's training step, on made-up images, alone in its process.
+"""Time, peak memory and FLOPs of a network's training step, on random images, alone in its process.
 
-The network and the loss are those of a training command line; precision and allocator are what training uses:
+Network and loss are those of a training command line; precision and allocator are those of training:
 
     python -m benchmarks.backbone_costs --size 256 --batch 1 --line "--model utae --loss NIG --use_sar --device cpu"
 """
 
 import argparse
 import json
-import os
-import resource
 import shlex
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from benchmarks.harness import in_turns, run_worker
+from benchmarks.measure import peak_memory, resident_memory, time_steps
 from common.cli import run_command
-from common.errors import DataError
+from common.memory import keep_freed_memory
 from config.resolve import resolve_config
-from parse_args import Config, parse
+from config.schema import Config
+from data.batch import Batch
+from data.constants import N_S1, N_S2
+from model.build import build_loss, build_model, build_optimizer
+from model.runtime import Compute, choose_device, choose_precision, seed_everything
+from parse_args import parse
+from training.engine import profile_step
 
-if TYPE_CHECKING:
-    import torch
-
-    from data.batch import Batch
-
-ROOT = Path(__file__).resolve().parent.parent
 MEASURED = ("wall_s", "cpu_s", "peak_mb")  # differ from round to round; the others do not
 
 
@@ -38,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--line", required=True, help="flags of train_reconstruct.py")
     parser.add_argument("--size", type=int, default=64, help="pixels across")
     parser.add_argument("--batch", type=int, default=4, help="samples of a step")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps, after one that is not")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps, after a warm-up step")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(argv)
     print(json.dumps(measure(shlex.split(options.line), options.size, options.batch, options.steps)))
@@ -52,63 +50,45 @@ def measure(words: Sequence[str], size: int, batch_size: int, steps: int) -> dic
         words: flags of train_reconstruct.py.
         size: pixels across.
         batch_size: samples of a step.
-        steps: timed steps, after one that is not.
+        steps: timed steps, after a warm-up step.
 
     Returns:
-        `wall_s` and `cpu_s` (processor time of all threads) of the median step; `peak_mb`, on a CPU what the process
-        grew by since before the network was built, on a GPU the most that was allocated; `parameters`;
-        `gflops_forward` of one sample (multiply and add counted apart, convolutions and matrix products only);
-        `precision`.
+        `wall_s` and `cpu_s` (processor time of all threads) of the median step; `peak_mb`, on a CPU the growth of the
+        process since before the network was built, on a GPU the peak of allocated memory; `parameters`;
+        `gflops_forward` of one sample (multiplications and additions counted separately, convolutions and matrix
+        products only); `precision`.
     """
-    import torch
-
-    from common.memory import keep_freed_memory
-    from model.build import build_loss, build_model, build_optimizer
-    from model.runtime import Compute, choose_device, choose_precision, seed_everything
-    from training.engine import profile_step
-
-    values, typed = parse("train", words)
-    config, _ = resolve_config(values, typed)
+    config, _ = resolve_config(*parse("train", words))
     device = choose_device(config.device)
     dtype, precision = choose_precision(config.precision, device)
     if device.type == "cpu":
         keep_freed_memory()
     seed_everything(config.rdm_seed)
-    batch = made_up_batch(config, size, batch_size).to(device)
-    before = _resident_mb()
+    batch = random_batch(config, size, batch_size).to(device)
+    before = 0 if device.type == "cuda" else resident_memory()
     model = build_model(config).to(device).train()
     criterion, optimizer, compute = build_loss(config), build_optimizer(model, config.lr), Compute(device, dtype)
-    walls, cpus = [], []
-    for _ in range(steps + 1):
-        _wait_for(device)
-        wall, cpu = time.perf_counter(), time.process_time()
+
+    def step() -> None:
         loss = criterion(compute.predict(model, batch), batch.target * model.scale_by)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        _wait_for(device)
-        walls.append(time.perf_counter() - wall)
-        cpus.append(time.process_time() - cpu)
-    cuda = device.type == "cuda"
-    peak = torch.cuda.max_memory_allocated(device) / 1e6 if cuda else _peak_mb() - before
+
+    times = time_steps(step, steps, device=device)
+    peak = peak_memory(device) - before
     report = profile_step(model, criterion, batch, compute)
     return {
-        "wall_s": median(walls[1:]),
-        "cpu_s": median(cpus[1:]),
-        "peak_mb": peak,
+        **times,
+        "peak_mb": peak / 1e6,
         "parameters": report["parameters"],
         "gflops_forward": report["gflops_forward"] / batch_size,
         "precision": precision,
     }
 
 
-def made_up_batch(config: Config, size: int, batch_size: int) -> "Batch":
-    """Noise in the shape of a batch: `input_t` dates, radar where the flags ask for it."""
-    import torch
-
-    from data.batch import Batch
-    from data.constants import N_S1, N_S2
-
+def random_batch(config: Config, size: int, batch_size: int) -> Batch:
+    """Noise in the shape of a batch: `input_t` dates, with radar if the flags ask for it."""
     generator = torch.Generator().manual_seed(0)
     n_dates, channels = config.input_t, N_S2 + N_S1 * config.use_sar
     dates = 1000.0 + 17 * torch.arange(n_dates).expand(batch_size, n_dates)
@@ -123,65 +103,31 @@ def made_up_batch(config: Config, size: int, batch_size: int) -> "Batch":
 
 
 def measure_in_turns(
-    lines: dict[str, str], sizes: Sequence[tuple[int, int]], rounds: int, steps: int
+    lines: Mapping[str, str], sizes: Sequence[tuple[int, int]], rounds: int, steps: int
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Measure several networks, each time in a fresh process, in turns, so that other load falls on all of them.
+    """Measure several networks, each time in a fresh process.
 
     Args:
         lines: name -> flags of train_reconstruct.py.
         sizes: (pixels across, samples of a step).
-        rounds: turns of each.
-        steps: timed steps in a turn.
+        rounds: measurements of each, alternating.
+        steps: timed steps of a measurement.
 
     Returns:
-        name -> "SIZExBATCH" -> what `measure` gives, medians over rounds.
+        name -> "SIZExBATCH" -> the results of `measure`, medians over rounds.
     """
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {name: {} for name in lines}
-    for number in range(rounds):
-        for size, batch in sizes:
-            for name, line in lines.items():
-                run = _in_own_process(line, size, batch, steps)
-                found[name].setdefault(f"{size}x{batch}", []).append(run)
-                print(
-                    f"round {number + 1}, {name}, {size} px x {batch}: {run['wall_s']:.3f} s, {run['peak_mb']:.0f} MB",
-                    file=sys.stderr,
-                    flush=True,
-                )
-    return {name: {size: _medians(runs) for size, runs in own.items()} for name, own in found.items()}
+    variants = [(name, size, batch) for size, batch in sizes for name in lines]
+    runs = in_turns(variants, rounds, lambda variant: _measure_in_worker(lines[variant[0]], *variant[1:], steps))
+    costs: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in lines}
+    for (name, size, batch), measured in runs.items():
+        medians = {key: median(run[key] for run in measured) for key in MEASURED}
+        costs[name][f"{size}x{batch}"] = measured[0] | medians
+    return costs
 
 
-def _medians(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {key: median(run[key] for run in runs) if key in MEASURED else value for key, value in runs[0].items()}
-
-
-def _in_own_process(line: str, size: int, batch: int, steps: int) -> dict[str, Any]:
-    numbers = ["--size", str(size), "--batch", str(batch), "--steps", str(steps)]
-    command = [sys.executable, "-m", "benchmarks.backbone_costs", "--line", line, *numbers]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
-    if done.returncode:
-        raise DataError(f"measuring '{line}' stopped with exit code {done.returncode}: {done.stderr.strip()[-500:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def _wait_for(device: "torch.device") -> None:
-    if device.type == "cuda":
-        import torch
-
-        torch.cuda.synchronize(device)
-
-
-def _peak_mb() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
-
-
-def _resident_mb() -> float:
-    """What the process holds now; its peak so far where the system does not tell."""
-    status = Path("/proc/self/statm")
-    if not status.is_file():
-        return _peak_mb()
-    return int(status.read_text(encoding="ascii").split()[1]) * resource.getpagesize() / 1e6
+def _measure_in_worker(line: str, size: int, batch: int, steps: int) -> dict[str, Any]:
+    words = ["--line", line, "--size", str(size), "--batch", str(batch), "--steps", str(steps)]
+    return run_worker("backbone_costs", words, f"measuring '{line}'", {"OMP_NUM_THREADS": "1"})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Train several backbones with several seeds on the same data by the project's own command lines, and compare them.
+"""Train several backbones with several seeds on the same data by the project's command lines, and compare them.
 
-Every run is a training and a test as a user would type them, in folders below --out. A run that is done is not done
-again while its command line is the same, one that was stopped goes on where it stopped:
+Every run is a training and a test, in folders below --out. Finished runs are reused while their command line is the
+same; interrupted ones are resumed:
 
     python -m benchmarks.backbones --root DATA/SEN12MSCRTS --masks MASKS --out OUT \
         --models uncrtaints conv3d_mamba utae --seeds 1 2 3
@@ -11,200 +11,261 @@ step are measured after the trainings, when nothing else of this benchmark runs.
 """
 
 import argparse
-import json
-import os
-import shlex
-import sys
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import runner
 from benchmarks.backbone_costs import measure_in_turns
-from benchmarks.backbone_tables import (
-    CURVES,
-    markdown,
-    paired_differences,
-    read_baselines,
-    read_figures,
-    same_for_all,
-    summarise,
-)
-from benchmarks.provenance import commit, cpu_name, provenance
-from benchmarks.runner import Run, check, commits, run_all
-from benchmarks.tables import write_section
+from benchmarks.harness import commit, read_json
+from benchmarks.measure import spread
+from benchmarks.runner import Run
+from benchmarks.tables import header, line, plus_minus
 from common.cli import run_command
-from common.errors import UsageError
+from common.errors import DataError
 from common.files import write_json
-from config.resolve import resolve_config
+from evaluation.baselines import OVERALL
+from evaluation.charts import plot_calibration
 from model.registry import MODELS
-from parse_args import parse
-from util import demo
 
-SECTION = "benchmarks.backbones"
-SHARED = (
-    "--use_sar --input_t 3 --head nig --loss NIG --scale_by 10 --lr 0.003 --gamma 0.85 --batch_size 4 --precision auto"
-)
-# Half of the published widths, heads and attention channels, for two cores and an hour; conv3d_mamba at about half of
-# its own, within 1.5 times the FLOPs of uncrtaints.
-NETWORKS = {
-    **demo.EXPERTS,
-    "utae": "--encoder_widths 32 32 32 64 --decoder_widths 32 32 32 64 --n_head 8 --d_model 128",
-}
-REFERENCE = "uncrtaints"  # what the others are set against, seed by seed
+# name -> decimals; all of the whole test split
+FIGURES = {"RMSE": 4, "MAE": 4, "PSNR": 2, "SSIM": 4, "SAM": 2, "NLL": 3, "ENCE": 3, "coverage 90": 3}
+REFERENCE = "uncrtaints"  # the others are compared with it, seed by seed
+PAIRED = {"SSIM": True, "PSNR": True, "RMSE": False, "NLL": False}  # name -> whether higher is better
+BASELINES = ("least_cloudy", "mean", "clear_mean")
+CURVES = "images/backbones_calibration.png"  # relative to the page
+
+Row = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, test, measure; write the JSON and the page."""
     options = _parser().parse_args(argv)
     options.models, options.seeds = (list(dict.fromkeys(given)) for given in (options.models, options.seeds))
-    flags = flags_by_model(options.flags, options.models)
+    flags = runner.flags_by_model(options.flags, options.models)
     out = Path(options.out)
-    lines = {model: network_line(model, flags, options) for model in options.models}
-    runs = [plan(model, seed, lines[model], options) for seed in options.seeds for model in options.models]
-    check(runs)
-    run_all(runs, out, options.jobs)
+    lines = {model: runner.network_line(model, flags, options) for model in options.models}
+    runs = [runner.plan(model, seed, lines[model], options) for seed in options.seeds for model in options.models]
+    runner.run_all(runs, out, options.jobs)
     costs = measured_costs(lines, options, out / "costs.json")
-    report = {**provenance("benchmarks.backbones", argv), **collect(runs, out)}
-    cuda = options.device.startswith("cuda")
-    report["device"] = report["gpu"] if cuda else f"{cpu_name()}, {os.cpu_count()} cores"
-    report |= {"costs": costs, "settings": settings(runs, flags, options, out)}
-    report["command"] = told(
-        ["python", "-m", "benchmarks.backbones", *(sys.argv[1:] if argv is None else argv)], options
-    )
-    report["how"] = how_to_reproduce(report["command"], report["settings"])
-    write_json(options.json, report)
-    page = Path(options.page)
-    draw(runs, out, page.parent / CURVES)
-    write_section(page, SECTION, markdown(report))
-    print(f"{markdown(report)}\n{options.json}\n{page}")
+    report = runner.experiment_provenance("backbones", argv, options, runs) | collect(runs, out) | {"costs": costs}
+    report["settings"] = runner.common_settings(runs[0], flags, options) | {
+        "seeds": options.seeds,
+        "batch_size": runs[0].config.batch_size,
+        "rounds": options.rounds,
+    }
+    draw(runs, out, Path(options.page).parent / CURVES)
+    runner.publish_experiment("backbones", report, markdown, options)
     return 0
 
 
-def flags_by_model(given: Sequence[str], models: Sequence[str]) -> dict[str, str]:
-    """The flags of each model: those of the table, then those given by hand, which win.
-
-    Args:
-        given: as `utae=--lr 0.001`.
-        models: of this comparison.
-
-    Raises:
-        UsageError: if one is not of that form or names no model of this comparison.
-    """
-    found = {model: NETWORKS.get(model, "") for model in models}
-    for text in given:
-        model, equals, words = text.partition("=")
-        if not equals or model not in found:
-            raise UsageError(f'--flags takes MODEL="..." with a model of {", ".join(models)}; got {text!r}')
-        found[model] = f"{found[model]} {words}".strip()
-    return found
-
-
-def network_line(model: str, flags: dict[str, str], options: argparse.Namespace) -> str:
-    """What a training of this model is told beside its data and its name."""
-    parts = (f"--model {model}", SHARED, f"--epochs {options.epochs} --device {options.device}", options.training)
-    return " ".join(part for part in (*parts, flags[model]) if part)
-
-
-def plan(
-    model: str, seed: int, line: str, options: argparse.Namespace, label: str = "", after: tuple[Run, ...] = ()
-) -> Run:
-    """The command lines of one run; `label` and `after` as `Run` has them."""
-    out = Path(options.out)
-    name, results = f"{label or model}_seed{seed}", str(out / "results")
-    data = ["--root1", options.root, "--root2", options.root, "--precomputed", options.masks]
-    train = ["--experiment_name", name, "--res_dir", results, "--rdm_seed", str(seed), *data, *shlex.split(line)]
-    test = ["--experiment_name", name, "--weight_folder", results, "--res_dir", str(out / "inference")]
-    test += ["--export_every", "-1", "--device", options.device]
-    return Run(model, seed, tuple(train), tuple(test), label, after)
-
-
 def collect(runs: Sequence[Run], out: Path) -> dict[str, Any]:
-    """The figures of all runs, averages over seeds, paired differences, baselines, and the commits they ran at."""
+    """The figures of all runs, averages over seeds, paired differences, and baselines."""
     folders = {run: out / "inference" / run.name for run in runs}
     rows = [{"model": run.model, "seed": run.seed, **read_figures(folder)} for run, folder in folders.items()]
-    models = dict.fromkeys(run.model for run in runs)
-    reference = REFERENCE if REFERENCE in models else next(iter(models))
+    models = [run.model for run in runs]
+    reference = REFERENCE if REFERENCE in models else models[0]
     return {
         "runs": rows,
         "summary": summarise(rows),
         "reference": reference,
         "paired": paired_differences(rows, reference),
         "baselines": same_for_all({run.name: read_baselines(folder) for run, folder in folders.items()}),
-        "commits of the runs": commits(runs, out),
     }
 
 
 def draw(runs: Sequence[Run], out: Path, path: Path) -> None:
-    """Lay the calibration of the networks of the first seed side by side."""
-    from evaluation.charts import plot_calibration
-
-    metrics = {
-        run.model: json.loads((out / "inference" / run.name / "test_metrics.json").read_text(encoding="utf-8"))
-        for run in runs
-        if run.seed == runs[0].seed
-    }
+    """Plot the calibration of the networks of the first seed that have a variance."""
+    seed = runs[0].seed
+    metrics = {run.model: runner.read_test(run, out) for run in runs if run.seed == seed}
     reports = {model: report for model, report in metrics.items() if "reliability" in report}
     if reports:
-        plot_calibration(reports, path, f"Calibration on the test split, seed {runs[0].seed}")
+        plot_calibration(reports, path, f"Calibration on the test split, seed {seed}")
 
 
 def measured_costs(lines: dict[str, str], options: argparse.Namespace, store: Path) -> dict[str, Any]:
-    """Time, memory and FLOPs of a step of each model, from `store` where the same has been measured."""
+    """Time, memory and FLOPs of a step of each model, from `store` if the same was measured before."""
     sizes = options.costs
     if not sizes:
         return {}
     asked = {"lines": lines, "sizes": [list(size) for size in sizes], "rounds": options.rounds, "steps": options.steps}
-    known = json.loads(store.read_text(encoding="utf-8")) if store.is_file() else {}
-    if known.get("asked") == asked:
-        return known["costs"]
+    stored = read_json(store) if store.is_file() else {}
+    if stored.get("asked") == asked:
+        return stored["costs"]
     costs = measure_in_turns(lines, sizes, options.rounds, options.steps)
     write_json(store, {"asked": asked, "commit": commit(), "costs": costs})
     return costs
 
 
-def settings(runs: Sequence[Run], flags: dict[str, str], options: argparse.Namespace, out: Path) -> dict[str, Any]:
-    """What was the same for all, and what was not."""
-    config, _ = resolve_config(*parse("train", runs[0].train))
-    log = json.loads((out / "results" / runs[0].name / "trainlog.json").read_text(encoding="utf-8"))
-    return {
-        "shared": f"{SHARED} {options.training}".strip(),
-        "models": flags,
-        "seeds": options.seeds,
-        "epochs": config.epochs,
-        "batch_size": config.batch_size,
-        "training samples": next(iter(log.values()))["train_samples"],
-        "data": sample_data(options.root),
-        "rounds": options.rounds,
-    }
+def read_figures(folder: Path) -> Row:
+    """The figures of a tested run: `images`, and those of `FIGURES` that its test_metrics.json has.
+
+    Raises:
+        DataError: if the file is missing or not JSON.
+    """
+    return _select(read_json(folder / "test_metrics.json"))
 
 
-def sample_data(root: str) -> dict[str, Any]:
-    """How the sample data were made, where they are such."""
-    note = Path(root).parent / "sample_data.json"
-    data = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
-    return {name: data[name] for name in ("rois", "patches", "size", "seed") if name in data}
+def read_baselines(folder: Path) -> dict[str, Row]:
+    """The figures of the trivial baselines in the comparison.json of a tested run, over all samples."""
+    methods = read_json(folder / "comparison.json")[OVERALL]
+    return {name: _select(methods[name]) for name in BASELINES if name in methods}
 
 
-def told(words: Sequence[str], options: argparse.Namespace) -> str:
-    """A command line with folders of this machine replaced by names, and those of the results left out."""
-    names = {options.root: "DATA/SEN12MSCRTS", options.masks: "MASKS", options.out: "OUT"}
-    found: list[str] = []
-    for before, word in zip(["", *words], words, strict=False):
-        if before in ("--json", "--page") or word in ("--json", "--page"):
-            continue  # where this machine wrote
-        own = next((value for value in names if value and (word == value or word.endswith(f"={value}"))), "")
-        found.append(word.removesuffix(own) + names[own] if own else word)
-    return shlex.join(found)
+def same_for_all(baselines: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, Row]:
+    """The baselines of the first run, which must be those of every run.
+
+    Args:
+        baselines: run -> baseline -> figure -> value.
+
+    Raises:
+        DataError: if two runs disagree: they were tested on different samples.
+    """
+    first_name, first = next(iter(baselines.items()))
+    for name, rows in baselines.items():
+        for method, figures in rows.items():
+            for key, value in figures.items():
+                if not math.isclose(value, first[method][key], rel_tol=1e-5):
+                    raise DataError(
+                        f"{first_name} and {name} were tested on different samples: {key} of the baseline {method} is "
+                        f"{first[method][key]:.6g} and {value:.6g}; use one --out for each --root, and one set of flags"
+                    )
+    return {method: dict(figures) for method, figures in first.items()}
 
 
-def how_to_reproduce(command: str, found: dict[str, Any]) -> list[str]:
-    """The command lines that lead to the table."""
-    lines = []
-    if found["data"]:
-        numbers = " ".join(f"--{name} {value}" for name, value in found["data"].items())
-        lines.append(f"python -m util.make_sample_data DATA {numbers}")
-    lines.append("python -m util.pre_compute_data_samples --root DATA/SEN12MSCRTS --out MASKS")
-    return [*lines, command]
+def summarise(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, float]]]:
+    """Model -> figure -> `spread` over seeds, models in order of appearance.
+
+    Args:
+        rows: `model`, `seed` and figures by name; missing figures are left out.
+    """
+    summary = {}
+    for model in dict.fromkeys(row["model"] for row in rows):
+        values = {name: [row[name] for row in rows if row["model"] == model and name in row] for name in FIGURES}
+        summary[model] = {name: spread(column) for name, column in values.items() if column}
+    return summary
+
+
+def paired_differences(rows: Sequence[Row], reference: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """Every other model minus the reference, seed by seed.
+
+    Args:
+        rows: as for `summarise`.
+        reference: a model.
+
+    Returns:
+        Model -> figure of `PAIRED` -> `by seed`, `mean`, `std`, `n`, and `ahead`: in how many seeds it was better.
+        Only seeds that both have count; a model without one is left out.
+    """
+    figures = {(row["model"], row["seed"]): row for row in rows}
+    report: dict[str, dict[str, dict[str, Any]]] = {}
+    for model in dict.fromkeys(row["model"] for row in rows):
+        seeds = [seed for name, seed in figures if name == model and (reference, seed) in figures]
+        if model == reference or not seeds:
+            continue
+        for name, higher_is_better in PAIRED.items():
+            pairs = {seed: (figures[model, seed], figures[reference, seed]) for seed in seeds}
+            differences = {str(seed): a[name] - b[name] for seed, (a, b) in pairs.items() if name in a and name in b}
+            if differences:
+                ahead = sum((value > 0) == higher_is_better and value != 0 for value in differences.values())
+                entry = {"by seed": differences, "ahead": ahead} | spread(differences.values())
+                report.setdefault(model, {})[name] = entry
+    return report
+
+
+def quality_table(summary: Mapping[str, Mapping[str, Any]], baselines: Mapping[str, Row]) -> list[str]:
+    """The lines of the table of figures: mean ± standard deviation over seeds, and the trivial baselines."""
+    lines = header(["test split", *FIGURES])
+    for model, figures in summary.items():
+        cells = (plus_minus(figures[name], digits) if name in figures else "" for name, digits in FIGURES.items())
+        lines.append(line([f"`{model}`", *cells]))
+    for name, row in baselines.items():
+        cells = (f"{row[key]:.{digits}f}" if key in row else "" for key, digits in FIGURES.items())
+        lines.append(line([name, *cells]))
+    return lines
+
+
+def difference_table(paired: Mapping[str, Mapping[str, Any]], reference: str) -> list[str]:
+    """The lines of the table of paired differences."""
+    seeds = list(
+        dict.fromkeys(seed for figures in paired.values() for row in figures.values() for seed in row["by seed"])
+    )
+    lines = header([f"minus `{reference}`", "figure", *(f"seed {seed}" for seed in seeds), "mean ± sd", "better in"])
+    for model, figures in paired.items():
+        for name, row in figures.items():
+            digits = FIGURES[name]
+            cells = [f"{row['by seed'][seed]:+.{digits}f}" if seed in row["by seed"] else "" for seed in seeds]
+            ahead = f"{row['ahead']} of {row['n']}"
+            lines.append(line([f"`{model}`", name, *cells, plus_minus(row, digits, sign="+"), ahead]))
+    return lines
+
+
+def cost_table(costs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """The lines of the table of costs.
+
+    Args:
+        costs: model -> "SIZExBATCH" -> the results of `benchmarks.backbone_costs.measure`.
+    """
+    sizes = list(dict.fromkeys(size for by_size in costs.values() for size in by_size))
+    titles = ["training step", "parameters"]
+    for size in sizes:
+        pixels, batch = size.split("x")
+        titles += [f"{pixels} px, batch {batch}: time", "peak memory", "forward GFLOPs per sample"]
+    lines = header(titles)
+    for model, by_size in costs.items():
+        cells = [f"`{model}`", f"{next(iter(by_size.values()))['parameters']:,}"]
+        for size in sizes:
+            row = by_size[size]
+            cells += [f"{row['wall_s']:.3f} s", f"{row['peak_mb']:.0f} MB", f"{row['gflops_forward']:.2f}"]
+        lines.append(line(cells))
+    return lines
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The section of docs/results.md.
+
+    Args:
+        report: the content of benchmarks/results/backbones.json.
+    """
+    settings, reference = report["settings"], report["reference"]
+    images = next(iter(report["runs"]))["images"]
+    seeds = ", ".join(str(seed) for seed in settings["seeds"])
+    lines = [
+        "## Backbones on sample data",
+        "",
+        f"Every network with seeds {seeds}: {settings['epochs']} epochs of the same {settings['training samples']} "
+        f"samples, batch size {settings['batch_size']}, best epoch by validation, tested on {images} images of regions "
+        "not seen in training. Mean ± standard deviation over seeds; the trivial baselines need no training.",
+        "",
+        *quality_table(report["summary"], report["baselines"]),
+        "",
+    ]
+    if report["paired"]:
+        lines += [
+            "Runs with the same seed have the same order of samples and the same dates. Differences by seed:",
+            "",
+            *difference_table(report["paired"], reference),
+            "",
+        ]
+    if all("ENCE" in row for row in report["runs"]):
+        lines += [f"![Reliability and coverage of the networks, first seed]({CURVES})", ""]
+    if report["costs"]:
+        precision = next(iter(next(iter(report["costs"].values())).values()))["precision"]
+        lines += [
+            f"Cost of a training step with three dates on {report['device']}, each network alone in a fresh process "
+            f"with one thread, backbone in {precision.split(':')[0]}; medians of {settings['rounds']} alternating "
+            "rounds. Peak memory is the growth of the process; FLOPs are those of convolutions and matrix products, "
+            "multiplications and additions counted separately.",
+            "",
+            *cost_table(report["costs"]),
+            "",
+        ]
+    return "\n".join([*lines, *runner.reproduction_lines("backbones", report)]) + "\n"
+
+
+def _select(metrics: Mapping[str, Any]) -> Row:
+    return {name: metrics[name] for name in ("images", *FIGURES) if name in metrics}
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -215,25 +276,13 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, help="SEN12MS-CR-TS, or sample data in its layout")
-    parser.add_argument("--masks", default="", help="its stored masks")
-    parser.add_argument("--out", required=True, help="folder for runs, logs and tests")
+    parser = runner.experiment_parser("backbones", __doc__, [1, 2, 3], 12, "docs/results.md")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["uncrtaints", "conv3d_mamba", "utae"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--training", default="", metavar="FLAGS", help="more flags for every training")
-    parser.add_argument("--flags", nargs="+", default=[], metavar="MODEL=FLAGS", help="more flags for one model")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on one thread")
-    parser.add_argument("--device", default="cpu")
     parser.add_argument(
-        "--costs", nargs="*", type=_size, default=[(64, 4), (256, 1)], metavar="SIZExBATCH", help="bare: no costs"
+        "--costs", nargs="*", type=_size, default=[(64, 4), (256, 1)], metavar="SIZExBATCH", help="empty: no costs"
     )
-    parser.add_argument("--rounds", type=int, default=3, help="turns in which costs are measured")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps of a turn")
-    parser.add_argument("--json", default="benchmarks/results/backbones.json")
-    parser.add_argument("--page", default="docs/results.md")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--rounds", type=int, default=3, help="alternating measurements of the costs")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps of a measurement")
     return parser
 
 

@@ -1,47 +1,18 @@
-"""The published UnCRtainTS graph, step by step in plain eager PyTorch: what our own network is measured against.
+"""The published UnCRtainTS graph in plain eager PyTorch: the reference of our network's speed and memory.
 
-Written from the published description for comparison only, never for training: one module call per operation, all
-in float32, intermediate tensors kept by autograd as they come, and the dense C x C covariance of the published loss.
-Parameter names are those of the checkpoints, so weights move between this network and `model.backbones.uncrtaints`.
+Written from the published description for comparison only, never for training: one module call per operation, all in
+float32, every intermediate tensor kept by autograd, and the dense C x C covariance of the published loss. Parameter
+names are those of the checkpoints, so weights can be exchanged with `model.backbones.uncrtaints`.
 """
 
 import math
-from collections.abc import Sequence
+from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 N_BANDS = 13
-
-
-class PlainConvs(nn.Module):
-    """Convolutions of kernel size `kernel`, each with bias, norm and ReLU; without both where `plain`."""
-
-    def __init__(self, widths: Sequence[int], kernel: int, norm: str, plain: bool = False) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for before, after in zip(widths[:-1], widths[1:], strict=True):
-            layers.append(nn.Conv2d(before, after, kernel, padding=kernel // 2, padding_mode="reflect"))
-            if not plain:
-                layers += [plain_norm(norm, after), nn.ReLU()]
-        self.conv = nn.Sequential(*layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, C, H, W)."""
-        return self.conv(x)
-
-
-class PlainConvBlock(nn.Module):
-    """`PlainConvs` under one more name, as the checkpoints have it."""
-
-    def __init__(self, widths: Sequence[int], norm: str, plain: bool = False) -> None:
-        super().__init__()
-        self.conv = PlainConvs(widths, 1, norm, plain)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, C, H, W)."""
-        return self.conv(x)
 
 
 class PlainSqueeze(nn.Module):
@@ -61,19 +32,6 @@ class PlainSqueeze(nn.Module):
         return x * self.fc(x.mean(dim=(2, 3)))[:, :, None, None]
 
 
-class PlainPreNorm(nn.Module):
-    """A norm, then `fn`."""
-
-    def __init__(self, norm: nn.Module, fn: nn.Module) -> None:
-        super().__init__()
-        self.norm = norm
-        self.fn = fn
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, C, H, W)."""
-        return self.fn(self.norm(x))
-
-
 class PlainMBConv(nn.Module):
     """Inverted bottleneck with expansion 2."""
 
@@ -91,7 +49,7 @@ class PlainMBConv(nn.Module):
             nn.Conv2d(hidden, width, 1, bias=False),
             plain_norm(norm, width),
         )
-        self.conv = PlainPreNorm(plain_norm(norm, width), body)
+        self.conv = nn.Sequential(OrderedDict(norm=plain_norm(norm, width), fn=body))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W)."""
@@ -103,9 +61,7 @@ class PlainResidual(nn.Module):
 
     def __init__(self, width: int, norm: str) -> None:
         super().__init__()
-        self.conv1 = PlainConvs([width, width], 3, norm)
-        self.conv2 = PlainConvs([width, width], 3, norm)
-        self.conv3 = PlainConvs([width, width], 3, norm)
+        self.conv1, self.conv2, self.conv3 = (plain_conv(width, width, norm, kernel=3) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W)."""
@@ -113,7 +69,7 @@ class PlainResidual(nn.Module):
 
 
 class PlainHeads(nn.Module):
-    """Queries that are learned, keys that are computed."""
+    """Attention weights of learned queries."""
 
     def __init__(self, n_head: int, d_k: int, d_model: int) -> None:
         super().__init__()
@@ -128,7 +84,7 @@ class PlainHeads(nn.Module):
 
 
 class PlainTemporalEncoder(nn.Module):
-    """L-TAE that gives attention only."""
+    """L-TAE that returns attention weights only."""
 
     def __init__(self, width: int, n_head: int, d_model: int, d_k: int) -> None:
         super().__init__()
@@ -165,11 +121,11 @@ class PlainUncrtaints(nn.Module):
     ) -> None:
         super().__init__()
         block = PlainMBConv if block_type == "mbconv" else PlainResidual
-        self.in_conv = PlainConvBlock([in_channels, width], "group")
+        self.in_conv = nn.Sequential(OrderedDict(conv=plain_conv(in_channels, width, "group")))
         self.in_block = nn.ModuleList([block(width, "group")])
         self.temporal_encoder = PlainTemporalEncoder(width, n_head, d_model, d_k)
         self.out_block = nn.ModuleList([block(width, "batch") for _ in range(n_decoder)])
-        self.out_conv = PlainConvBlock([width, 2 * N_BANDS], "none", plain=True)
+        self.out_conv = nn.Sequential(OrderedDict(conv=plain_conv(width, 2 * N_BANDS)))
 
     def forward(self, x: Tensor, dates: Tensor) -> Tensor:
         """Raw maps (B, 1, 26, H, W), before the output non-linearities, of x (B, T, C, H, W)."""
@@ -190,6 +146,14 @@ class PlainUncrtaints(nn.Module):
         return self.out_conv(out).unsqueeze(1)
 
 
+def plain_conv(before: int, after: int, norm: str | None = None, kernel: int = 1) -> nn.Module:
+    """A convolution with bias, followed by norm and ReLU unless `norm` is None; names as in the checkpoints."""
+    layers: list[nn.Module] = [nn.Conv2d(before, after, kernel, padding=kernel // 2, padding_mode="reflect")]
+    if norm is not None:
+        layers += [plain_norm(norm, after), nn.ReLU()]
+    return nn.Sequential(OrderedDict(conv=nn.Sequential(*layers)))
+
+
 def plain_norm(kind: str, width: int) -> nn.Module:
     """A batch norm, or a group norm of four groups."""
     return nn.BatchNorm2d(width) if kind == "batch" else nn.GroupNorm(4, width)
@@ -204,12 +168,12 @@ def dense_gaussian_nll(mean: Tensor, target: Tensor, variance: Tensor) -> tuple[
     """Multivariate Gaussian NLL by a C x C precision and covariance matrix at every pixel.
 
     Args:
-        mean: (1, 1, C, H, W), scaled units. The published loss is right for one item only.
+        mean: (1, 1, C, H, W), scaled units. The published loss is correct for a single item only.
         target: the same shape.
         variance: the same shape.
 
     Returns:
-        The mean over pixels, and the covariance (1, 1, C, C, H, W) that the published loss hands on.
+        The mean over pixels, and the covariance (1, 1, C, C, H, W) that the published loss also returns.
     """
 
     def of_pixel(mean: Tensor, target: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""How many times faster a sample's masks and coverages are read from the store than computed.
+"""Speed of reading a sample's masks and coverages from the store relative to computing them.
 
 Works on any folder in the layout of SEN12MS-CR-TS, such as one of `python -m util.make_sample_data OUT --size 256`:
 
@@ -6,8 +6,6 @@ Works on any folder in the layout of SEN12MS-CR-TS, such as one of `python -m ut
 """
 
 import argparse
-import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +14,8 @@ from statistics import median
 
 import numpy as np
 
-from benchmarks.provenance import provenance
+from benchmarks.harness import benchmark_parser, publish
+from benchmarks.measure import evict, seconds
 from common.cli import run_command
 from common.errors import DataError
 from data.clouds.detectors import detect_clouds
@@ -27,10 +26,10 @@ from data.raster.image_store import image_series
 from data.splits import SERIES
 
 _READINGS = 20  # of each patch; the median is reported
-_INPUTS = 3  # dates that a training sample takes its masks from, besides the target
+_INPUTS = 3  # dates whose masks a training sample reads, in addition to the target
 
 
-def main(argv: Sequence[str] | None = None) -> int | None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; with --out write the same as JSON."""
     args = _parser().parse_args(argv)
     series = list(image_series(args.root, SERIES, "all", "all"))[: args.patches]
@@ -40,37 +39,33 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     for images in series:
         with tempfile.TemporaryDirectory() as folder:
             patches.append(measure(args.root, Path(folder), args.detector, images))
-    result = {
-        **provenance("benchmarks.mask_store_speed", argv),
+    results = {
         "detector": args.detector,
         "patches": patches,
         "times faster, all dates": round(median(p["compute_s"] / p["load_all_s"] for p in patches), 1),
         "times faster, a training sample": round(median(p["compute_s"] / p["load_sample_s"] for p in patches), 1),
     }
-    print(json.dumps(result, indent=4))
-    if args.out is not None:
-        args.out.write_text(json.dumps(result, indent=4) + "\n", encoding="utf-8")
-    return 0
+    return publish("mask_store_speed", argv, results, args.out)
 
 
 def measure(root: Path, folder: Path, detector: str, images: tuple[str, ...]) -> dict[str, float]:
     """Seconds to compute the masks and coverages of one patch, and to read them from the store, images in memory.
 
     Args:
-        root: the data set's folder.
+        root: folder of the data set.
         folder: where to put the store.
         detector: one of `data.constants.DETECTORS`.
         images: the optical images of one patch, paths below the root.
 
     Returns:
         compute_s: all dates, from pixels in memory, the smaller of wall and processor time, so that a busy machine
-        does not flatter the store; load_all_s: coverages and masks of all dates, by a fresh reader,
-        the operating system's cache dropped; load_sample_s: coverages of all dates, masks of four; and the shape.
+        does not flatter the store; load_all_s: coverages and masks of all dates, by a fresh reader, not in the page
+        cache; load_sample_s: coverages of all dates, masks of four; and the shape.
     """
     pixels = [read_bands(root / path, N_S2) for path in images]
     detect_clouds(pixels[0], detector)  # the detector is loaded once, not for every sample
     cpu_start = time.process_time()
-    wall_s = _seconds(lambda: [detect_clouds(image, detector).mean() for image in pixels])
+    wall_s = seconds(lambda: [detect_clouds(image, detector).mean() for image in pixels])
     compute_s = min(wall_s, time.process_time() - cpu_start)
     store = MaskStore(folder, detector, must_store=True)
     computed = store.masks(root, images, pixels)
@@ -82,7 +77,7 @@ def measure(root: Path, folder: Path, detector: str, images: tuple[str, ...]) ->
         return fresh.masks(root, images[:n_masks])
 
     if not all(map(np.array_equal, computed, load(len(images)))):
-        raise DataError("the store gave back other masks than were computed; report this with the image")
+        raise DataError("the masks read from the store differ from those computed; report this with the image")
     height, width = pixels[0].shape[1:]
     return {
         "dates": len(images),
@@ -96,28 +91,18 @@ def measure(root: Path, folder: Path, detector: str, images: tuple[str, ...]) ->
 
 
 def _cold_median(record: Path, load: Callable[[], object]) -> float:
-    seconds = []
+    times = []
     for _ in range(_READINGS):
-        with record.open("rb") as file:
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # drop it from the page cache
-        seconds.append(_seconds(load))
-    return median(seconds)
-
-
-def _seconds(action: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
+        evict(record)
+        times.append(seconds(load))
+    return median(times)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.mask_store_speed", description=__doc__)
+    parser = benchmark_parser("mask_store_speed", __doc__)
     parser.add_argument("--root", type=Path, required=True, help="a folder in the layout of SEN12MS-CR-TS")
     parser.add_argument("--detector", choices=DETECTORS, default=DETECTORS[0])
-    parser.add_argument("--patches", type=int, default=1, help="how many patches to measure")
-    parser.add_argument("--out", type=Path, help="write the figures to this JSON file too")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--patches", type=int, default=1, help="number of patches to measure")
     return parser
 
 

@@ -1,18 +1,14 @@
-"""How fast whole scenes are reconstructed, and whether memory grows with them.
+"""Speed of reconstructing scenes, and whether memory grows with their size.
 
     python -m benchmarks.scene_speed --out benchmarks/results/scene_speed.json
 
-Scenes are made up: neither speed nor memory depends on what they show. The network has the default widths and random
-weights. Every figure is of a fresh process that runs `reconstruct_scene.py` from three optical and three radar GeoTIFFs
-to the products, cloud masks included. Megapixels per second are those that the command prints: without its start and
-the making of products, which `whole_s` has too. Peak memory is the largest resident set of one process.
+The scenes are synthetic: neither speed nor memory depends on their content. The network has the default widths and
+random weights. Every figure is of a fresh process that runs `reconstruct_scene.py` from three optical and three radar
+GeoTIFFs to the products, cloud masks included. Megapixels per second are those that the command prints: without
+start-up and the writing of products, which `whole_s` includes. Peak memory is the largest resident set of one process.
 """
 
 import argparse
-import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,11 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from rasterio.transform import from_origin
 
-from benchmarks.provenance import provenance
+from benchmarks.harness import benchmark_parser, publish, read_json, run_python
 from common.cli import run_command
-from common.errors import DataError
 from common.files import write_json
+from config.resolve import resolve_config
+from data.raster.geotiff import write_geotiff
+from model.build import build_model
+from model.weights import save_checkpoint
+from parse_args import parse
 
 DATES = ("2018-06-01", "2018-06-11", "2018-06-21")
 GROWTH_GOAL = 1.1  # of peak memory, at four times the area
@@ -38,36 +40,33 @@ sys.exit(code)
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int | None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; with --out write the same as JSON."""
     args = _parser().parse_args(argv)
     with tempfile.TemporaryDirectory(dir=args.work) as folder:
-        work = Path(folder)
-        run = args.weights or write_run(work / "run", args.model)
+        work = Path(folder).resolve()
+        run = args.weights.resolve() if args.weights else write_run(work / "run", args.model)
         scenes = {f"{side} x {side}": write_scene(work / str(side), side) for side in (args.side, 2 * args.side)}
         small, large = (
             measure(args, run, scene, work / f"{number}", 1) for number, scene in enumerate(scenes.values())
         )
-        shared = measure(args, run, list(scenes.values())[1], work / "shared", args.workers)
+        parallel = measure(args, run, list(scenes.values())[1], work / "parallel", args.workers)
     growth = large["peak_mb"] / small["peak_mb"]
-    result = provenance("benchmarks.scene_speed", argv) | {
+    results = {
         "model": args.model if args.weights is None else str(args.weights),
         "tile": args.tile,
         "one process": dict(zip(scenes, (small, large), strict=True)),
-        f"{args.workers} processes": {list(scenes)[1]: shared},
+        f"{args.workers} processes": {list(scenes)[1]: parallel},
         "peak memory at four times the area": {"ratio": growth, "goal": GROWTH_GOAL, "met": growth < GROWTH_GOAL},
     }
-    print(json.dumps(result, indent=4))
-    if args.out is not None:
-        write_json(args.out, result)
-    return 0
+    return publish("scene_speed", argv, results, args.out)
 
 
 def measure(args: argparse.Namespace, run: Path, scene: Path, out: Path, workers: int) -> dict[str, float]:
-    """One scene by so many processes.
+    """Reconstruct one scene with a number of processes.
 
     Returns:
-        `megapixels`, `seconds`, `megapixels_per_s` as the command tells them; `whole_s` from its start to its end;
+        `megapixels`, `seconds`, `megapixels_per_s` as the command reports them; `whole_s` from its start to its end;
         `peak_mb` of its own process, `worker_peak_mb` of the largest of its workers.
 
     Raises:
@@ -77,50 +76,35 @@ def measure(args: argparse.Namespace, run: Path, scene: Path, out: Path, workers
     words += ["--sar", *map(str, sorted(scene.glob("s1_*.tif")))]
     words += ["--out", str(out), "--tile", str(args.tile), "--workers", str(workers), "--device", "cpu"]
     started = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", _RUN, *words], capture_output=True, text=True, check=False, env=dict(os.environ)
-    )
-    whole = time.perf_counter() - started
-    if done.returncode:
-        raise DataError(f"reconstruct_scene.py failed: {done.stderr.strip().splitlines()[-1:]}")
-    told: dict[str, Any] = json.loads((out / "reconstruction.json").read_text(encoding="utf-8"))
-    own, workers_peak = (int(text) / 1024 for text in done.stdout.split("peak")[-1].split())
+    output = run_python(["-c", _RUN, *words], "reconstruct_scene.py")
+    elapsed = time.perf_counter() - started
+    reported: dict[str, Any] = read_json(out / "reconstruction.json")
+    own_peak, worker_peak = (int(text) / 1024 for text in output.split("peak")[-1].split())
     return {
-        "megapixels": told["megapixels"],
-        "seconds": told["seconds"],
-        "megapixels_per_s": told["megapixels"] / told["seconds"],
-        "whole_s": whole,
-        "peak_mb": own,
-        **({"worker_peak_mb": workers_peak} if workers > 1 else {}),
+        "megapixels": reported["megapixels"],
+        "seconds": reported["seconds"],
+        "megapixels_per_s": reported["megapixels"] / reported["seconds"],
+        "whole_s": elapsed,
+        "peak_mb": own_peak,
+        **({"worker_peak_mb": worker_peak} if workers > 1 else {}),
     }
 
 
 def write_scene(folder: Path, side: int) -> Path:
-    """Three dates of both sensors, `side` x `side` pixels; the folder."""
-    from rasterio.transform import from_origin
-
-    from data.raster.geotiff import write_geotiff
-
+    """Write three dates of both sensors, `side` x `side` pixels; returns the folder."""
     rng, transform = np.random.default_rng(side), from_origin(500_000, 5_400_000, 10, 10)
-    for day in DATES:
+    for date in DATES:
         level = rng.integers(300, 6000, (1, side // 16 + 1, side // 16 + 1)).repeat(16, 1).repeat(16, 2)
         level = level[:, :side, :side]
         optical = level + rng.integers(0, 200, (13, side, side))
         radar = rng.normal(-12, 3, (2, side, side))
-        write_geotiff(folder / f"s2_{day}.tif", optical.astype(np.uint16), "EPSG:32632", transform)
-        write_geotiff(folder / f"s1_{day}.tif", radar.astype(np.float32), "EPSG:32632", transform)
+        write_geotiff(folder / f"s2_{date}.tif", optical.astype(np.uint16), "EPSG:32632", transform)
+        write_geotiff(folder / f"s1_{date}.tif", radar.astype(np.float32), "EPSG:32632", transform)
     return folder
 
 
 def write_run(folder: Path, model: str) -> Path:
-    """A run of the default widths with random weights; the folder."""
-    import torch
-
-    from config.resolve import resolve_config
-    from model.build import build_model
-    from parse_args import parse
-    from training.checkpoint import save_checkpoint
-
+    """Write a run of the default widths with random weights; returns the folder."""
     words = ["--model", model, "--use_sar", "--input_t", "3", "--loss", "NIG", "--scale_by", "10", "--root1", "-"]
     config, _ = resolve_config(*parse("train", [*words, "--device", "cpu"]))
     torch.manual_seed(config.rdm_seed)
@@ -132,15 +116,13 @@ def write_run(folder: Path, model: str) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Speed and memory of reconstructing whole scenes.")
+    parser = benchmark_parser("scene_speed", __doc__)
     parser.add_argument("--weights", type=Path, help="a trained run (default: random weights)")
     parser.add_argument("--model", default="uncrtaints", choices=("uncrtaints", "conv3d_mamba"))
     parser.add_argument("--side", type=int, default=1000, help="pixels across of the smaller scene (default: 1000)")
     parser.add_argument("--tile", type=int, default=256, help="pixels across of a tile (default: 256)")
     parser.add_argument("--workers", type=int, default=2, help="processes of the last measurement (default: 2)")
-    parser.add_argument("--work", type=Path, help="where scenes and maps go meanwhile (default: the system's)")
-    parser.add_argument("--out", type=Path, help="JSON file")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--work", type=Path, help="folder for scenes and maps (default: the system's temporary folder)")
     return parser
 
 

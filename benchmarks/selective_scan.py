@@ -1,34 +1,31 @@
-"""The scan against a plain loop: time and memory of a training step, each in processes of their own.
+"""Time and memory of a training step of the selective scan relative to a plain loop, each in processes of their own.
 
     python -m benchmarks.selective_scan
     python -m benchmarks.selective_scan --device cuda --sequences 65536 --backends torch triton mamba_ssm
 
-On a processor the peak is the largest resident size of the process, and beside it what that size grows by over the
-inputs and their gradients. On a GPU it is what the allocator handed out; the time is set against the bytes that inputs,
-outputs and gradients must move, and these against the bandwidth of copying an array. No GPU has run that part yet.
+On a CPU the peak is the largest resident set of the process, also given without that of the inputs and their gradients.
+On a GPU it is the peak of allocated memory; the time is compared with the bytes that inputs, outputs and gradients must
+move at the bandwidth of copying an array. No GPU has run that part yet.
 """
 
 import argparse
 import json
-import resource
-import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.provenance import provenance
+from benchmarks.harness import benchmark_parser, in_turns, provenance, run_worker
+from benchmarks.measure import copy_bandwidth, peak_memory, synchronize
 from common.cli import run_command
 from common.files import write_json
 from model.ops import choose_backend, selective_scan
 
-LOOP, INPUTS = "loop", "inputs"  # the plain loop; no scan at all, for the memory that inputs take
+LOOP, INPUTS = "loop", "inputs"  # the plain loop; no scan at all, for the memory of the inputs
 
 
 def naive_scan(
@@ -42,7 +39,7 @@ def naive_scan(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The scan as its formula reads, in arrays (B, D, L, N): what ours is measured and tested against."""
+    """The scan as its formula reads, in arrays (B, D, L, N): the reference of benchmarks and tests."""
     if delta_bias is not None:
         delta = delta + delta_bias[:, None]
     if delta_softplus:
@@ -71,7 +68,7 @@ def make_inputs(
     dtype: torch.dtype = torch.float32,
     seed: int = 1,
 ) -> dict[str, Any]:
-    """Arguments of a scan as the layer gives them: channels innermost, steps between about 0.01 and 1."""
+    """Arguments of a scan as the layer passes them: channels innermost, steps between about 0.01 and 1."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
@@ -96,46 +93,46 @@ def make_inputs(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure in fresh processes, and print one table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser("selective_scan", __doc__, "benchmarks/results/selective_scan.json")
     parser.add_argument("--sequences", type=int, default=16384)
     parser.add_argument("--dates", type=int, default=3)
     parser.add_argument("--channels", type=int, default=128)
     parser.add_argument("--states", type=int, default=16)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--backends", nargs="+", default=["torch"])
-    parser.add_argument("--repeats", type=int, default=3, help="steps in a process, after one that does not count")
-    parser.add_argument("--rounds", type=int, default=3, help="processes for each, taking turns")
-    parser.add_argument("--out", default="benchmarks/results/selective_scan.json")
+    parser.add_argument("--repeats", type=int, default=3, help="steps in a process, after a warm-up step")
+    parser.add_argument("--rounds", type=int, default=3, help="processes for each, alternating")
     parser.add_argument("--only", help=argparse.SUPPRESS)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(argv)
     if options.only:
         print(json.dumps(measure(options)))
         return 0
     for name in options.backends:
-        choose_backend(name, options.device)  # says at once what cannot run
+        choose_backend(name, options.device)  # raises at once for those that cannot run
     rows = table(options)
     for name, row in rows.items():
         print(name, json.dumps(row))
-    write_json(options.out, {**provenance("benchmarks.selective_scan", argv), "options": vars(options), "rows": rows})
+    write_json(options.out, {**provenance("selective_scan", argv), "options": vars(options), "rows": rows})
     return 0
 
 
 def table(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Medians of time and memory for each, and their ratios to the plain loop."""
-    names = [INPUTS, LOOP, *options.backends]
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    for _ in range(options.rounds):
-        for name in names:
-            runs[name].append(run_alone(options, name))
-    idle = statistics.median(run["peak_mb"] for run in runs[INPUTS])
+    sizes = ("sequences", "dates", "channels", "states", "device", "repeats")
+    words = [word for name in sizes for word in (f"--{name}", str(getattr(options, name)))]
+    runs = in_turns(
+        [INPUTS, LOOP, *options.backends],
+        options.rounds,
+        lambda name: run_worker("selective_scan", ["--only", name, *words], name),
+    )
+    idle = median(run["peak_mb"] for run in runs.pop(INPUTS))
     rows: dict[str, dict[str, float]] = {}
-    for name in names[1:]:
-        peak = statistics.median(run["peak_mb"] for run in runs[name])
+    for name, measured in runs.items():
+        peak = median(run["peak_mb"] for run in measured)
         row = {
-            "forward_s": statistics.median(t for run in runs[name] for t in run["forward_s"]),
-            "step_s": statistics.median(t for run in runs[name] for t in run["step_s"]),
-            "step_s_least": min(t for run in runs[name] for t in run["step_s"]),
+            "forward_s": median(t for run in measured for t in run["forward_s"]),
+            "step_s": median(t for run in measured for t in run["step_s"]),
+            "step_s_least": min(t for run in measured for t in run["step_s"]),
             "peak_mb": peak,
             "above_inputs_mb": peak - idle,
         }
@@ -145,20 +142,10 @@ def table(options: argparse.Namespace) -> dict[str, dict[str, float]]:
             row["share_of_peak"] = row["peak_mb"] / loop["peak_mb"]
             row["share_above_inputs"] = row["above_inputs_mb"] / max(loop["above_inputs_mb"], 1e-9)
         if options.device.startswith("cuda"):
-            bandwidth = statistics.median(run["copy_gb_per_s"] for run in runs[name])
+            bandwidth = median(run["copy_gb_per_s"] for run in measured)
             row["share_of_bandwidth"] = least_bytes(options) / row["step_s"] / (bandwidth * 1e9)
         rows[name] = {key: round(value, 4) for key, value in row.items()}
     return rows
-
-
-def run_alone(options: argparse.Namespace, name: str) -> dict[str, Any]:
-    """One scan in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.selective_scan", "--only", name]
-    for flag in ("sequences", "dates", "channels", "states", "device", "repeats"):
-        command += [f"--{flag}", str(getattr(options, flag))]
-    folder = Path(__file__).parent.parent
-    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -169,23 +156,21 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             arguments[name] = arguments[name].detach().contiguous().requires_grad_()
     parameters = [value for value in arguments.values() if isinstance(value, Tensor)]
     grad_y = torch.ones_like(arguments["u"])
-    cuda = torch.device(options.device).type == "cuda"
+    device = torch.device(options.device)
     forward, step = [], []
     if options.only == INPUTS:
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
-            parameter.grad.fill_(1.0)  # touched, so that its pages are there
+            parameter.grad.fill_(1.0)  # written to, so that its pages are allocated
     else:
         for _ in range(options.repeats + 1):
             for parameter in parameters:
                 parameter.grad = None
-            times = one_step(options.only, arguments, grad_y, cuda)
+            times = one_step(options.only, arguments, grad_y, device)
             forward.append(times[0])
             step.append(times[1])
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else kilobytes / 2**10
-    result = {"forward_s": forward[1:], "step_s": step[1:], "peak_mb": peak}
-    return {**result, "copy_gb_per_s": copy_bandwidth(options.device)} if cuda else result
+    results = {"forward_s": forward[1:], "step_s": step[1:], "peak_mb": peak_memory(device) / 2**20}
+    return results if device.type == "cpu" else {**results, "copy_gb_per_s": copy_bandwidth(device) / 1e9}
 
 
 def run_scan(name: str, arguments: dict[str, Any]) -> Tensor:
@@ -197,43 +182,25 @@ def run_scan(name: str, arguments: dict[str, Any]) -> Tensor:
     return y
 
 
-def one_step(name: str, arguments: dict[str, Any], grad_y: Tensor, cuda: bool) -> tuple[float, float]:
+def one_step(name: str, arguments: dict[str, Any], grad_y: Tensor, device: torch.device) -> tuple[float, float]:
     """Seconds of the forward pass, and of both passes."""
-    wait: Callable[[], None] = torch.cuda.synchronize if cuda else lambda: None
-    wait()
+    synchronize(device)
     start = time.perf_counter()
     y = run_scan(name, arguments)
-    wait()
+    synchronize(device)
     middle = time.perf_counter()
     y.backward(grad_y)
-    wait()
+    synchronize(device)
     return middle - start, time.perf_counter() - start
 
 
 def least_bytes(options: argparse.Namespace) -> int:
-    """Bytes a float32 training step must move: forward reads u, delta, z, B, C and writes y; backward twice as much.
+    """Bytes that a float32 training step must move.
 
-    It reads those and the gradient of y, and writes five gradients.
+    Forward reads u, delta, z, B, C and writes y; backward reads those and the gradient of y, and writes five gradients.
     """
-    wide, narrow = (
-        options.sequences * options.dates * options.channels,
-        options.sequences * options.dates * options.states,
-    )
+    wide, narrow = (options.sequences * options.dates * width for width in (options.channels, options.states))
     return 4 * ((3 + 1 + 4 + 3) * wide + (2 + 2 + 2) * narrow)
-
-
-def copy_bandwidth(device: str) -> float:
-    """GB/s of copying 1 GiB, read and written."""
-    source = torch.empty(2**28, device=device)
-    target = torch.empty_like(source)
-    best = 0.0
-    for _ in range(10):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        target.copy_(source)
-        torch.cuda.synchronize()
-        best = max(best, 2 * source.nbytes / (time.perf_counter() - start) / 1e9)
-    return best
 
 
 if __name__ == "__main__":

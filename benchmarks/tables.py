@@ -1,25 +1,11 @@
-"""What the pages of several benchmarks share: Markdown tables, averages over seeds, and sections that are replaced."""
+"""Markdown of the benchmark pages: tables, and sections that are replaced in place."""
 
 import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from common.errors import DataError
-from common.files import atomic_file
-
-
-def spread(values: Iterable[float]) -> dict[str, float]:
-    """Mean, standard deviation (of a sample; NaN for one value) and number of values."""
-    found = list(values)
-    std = statistics.stdev(found) if len(found) > 1 else math.nan
-    return {"mean": statistics.fmean(found), "std": std, "n": len(found)}
-
-
-def median_range(values: Iterable[float]) -> dict[str, float]:
-    """Median, least and most of what rounds have measured."""
-    found = list(values)
-    return {"median": statistics.median(found), "least": min(found), "most": max(found)}
+from common.files import write_text
 
 
 def header(titles: Sequence[str]) -> list[str]:
@@ -33,27 +19,27 @@ def line(cells: Iterable[str]) -> str:
 
 
 def plus_minus(row: Mapping[str, float], digits: int, sign: str = "") -> str:
-    """What `spread` found, as `mean ± std`; the mean alone where there is one value."""
+    """The result of `measure.spread` as `mean ± std`; only the mean of a single value."""
     mean = f"{row['mean']:{sign}.{digits}f}"
     return mean if math.isnan(row["std"]) else f"{mean} ± {row['std']:.{digits}f}"
 
 
 def put_section(page: str, name: str, section: str, title: str = "# Results") -> str:
-    """The page with this section in place of the last one of its name, or at its end; the rest stays.
+    """The page with a section in place of the previous one of that name, or appended; other text is unchanged.
 
     Args:
-        page: the whole text.
-        name: by which the marks around the section are known.
+        page: the text of the page.
+        name: identifies the marks around the section.
         section: its text.
         title: of the page, where it is empty.
 
     Raises:
-        DataError: if only one of the two marks around the section is there.
+        DataError: if only one of the two marks is present.
     """
     start, end = f"<!-- {name}: from here -->", f"<!-- {name}: to here -->"
     marked = f"{start}\n\n{section.strip()}\n\n{end}"
     if (start in page) != (end in page):
-        raise DataError(f"the page has only one of the marks '{start}' and '{end}'; put the other back, or remove both")
+        raise DataError(f"the page has only one of the marks '{start}' and '{end}'; restore the other, or remove both")
     if start in page:
         before, rest = page.split(start, 1)
         return before + marked + rest.split(end, 1)[1]
@@ -61,7 +47,5 @@ def put_section(page: str, name: str, section: str, title: str = "# Results") ->
 
 
 def write_section(path: Path, name: str, section: str) -> None:
-    """`put_section` on a file, which need not be there yet."""
-    text = put_section(path.read_text(encoding="utf-8") if path.is_file() else "", name, section)
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    """`put_section` on a file, which may be missing."""
+    write_text(path, put_section(path.read_text(encoding="utf-8") if path.is_file() else "", name, section))

@@ -1,6 +1,6 @@
-"""From nothing to tested networks, reports and maps in a quarter of an hour: `python -m util.demo --out demo`.
+"""Sample data, tested networks, reports and maps in a quarter of an hour: `python -m util.demo --out demo`.
 
-Every step is a command line that works by itself; it is printed before it runs.
+Every step is a command line that also works on its own; it is printed before it runs.
 """
 
 import argparse
@@ -13,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.errors import DataError, run_command
-from common.files import whole_file
+from common.cli import run_command
+from common.errors import DataError
+from common.files import write_text
+from report.screenshot import take_screenshot
 
 DATA = {"rois": 20, "patches": 5, "size": 64, "seed": 1}
 # Half of the usual widths and depth, for two cores and a few minutes.
@@ -24,7 +26,7 @@ EXPERTS = {
 }
 FUSION = "fusion_net"
 SCENE, SCENE_NETWORK, SCENE_DATES = "ROIs1868/73", "conv3d_mamba", "3 4 5"  # a region of the test split
-SEEN = "--input_t 3 --use_sar --rdm_seed 1 --fit_rois 3 --batch_size 4 --precision auto --device cpu"
+SHARED = "--input_t 3 --use_sar --rdm_seed 1 --fit_rois 3 --batch_size 4 --precision auto --device cpu"
 TRAINING = "--loss NIG --scale_by 10 --lr 0.003 --gamma 0.85 --epochs 12"
 OVERALL, CLOUDED = "all samples", "every input >= 30 %"
 FIGURES = ("RMSE", "PSNR", "SSIM", "SAM", "NLL", "ENCE", "coverage 90")
@@ -43,40 +45,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     results, inference, data, masks = (out / name for name in ("results", "inference", "data", "masks"))
     series, triplets = data / "SEN12MSCRTS", data / "SEN12MSCR"
     flags = " ".join(f"--{name} {value}" for name, value in DATA.items())
-    _call("sample data", f"-m util.make_sample_data {data} {flags}")
-    _call("cloud masks, once for all", f"-m util.pre_compute_data_samples --root {series} --out {masks} --workers 2")
+    run_step("sample data", f"-m util.make_sample_data {data} {flags}")
+    run_step("cloud masks, once for all", f"-m util.pre_compute_data_samples --root {series} --out {masks} --workers 2")
     roots = f"--root1 {series} --root2 {series} --root3 {triplets} --precomputed {masks}"
     runs = {name: f"--model {name} {widths} {TRAINING}" for name, widths in EXPERTS.items()}
     runs[FUSION] = f"--model {FUSION} --experts " + " ".join(f"{name}={results / name}" for name in EXPERTS)
     for name, words in runs.items():
         where = f"--experiment_name {name} --res_dir {results}"
-        _call(f"training of {name}", f"train_reconstruct.py {where} {roots} {SEEN} {words}")
+        run_step(f"training of {name}", f"train_reconstruct.py {where} {roots} {SHARED} {words}")
         where = f"--experiment_name {name} --weight_folder {results} --res_dir {inference}"
-        _call(f"test of {name}", f"test_reconstruct.py {where} --device cpu --plot_every 4")
+        run_step(f"test of {name}", f"test_reconstruct.py {where} --device cpu --plot_every 4")
     exports = " ".join(str(inference / name) for name in EXPERTS)
     ensemble = inference / "ensemble"
-    _call("ensemble", f"ensemble_reconstruct.py {exports} --root {series} --uncertainty both --res_dir {ensemble}")
+    run_step("ensemble", f"ensemble_reconstruct.py {exports} --root {series} --uncertainty both --res_dir {ensemble}")
     compared = " ".join(str(inference / name) for name in [*runs, "ensemble"])
-    _call("comparison", f"-m util.compare_runs {compared} --out {out / 'compare.html'} --root {series}")
+    run_step("comparison", f"-m util.compare_runs {compared} --out {out / 'compare.html'} --root {series}")
     picture_report(inference / FUSION / "report.html", out / "report.png")
     where = (
         f"--weights {results / SCENE_NETWORK} --folder {series / SCENE} --numbers {SCENE_DATES} --tile {DATA['size']}"
     )
-    _call("a whole region, as maps", f"reconstruct_scene.py {where} --out {out / 'scene'}")
+    run_step("a whole region, as maps", f"reconstruct_scene.py {where} --out {out / 'scene'}")
     summary = summarise(inference, list(runs), _read(results / FUSION / "guard.json"))
-    with whole_file(out / "summary.md") as temporary:
-        temporary.write_text(summary, encoding="utf-8")
+    write_text(out / "summary.md", summary)
     print(f"\n{summary}\n{_places(out, inference)}\ndone in {(time.perf_counter() - started) / 60:.1f} min")
     return 0
 
 
-def summarise(inference: Path, runs: Sequence[str], verdict: Mapping[str, Any]) -> str:
-    """One table of networks, ensemble and trivial baselines on the test split, as Markdown.
+def summarise(inference: Path, runs: Sequence[str], decision: Mapping[str, Any]) -> str:
+    """A table of networks, ensemble and trivial baselines on the test split, as Markdown.
 
     Args:
-        inference: holds a tested run for each name, and `ensemble`.
-        runs: names of the networks, the fusion last; the baselines stand beside it.
-        verdict: of the guard of the fusion.
+        inference: folder with a tested run for each name, and `ensemble`.
+        runs: names of the networks, the fusion last, whose comparison.json holds the baselines.
+        decision: the guard.json of the fusion.
     """
     rows = {name: _read(inference / name / "test_metrics.json") for name in [*runs, "ensemble"]}
     groups = _read(inference / runs[-1] / "comparison.json")
@@ -88,11 +89,11 @@ def summarise(inference: Path, runs: Sequence[str], verdict: Mapping[str, Any]) 
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     better = min(runs[:-1], key=lambda name: rows[name]["RMSE"])
     ratio = rows[runs[-1]]["RMSE"] / rows[better]["RMSE"]
-    answer = f"accepted {verdict['rule']}" if verdict["accepted"] else f"did not accept {verdict['rule']}"
+    answer = f"accepted {decision['rule']}" if decision["accepted"] else f"did not accept {decision['rule']}"
     lines += [
         "",
-        f"On validation the guard {answer}; on the test split the RMSE of {runs[-1]} is {ratio:.3f} times that of "
-        f"{better}, the better network of the two.",
+        f"On validation the acceptance test {answer}; on the test split the RMSE of {runs[-1]} is {ratio:.3f} times "
+        f"that of {better}, the better network of the two.",
     ]
     gain = groups[OVERALL][model]["PSNR"] - groups[OVERALL]["mean"]["PSNR"]
     lines.append(f"{runs[-1]} is {gain:.1f} dB PSNR above the mean of the inputs.")
@@ -107,15 +108,10 @@ def summarise(inference: Path, runs: Sequence[str], verdict: Mapping[str, Any]) 
 
 
 def picture_report(report: Path, picture: Path) -> None:
-    """Take a picture of the first card of a report, as the README shows one, or say that there is no browser."""
-    from report.screenshot import take_screenshot
-
+    """Write a picture of the first card of a report, as in the README; print a note if there is no browser."""
     taken = take_screenshot(report, picture, ".card")
-    print(
-        f"\nno picture of {report}: it takes chromium and playwright"
-        if taken is None
-        else f"\npicture of {report}: {picture}"
-    )
+    missing = f"no picture of {report}: it needs chromium and playwright"
+    print(f"\n{missing}" if taken is None else f"\npicture of {report}: {picture}")
 
 
 def _places(out: Path, inference: Path) -> str:
@@ -130,7 +126,7 @@ def _places(out: Path, inference: Path) -> str:
         "by cloud cover": first / "comparison.md",
         "pictures": sheets[0] if sheets else first / "plots",
         "calibration": first / "plot_test_reliability.png",
-        "guard": out / "results" / FUSION / "guard.md",
+        "acceptance test": out / "results" / FUSION / "guard.md",
         "exports": first / "export",
         "ensemble": inference / "ensemble",
         "weights": out / "results",
@@ -138,8 +134,16 @@ def _places(out: Path, inference: Path) -> str:
     return "\n".join(f"{name + ':':<18}{path}" for name, path in places.items())
 
 
-def _call(title: str, line: str) -> None:
-    """Run one command line of this project and stop the demo if it fails."""
+def run_step(title: str, line: str) -> None:
+    """Run a command line of this project.
+
+    Args:
+        title: printed before it.
+        line: the words after `python`.
+
+    Raises:
+        DataError: if it fails.
+    """
     print(f"\n=== {title}\n$ python {line}", flush=True)
     started = time.perf_counter()
     done = subprocess.run([sys.executable, *shlex.split(line)], check=False)

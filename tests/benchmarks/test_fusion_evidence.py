@@ -1,4 +1,4 @@
-"""The evidence for the fusion: which runs it is made of, the bootstrap, and what the page says of made-up scores."""
+"""The evidence for the fusion: its runs, the bootstrap, and the page of made-up scores."""
 
 import json
 import shutil
@@ -6,11 +6,12 @@ import shutil
 import numpy as np
 import pytest
 
-from benchmarks import backbones, fusion_evidence, fusion_tables, runner
+from benchmarks import backbones, fusion_evidence, runner
 from benchmarks.fusion_scoring import GUARDED, Scores, recalibrated
 from common.errors import DataError, UsageError
-from config.defaults import RULES
 from model.fusion.network import FUSED
+from model.registry import FUSION_RULES
+from tests.support.benchmark_runs import check_page, fake_scripts, finish
 from tests.support.fusion_cases import fusion, pictures
 
 EXPERTS = fusion_evidence.EXPERTS
@@ -26,7 +27,7 @@ def options(out, *more):
 
 def planned(out, *more):
     given = options(out, *more)
-    flags = backbones.flags_by_model(given.flags, (*EXPERTS, "fusion_net"))
+    flags = runner.flags_by_model(given.flags, (*EXPERTS, "fusion_net"))
     return fusion_evidence.plan_all(flags, given)
 
 
@@ -34,10 +35,10 @@ def test_the_experts_are_the_runs_of_the_comparison_of_backbones(tmp_path):
     fusions, useless, twins = planned(tmp_path, "--flags", "uncrtaints=--n_head 4", "fusion_net=--fusion_epochs 2")
     words = ["--root", "ROOT", "--out", str(tmp_path), "--training", "--fit_rois 3", "--flags", "uncrtaints=--n_head 4"]
     given = backbones._parser().parse_args(words)
-    flags = backbones.flags_by_model(given.flags, list(EXPERTS))
+    flags = runner.flags_by_model(given.flags, list(EXPERTS))
     for fused, seed in zip(fusions, (1, 2), strict=True):
         for run, model in zip(fused.after, EXPERTS, strict=True):
-            other = backbones.plan(model, seed, backbones.network_line(model, flags, given), given)
+            other = runner.plan(model, seed, runner.network_line(model, flags, given), given)
             assert run.record() == other.record()
             assert f"{model}={tmp_path}/results/{model}_seed{seed}" in fused.train
     names = [run.name for run in fusion_evidence.all_of([*fusions, useless, twins])]
@@ -49,24 +50,15 @@ def test_the_experts_are_the_runs_of_the_comparison_of_backbones(tmp_path):
     weak = useless.after[0].train
     assert weak[weak.index("--max_samples_count") + 1] == "40"  # ten steps of four
     assert twins.after == (fusions[0].after[1],)
-    runner.check([*fusions, useless, twins])
+    assert twins.config.experts  # valid flags
     with pytest.raises(UsageError, match="with a model of uncrtaints, conv3d_mamba, fusion_net; got 'utae="):
         planned(tmp_path, "--flags", "utae=--lr 1")
-
-
-def pretend_done(out, run):
-    (out / "inference" / run.name).mkdir(parents=True)
-    for file in ("test_metrics.json", "comparison.json"):
-        (out / "inference" / run.name / file).write_text("{}")
-    record = out / "commands" / f"{run.name}.json"
-    record.parent.mkdir(exist_ok=True)
-    record.write_text(json.dumps({"run": run.record(), "commit": "abc"}))
 
 
 def test_a_fusion_is_done_only_with_its_own_experts(tmp_path):
     fused = planned(tmp_path)[0][0]
     for run in (*fused.after, fused):
-        pretend_done(tmp_path, run)
+        finish(tmp_path, run)
     assert runner.progress(fused, tmp_path) == "done"
     # the line of the fusion is the same, that of an expert is not
     other = planned(tmp_path, "--flags", "uncrtaints=--lr 0.1")[0][0]
@@ -77,27 +69,11 @@ def test_a_fusion_is_done_only_with_its_own_experts(tmp_path):
 
 
 def test_a_fusion_waits_for_its_experts_and_is_not_started_without_them(tmp_path, monkeypatch):
-    log, scripts = tmp_path / "calls", tmp_path / "scripts"
-    scripts.mkdir()
-    code = f"""
-import pathlib, sys
-words = sys.argv[1:]
-name, stage = words[words.index("--experiment_name") + 1], pathlib.Path(__file__).stem.split("_")[0]
-with open({str(log)!r}, "a") as log: log.write(f"{{stage}} {{name}}\\n")
-if name == "conv3d_mamba_seed2": sys.exit(3)
-folder = pathlib.Path(words[words.index("--res_dir") + 1]) / name
-if stage == "test":
-    folder.mkdir(parents=True)
-    for file in ("test_metrics.json", "comparison.json"): (folder / file).write_text("{{}}")
-"""
-    for script in runner.STAGES.values():
-        (scripts / script).write_text(code)
-    monkeypatch.setattr(runner, "ROOT", scripts)
-    monkeypatch.setattr(runner, "commit", lambda: "abc")
+    calls = fake_scripts(monkeypatch, tmp_path, failing="conv3d_mamba_seed2")
     fusions, _, _ = planned(tmp_path / "out")
     with pytest.raises(DataError, match=r"1 of 6 runs failed \(1 that need them were not started\), see the end of"):
         runner.run_all(fusion_evidence.all_of(fusions), tmp_path / "out", jobs=3)
-    calls = log.read_text().splitlines()
+    calls = calls()
     assert "train fusion_net_seed2" not in calls
     assert calls.index("train fusion_net_seed1") > calls.index("test uncrtaints_seed1")
     assert calls.index("train fusion_net_seed1") > calls.index("test conv3d_mamba_seed1")
@@ -105,43 +81,43 @@ if stage == "test":
 
 
 def test_bootstrap_draws_regions():
-    found = fusion_tables.paired_bootstrap([1.0, 3.0, 2.0, 2.0], [2.0, 2.0, 4.0, 8.0], ROIS)
+    found = fusion_evidence.paired_bootstrap([1.0, 3.0, 2.0, 2.0], [2.0, 2.0, 4.0, 8.0], ROIS)
     assert found["ratio"]["value"] == pytest.approx(8 / 16)
     assert found["difference"]["value"] == pytest.approx(-2)
     # the ends are draws of one region alone: a has ratio 1, b 1/2, c 1/4; one in 27 draws is each of them
     assert found["ratio"]["low"] == pytest.approx(1 / 4)
     assert found["ratio"]["high"] == pytest.approx(1)
     assert (found["difference"]["low"], found["difference"]["high"]) == pytest.approx((-6, 0))
-    assert found == fusion_tables.paired_bootstrap([1.0, 3.0, 2.0, 2.0], [2.0, 2.0, 4.0, 8.0], ROIS)
+    assert found == fusion_evidence.paired_bootstrap([1.0, 3.0, 2.0, 2.0], [2.0, 2.0, 4.0, 8.0], ROIS)
 
 
 def test_the_error_of_the_bootstrap_is_that_of_a_mean():
     values = np.random.default_rng(0).normal(size=200)
-    error = fusion_tables.paired_bootstrap(values, np.zeros(200) + 1, [str(n) for n in range(200)])["difference"]
+    error = fusion_evidence.paired_bootstrap(values, np.zeros(200) + 1, [str(n) for n in range(200)])["difference"]
     assert error["error"] == pytest.approx(values.std() / 200**0.5, rel=0.06)  # of 2000 resamples: 1.6 %, fourfold
 
 
 def test_equal_images_are_a_ratio_of_exactly_one():
     values = [0.1, 0.7, 0.3, 0.9]
-    found = fusion_tables.paired_bootstrap(values, values, ROIS)["ratio"]
+    found = fusion_evidence.paired_bootstrap(values, values, ROIS)["ratio"]
     assert (found["value"], found["low"], found["high"], found["error"]) == (1, 1, 1, 0)
 
 
 @pytest.fixture(scope="module")
 def scored():
-    """Scores of a fusion of two experts whose deviations trade places, the guard having accepted `gated`."""
+    """Scores of a fusion of two experts whose deviations are exchanged between image halves; `gated` is accepted."""
     seen, net = pictures(n=4, size=24), fusion("gated")
-    net.tau[:], net.fitted[...] = 0.8, True
-    net.accepted[:], net.choice[:] = True, FUSED
+    net.variance_factor[:], net.fitted[...] = 0.8, True
+    net.accepted[:], net.variance_source[:] = True, FUSED
     scores = Scores(net, EXPERTS)
     for part in (slice(0, 3), slice(3, 4)):
-        experts = net.consult(seen.x[part])
-        scores.add(experts, seen.target[part], None, ROIS[part])
-    return scores.report()
+        experts = net.predict_experts(seen.x[part])
+        scores.update(experts, seen.target[part], None, ROIS[part])
+    return scores.compute()
 
 
 def test_all_rows_answer_for_the_same_images(scored):
-    assert list(scored["rows"]) == [*EXPERTS, *(recalibrated(name) for name in EXPERTS), *RULES, GUARDED]
+    assert list(scored["rows"]) == [*EXPERTS, *(recalibrated(name) for name in EXPERTS), *FUSION_RULES, GUARDED]
     assert {len(values) for row in scored["per image"].values() for values in row.values()} == {4}
     rows = scored["rows"]
     assert rows[GUARDED]["RMSE"] == rows["gated"]["RMSE"]  # accepted
@@ -159,12 +135,12 @@ def test_all_rows_answer_for_the_same_images(scored):
 
 
 def guard(**changes):
-    told = {"rule": "gated", "better": "uncrtaints", "accepted": True, "variance": "fused", "n_clusters": 6}
-    return {**told, "clustered_by": "region", **changes}
+    decision = {"rule": "gated", "better": "uncrtaints", "accepted": True, "variance": "fused", "n_clusters": 6}
+    return {**decision, "clustered_by": "region", **changes}
 
 
 def test_what_is_compared(scored):
-    found = fusion_tables.compare(2, scored, guard(), resamples=50)
+    found = fusion_evidence.compare(2, scored, guard(), resamples=50)
     rows, figures = found["compared"], found["figures"]
     assert (found["seed"], found["images"], found["regions"]) == (2, 4, 3)
     assert found["better"] == min(EXPERTS, key=lambda name: figures[name]["RMSE"])
@@ -200,17 +176,17 @@ def row(ratio=0.98, high=1.0, ssim=0.0, nll=-0.1, ence=0.0, coverage=0.9):
     ],
 )
 def test_criteria(changes, lost):
-    failed = [text for text, holds in fusion_tables.CRITERIA.items() if not holds(row(**changes))]
+    failed = [text for text, holds in fusion_evidence.CRITERIA.items() if not holds(row(**changes))]
     assert len(failed) == (lost is not None)
     assert all(text.startswith(lost) for text in failed)
 
 
 def test_averages_over_seeds(scored):
-    found = [fusion_tables.compare(seed, scored, guard(), resamples=20) for seed in (1, 2)]
+    found = [fusion_evidence.compare(seed, scored, guard(), resamples=20) for seed in (1, 2)]
     found[1]["figures"] = {name: {key: 3 * v for key, v in row.items()} for name, row in found[0]["figures"].items()}
     found[1]["compared"]["gated"]["RMSE ratio"]["value"] = 1.5
     found[1]["held"] = dict.fromkeys(found[0]["held"], False)
-    total = fusion_tables.aggregate(found)
+    total = fusion_evidence.aggregate(found)
     assert total["summary"]["monig"]["NLL"]["mean"] == pytest.approx(2 * scored["rows"]["monig"]["NLL"])
     assert total["ratios"]["gated"]["largest"] == 1.5
     assert total["held"] == {text: int(holds) for text, holds in found[0]["held"].items()}
@@ -219,30 +195,26 @@ def test_averages_over_seeds(scored):
 def test_variance_of_twins():
     rows = {name: {"mean var": v} for name, v in {"u": 2.0, "u, recalibrated": 4.0, "gated": 4.0, "monig": 1.0}.items()}
     scores = {"experts": ["u", "twin"], "rules": ["gated", "monig"], "rows": rows}
-    assert fusion_tables.variance_ratios(scores) == {"gated": 1.0, "monig": 0.5}
+    assert fusion_evidence.variance_ratios(scores) == {"gated": 1.0, "monig": 0.5}
 
 
 def test_the_whole_page_and_nothing_scored_twice(tmp_path, monkeypatch, scored, capsys):
     out, page, table = tmp_path / "out", tmp_path / "fusion.md", tmp_path / "evidence.json"
     fusions, useless, twins = planned(out)
     for run in fusion_evidence.all_of([*fusions, useless, twins]):
-        pretend_done(out, run)
-        folder = out / "results" / run.name
-        folder.mkdir(parents=True)
-        (folder / "model.pth.tar").write_bytes(b"weights")
-        (folder / "trainlog.json").write_text(json.dumps({"1": {"train_samples": 40}}))
-        (folder / "guard.json").write_text(json.dumps(guard(accepted=run is not useless)))
         name = GUARDED if run.model == "fusion_net" else run.model
-        metrics = {"RMSE": scored["rows"][name]["RMSE"]}
-        (out / "inference" / run.name / "test_metrics.json").write_text(json.dumps(metrics))
-    asked = []
-    monkeypatch.setattr("benchmarks.fusion_scoring.score_run", lambda words: asked.append(words) or scored)
+        finish(out, run, train_samples=40, metrics={"RMSE": scored["rows"][name]["RMSE"]})
+        folder = out / "results" / run.name
+        (folder / "model.pth.tar").write_bytes(b"weights")
+        (folder / "guard.json").write_text(json.dumps(guard(accepted=run is not useless)))
+    calls = []
+    monkeypatch.setattr(fusion_evidence, "score_run", lambda words: calls.append(words) or scored)
     page.write_text("# Fusion\n\nBefore.\n\n<!-- benchmarks.fusion_evidence: from here -->\n"
                     "<!-- benchmarks.fusion_evidence: to here -->\n\nAfter.\n", encoding="utf-8")  # fmt: skip
     words = ["--root", "ROOT", "--out", str(out), "--seeds", "1", "2", "--fit_rois", "3"]
     words += ["--json", str(table), "--page", str(page)]
     assert fusion_evidence.main(words) == 0
-    assert len(asked) == 4
+    assert len(calls) == 4
     text = page.read_text(encoding="utf-8")
     assert text.startswith("# Fusion\n\nBefore.\n")
     assert text.endswith("to here -->\n\nAfter.\n")
@@ -251,22 +223,26 @@ def test_the_whole_page_and_nothing_scored_twice(tmp_path, monkeypatch, scored, 
     assert "- A useless second expert (`uncrtaints` after 10 steps" in text
     assert "falls back to uncrtaints, fused variance. Unguarded" in text
     assert "fitted on 3 held-out training regions" in text
-    assert "--training" not in text  # the command line told is the one that was typed
+    assert "--training" not in text  # the command line is the one that was typed
     report = json.loads(table.read_text(encoding="utf-8"))
-    assert [one["seed"] for one in report["seeds"]] == [1, 2]
+    assert [seed["seed"] for seed in report["seeds"]] == [1, 2]
     assert report["commits of the runs"] == ["abc"]
     assert str(out) not in text + table.read_text(encoding="utf-8")  # no folder of this machine
-    for picture in (fusion_tables.RATIOS, fusion_tables.CURVES):
+    for picture in (fusion_evidence.RATIOS, fusion_evidence.CURVES):
         assert (tmp_path / picture).stat().st_size > 1000
     assert fusion_evidence.main(words) == 0
     assert page.read_text(encoding="utf-8") == text
-    assert len(asked) == 4
+    assert len(calls) == 4
     (out / "results" / "fusion_net_seed2" / "model.pth.tar").write_bytes(b"other weights")
     fusion_evidence.main(words)
-    assert len(asked) == 5
+    assert len(calls) == 5
 
 
 def test_scores_that_a_test_does_not_find_are_refused():
-    fusion_evidence.agrees("guarded", 0.1, "fusion_net_seed1", 0.100001)
+    fusion_evidence.check_agreement("guarded", 0.1, "fusion_net_seed1", 0.100001)
     with pytest.raises(DataError, match=r"guarded has RMSE 0.1 in this pass, but 0.11 in the test of fusion_net_seed1"):
-        fusion_evidence.agrees("guarded", 0.1, "fusion_net_seed1", 0.11)
+        fusion_evidence.check_agreement("guarded", 0.1, "fusion_net_seed1", 0.11)
+
+
+def test_the_page_shows_the_stored_results():
+    check_page("fusion.md", "fusion_evidence", fusion_evidence.markdown)

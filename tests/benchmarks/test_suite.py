@@ -1,4 +1,4 @@
-"""The page of the speed benchmarks: what it says about figures, ranges and goals."""
+"""The page of the speed benchmarks: figures, ranges and goals."""
 
 import json
 import math
@@ -31,27 +31,26 @@ def test_the_cells_of_a_row():
     assert Row("a", 2.0, 2.0, 2.0, unit="s").cells() == ["a", "2.00 s", "", "", ""]
 
 
-def test_results_that_are_committed_are_read():
-    """Every benchmark whose result is there gives finite figures, its median within its range."""
-    found = [b for b in BENCHMARKS if (suite.RESULTS / f"{b.module}.json").is_file()]
-    assert found
-    for benchmark in found:
+def test_committed_results_have_their_median_within_their_range():
+    present = [b for b in BENCHMARKS if (suite.RESULTS / f"{b.module}.json").is_file()]
+    assert present
+    for benchmark in present:
         result = json.loads((suite.RESULTS / f"{benchmark.module}.json").read_text())
         for row in benchmark.rows(result):
-            assert row.least <= row.median <= row.most, row.what
+            assert row.least <= row.median <= row.most, row.title
 
 
 def test_the_page_and_the_plot(tmp_path, monkeypatch):
     results = tmp_path / "benchmarks" / "results"
     results.mkdir(parents=True)
-    found = {"median": 1.1, "least": 1.05, "most": 1.3, "goal": 1.2}
+    figures = {"median": 1.1, "least": 1.05, "most": 1.3, "goal": 1.2}
     origin = {
         "commit": "abc",
         "device": "a machine, 2 cores",
         "gpu": None,
         "command": "python -m benchmarks.evaluation",
     }
-    (results / "evaluation.json").write_text(json.dumps({**origin, "test / forward": found}))
+    (results / "evaluation.json").write_text(json.dumps({**origin, "test / forward": figures}))
     data = [{"folder": "F", "images": 3, "times faster": SPREAD}]
     (results / "cloud_masks.json").write_text(json.dumps({**origin, "data": data}))
     for name, path in (("RESULTS", results), ("PAGE", tmp_path / "RESULTS.md"), ("PLOT", tmp_path)):
@@ -67,6 +66,6 @@ def test_the_page_and_the_plot(tmp_path, monkeypatch):
     assert (tmp_path / "speed.png").stat().st_size > 1000
 
 
-def test_a_benchmark_that_is_not_there_is_an_error(capsys):
+def test_an_unknown_benchmark_is_an_error(capsys):
     with pytest.raises(suite.UsageError, match="--only nothing: expected"):
         suite.main(["--only", "nothing", "--page"])

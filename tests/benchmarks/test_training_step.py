@@ -1,4 +1,4 @@
-"""The benchmark of a training step, at a size that tells nothing but that it runs; the allocator it speaks of."""
+"""The benchmark of a training step, at a tiny size; the allocator setting that it measures."""
 
 import json
 import subprocess
@@ -22,13 +22,13 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_every_kind_of_step_is_measured(variant, capsys):
     words = ["--worker", variant, "--steps", "1", "--size", "32", "--batch", "2"]
     assert training_step.main(words) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert set(found) == {"wall_s", "cpu_s", "peak_mb"}
-    assert found["wall_s"] > 0
+    figures = json.loads(capsys.readouterr().out)
+    assert set(figures) == {"wall_s", "cpu_s", "peak_mb"}
+    assert figures["wall_s"] > 0
 
 
 @pytest.mark.parametrize("variant", ["theirs fp32", "ours fp8", "ours bf16+fast", "published fp32+compile"])
-def test_variants_that_are_none(variant):
+def test_unknown_variants_are_an_error(variant):
     with pytest.raises(UsageError, match="unknown variant|as it is, eager"):
         training_step.main(["--variants", variant])
 
@@ -37,10 +37,10 @@ def test_ratios_are_taken_within_a_round(monkeypatch, tmp_path, capsys):
     seconds = iter([2.0, 1.0, 4.0, 1.0, 3.0, 2.0])
     megabytes = iter([10.0, 5.0] * 3)
 
-    def run(*_):
+    def run(*_, **__):
         return {"wall_s": next(seconds), "cpu_s": 1.0, "peak_mb": next(megabytes)}
 
-    monkeypatch.setattr(training_step, "_in_own_process", run)
+    monkeypatch.setattr(training_step, "_measure_in_worker", run)
     out = tmp_path / "results" / "step.json"
     training_step.main(["--rounds", "3", "--variants", "published fp32", "ours bf16+keep", "--out", str(out)])
     found = json.loads(out.read_text(encoding="utf-8"))
@@ -57,7 +57,7 @@ def test_traffic_is_what_products_read_and_write():
     a, b = torch.rand(8, 16, requires_grad=True), torch.rand(16, 4)
     forward = 4 * (8 * 16 + 16 * 4 + 8 * 4)
     assert training_step.traffic(lambda: (a.detach() @ b).relu()) == forward
-    # backward: the gradient (8, 4) and b make that of a (8, 16); a transposed view counts as the tensor it shows
+    # backward: the gradient (8, 4) and b make that of a (8, 16); a transposed view counts as its tensor
     assert training_step.traffic(lambda: (a @ b).sum().backward()) == 2 * forward
     seconds = training_step.bandwidth_limit(lambda: a.detach() @ b, torch.device("cpu"))
     assert 1e8 < forward / seconds < 1e13  # bytes a second of any memory there is
@@ -65,7 +65,7 @@ def test_traffic_is_what_products_read_and_write():
 
 @pytest.mark.parametrize("head", ["gaussian", "nig"])
 def test_network_and_loss_read_no_number_from_the_device(head):
-    # each such reading would wait for a GPU at every step
+    # each such read would wait for a GPU at every step
     class Watch(TorchDispatchMode):
         seen: ClassVar[set[str]] = set()
 
@@ -83,7 +83,7 @@ def test_network_and_loss_read_no_number_from_the_device(head):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the allocator is glibc's")
-def test_the_allocator_is_told_to_keep_memory():
+def test_the_allocator_keeps_freed_memory():
     # in a process of its own: it cannot be undone
     code = "from common.memory import keep_freed_memory; assert keep_freed_memory(); b = bytearray(10**8); del b"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import precision
-from benchmarks.backbone_tables import FIGURES
+from benchmarks.backbones import FIGURES
 from benchmarks.precision import compare
 from common.errors import UsageError
 from config.schema import ModelConfig

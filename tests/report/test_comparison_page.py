@@ -170,7 +170,7 @@ def test_a_picture_of_a_card_or_a_line_without_a_browser(tmp_path, monkeypatch, 
     report = write_report(tmp_path, fake_tested(n=3))
     monkeypatch.setattr("report.screenshot.find_browser", lambda: None)
     picture_report(report, tmp_path / "card.png")
-    assert f"no picture of {report}: it takes chromium and playwright" in capsys.readouterr().out
+    assert f"no picture of {report}: it needs chromium and playwright" in capsys.readouterr().out
     assert not (tmp_path / "card.png").exists()
     monkeypatch.undo()
     pytest.importorskip("playwright", reason="playwright is not installed")

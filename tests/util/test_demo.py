@@ -1,4 +1,4 @@
-"""The demo's table, from made-up figures; the demo itself is the command `make demo`."""
+"""The summary of the demo, from made-up figures; the demo itself is the command `make demo`."""
 
 import json
 
@@ -30,7 +30,7 @@ def inference(tmp_path):
 @pytest.mark.parametrize(("accepted", "words"), [(True, "accepted gated"), (False, "did not accept gated")])
 def test_the_summary_compares_the_fusion_with_the_better_network(inference, accepted, words):
     text = summarise(inference, [*EXPERTS, FUSION], {"accepted": accepted, "rule": "gated"})
-    assert f"On validation the guard {words}; on the test split the RMSE of fusion_net is 0.938 times" in text
+    assert f"On validation the acceptance test {words}; on the test split the RMSE of fusion_net is 0.938 times" in text
     assert "that of conv3d_mamba, the better network of the two." in text  # 0.03 / 0.032
     assert "fusion_net is 17.5 dB PSNR above the mean of the inputs." in text
     assert "(8 samples) it is 17.0 dB above the best baseline, mean." in text
