@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-_BACKBONE = r"^((?:netG\.)?(?:experts\.\d+\.netG\.)?)"  # prefix of a backbone, which may be an expert of fusion_net
+_BACKBONE = r"^((?:netG\.)?(?:experts\.\d+\.netG\.)*)"  # prefix of a backbone, which may be an expert of fusion_net
 _NUMBERED_BLOCK = re.compile(_BACKBONE + r"(in|out)_block([1-9]\d*)\.")  # the oldest published ones
 _CONV3D_MAMBA = {  # attributes of the first edition
     "look": "encoder",
@@ -33,7 +33,7 @@ _FUSION_NET = {  # buffers of the first edition
     "gate.centre": "gate.feature_mean",
     "gate.spread": "gate.feature_std",
 }
-_BUFFER = re.compile(rf"^((?:netG\.)?)({'|'.join(map(re.escape, _FUSION_NET))})$")
+_BUFFER = re.compile(_BACKBONE + rf"({'|'.join(map(re.escape, _FUSION_NET))})$")
 
 
 def rename_key(key: str) -> str:

@@ -1,49 +1,56 @@
-"""The training of a fusion: experts found or trained, numbers fitted, the guard's verdict, and what a run writes."""
+"""Training of a fusion: its experts, the fit and its acceptance test, joint training, and the run folder."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
-from common.files import atomic_file, write_json
+from common.files import write_json, write_text
 from common.run_folder import RunFolder
 from config.experts import ExpertRun, common_held_out, read_experts
 from config.resolve import resolve_config
 from config.schema import Config
-from data.holdout import build_fit_split, held_out_rois
-from data.loaders import build_loaders
-from evaluation.evaluate import Evaluation, report_skipped
+from data.datasets.base import EmptySplitError
+from data.holdout import FitSplit, build_fit_split, held_out_rois
+from data.loaders import Loaders, PatchLoader, build_loader, build_loaders, rois_of
+from evaluation.calibration import CalibrationMeter, calibration_figures
+from evaluation.evaluate import Evaluation
+from evaluation.images import plot_gate
 from model.build import build_loss, build_model, build_optimizer, build_scheduler
-from model.fusion.acceptance import Verdict
+from model.fusion.acceptance import AcceptanceResult, FusionEvaluator, choose_clusters, clustered_gain
 from model.fusion.experts import load_experts
-from model.fusion.gate_training import GateRow
-from model.fusion.network import FusionNet
-from model.fusion.plots import show_gate
-from model.fusion.settling import fit_and_judge
-from model.reconstructor import Reconstructor
+from model.fusion.fit import fit_with_acceptance_test
+from model.fusion.gate import FitSettings, GateEpoch
+from model.fusion.network import FusionReconstructor
+from model.losses.fusion import fusion_loss
+from model.predictions import NIG, Prediction
 from model.registry import EXPERTS, WITH_SCAN
-from model.runtime import count_parameters, seed_everything
+from model.runtime import Compute, autocast, count_parameters, seed_everything
 from training.checkpoint import save_state
-from training.engine import TrainState
-from training.run import set_up_run, start_run_folder, tensorboard_log
+from training.engine import ScalarLog, TrainState, train_one_epoch
+from training.run import RunSetup, print_skipped_at_exit, set_up_run, start_run_folder, tensorboard_log
+from training.tester import evaluate_and_report
 
-EPOCH = 1  # a fusion is fitted in one go; its checkpoint counts as that of the first epoch
+EPOCH = 1  # the fit counts as one epoch
+JOINT_LR_DIVISOR = 10  # of --lr, because the experts are trained already
+MAX_GATE_PLOTS = 3  # samples, each of another region
 
 
 def train_fusion(config: Config, train_expert: Callable[[Config], None]) -> None:
-    """Train a fusion as the flags say, its experts first where `--experts` names none.
+    """Train a fusion, its experts first if `--experts` names none, and test it.
 
     Args:
         config: the flags of the fusion.
-        train_expert: trains one network as its flags say, and leaves a run folder.
+        train_expert: trains one network into its run folder.
 
     Raises:
         DataError, UsageError: if data or experts are missing or do not fit together.
     """
     setup = set_up_run(config)
-    device, compute, folder = setup.device, setup.compute, setup.folder
+    folder, compute = setup.folder, setup.compute
     start_run_folder(folder, config)
     if config.experts:
         runs = read_experts(config.experts)
@@ -53,62 +60,57 @@ def train_fusion(config: Config, train_expert: Callable[[Config], None]) -> None
         write_json(folder.conf, config.to_json())
         runs = train_experts(config, folder, train_expert)
     seed_everything(config.rdm_seed)
-    model, config = assemble(config, runs, device)
+    model, config = build_from_experts(config, runs, compute.device)
     write_json(folder.conf, config.to_json())
     split, loaders = build_fit_split(config, config.held_out), build_loaders(config)
-    net = model.get_submodule("netG")
-    assert isinstance(net, FusionNet)
-    print(f"{config.experiment_name}: fusion {config.fusion} of {', '.join(run.name for run in runs)}, ", end="")
-    scan = setup.scan if any(run.flag("model") in WITH_SCAN for run in runs) else ""
-    print(f"gate of {count_parameters(net.gate):,} parameters; {replace(setup, scan=scan).description}")
-    for note in split.notes:
-        print(f"note: {note}")
-    used = [split.fit, *([split.guard] if split.guard else [])]
-    with tensorboard_log(folder.logs) as log:
-        try:
-            model, verdict, rows = fit_and_judge(model, split, loaders, config, compute, log)
-            tell(verdict, folder)
-            state = finished(model, config, rows)
-            evaluation = Evaluation(config, folder, build_loss(config), compute, log)
-            if loaders.val is not None:
-                metrics, _ = evaluation.run(model, loaders.val, "val", EPOCH)
-                state.best_loss = metrics["loss"]
-                folder.write_metrics(f"val_epoch_{EPOCH}", metrics)
-            write_json(folder.path / "trainlog.json", state.trainlog)
-            for path in (folder.checkpoint(EPOCH), folder.best):
-                save_state(path, state, config, {"guard": verdict.to_json()})
-            if loaders.test is None:
-                print("note: there is no test split to test on")
-            else:
-                evaluation.test(model, loaders.test, EPOCH)
-                show_gate(model, config, folder, compute)
-        finally:
-            report_skipped([*loaders.skipped, *(bad for loader in used for bad in loader.skipped)])
+    describe(config, setup, runs, model, split)
+    sources: list[Loaders | PatchLoader] = [loaders, split.fit, *([split.guard] if split.guard else [])]
+    with (
+        tensorboard_log(folder.logs) as log,
+        print_skipped_at_exit(lambda: [sample for source in sources for sample in source.skipped]),
+    ):
+        model, result, rows = fit_fusion(model, split, loaders, config, compute, log)
+        write_acceptance(result, folder)
+        state = final_state(model, config, rows)
+        evaluation = Evaluation(config, folder, build_loss(config), compute, log)
+        if loaders.val is not None:
+            metrics = evaluation.run(model, loaders.val, "val", EPOCH).metrics
+            state.best_loss = metrics["loss"]
+            folder.write_metrics(f"val_epoch_{EPOCH}", metrics)
+        write_json(folder.path / "trainlog.json", state.trainlog)
+        for path in (folder.checkpoint(EPOCH), folder.best):
+            save_state(path, state, config, {"guard": result.to_json()})
+        if loaders.test is None:
+            print("note: there is no test split to test on")
+        else:
+            evaluate_and_report(evaluation, model, loaders.test, EPOCH)
+            plot_gates(model, config, folder, compute)
     print(f"run folder: {folder.path}\nTensorBoard: tensorboard --logdir {folder.logs.parent}")
 
 
 def train_experts(config: Config, folder: RunFolder, train_expert: Callable[[Config], None]) -> list[ExpertRun]:
-    """Train each expert into `experts/NAME` below the run; those that a resumed run has done already stay.
+    """Train each expert into `experts/NAME` of the run folder; a resumed run keeps those that are complete.
 
     Args:
         config: of the fusion; `held_out` is set.
-        folder: the fusion's.
+        folder: of the fusion.
         train_expert: see `train_fusion`.
     """
     runs = []
     for number, name in enumerate(EXPERTS, 1):
         expert = expert_config(config, name, folder)
-        place = RunFolder(Path(expert.res_dir), name)
-        done = config.resume_from and place.best.exists() and (place.epochs() or [0])[-1] >= config.epochs
-        print(f"expert {number} of {len(EXPERTS)}: {name}, {'trained already' if done else place.path}")
-        if not done:
-            train_expert(replace(expert, resume_from=config.resume_from and place.conf.is_file()))
-        runs.append(ExpertRun(name, place.path, expert.to_json()))
+        expert_folder = RunFolder(Path(expert.res_dir), name)
+        epochs = expert_folder.epochs() or [0]
+        complete = config.resume_from and expert_folder.best.exists() and epochs[-1] >= config.epochs
+        print(f"expert {number} of {len(EXPERTS)}: {name}, {'already trained' if complete else expert_folder.path}")
+        if not complete:
+            train_expert(replace(expert, resume_from=config.resume_from and expert_folder.conf.is_file()))
+        runs.append(ExpertRun(name, expert_folder.path, expert.to_json()))
     return runs
 
 
 def expert_config(config: Config, name: str, folder: RunFolder) -> Config:
-    """The flags of an expert that is trained for a fusion: the fusion's own, but for what belongs to the network."""
+    """The flags of an expert that is trained for a fusion: those of the fusion, except those of the network."""
     values = config.to_json() | {
         "model": name,
         "head": "gaussian" if config.legacy else "nig",
@@ -122,31 +124,191 @@ def expert_config(config: Config, name: str, folder: RunFolder) -> Config:
     return resolve_config(values, {"head"})[0]
 
 
-def assemble(config: Config, runs: list[ExpertRun], device: torch.device) -> tuple[Reconstructor, Config]:
+def build_from_experts(
+    config: Config, runs: Sequence[ExpertRun], device: torch.device
+) -> tuple[FusionReconstructor, Config]:
     """The fusion with the experts' weights, and its flags with theirs."""
     networks, entries = load_experts(runs)
     config = replace(config, expert_configs=entries)
     model = build_model(config)
-    net = model.get_submodule("netG")
-    assert isinstance(net, FusionNet)
-    for own, network in zip(net.experts, networks, strict=True):
-        own.load_state_dict(network.state_dict())
+    assert isinstance(model, FusionReconstructor)
+    for expert, network in zip(model.fusion.experts, networks, strict=True):
+        expert.load_state_dict(network.state_dict())
     return model.to(device), config
 
 
-def tell(verdict: Verdict, folder: RunFolder) -> None:
-    """Print the guard's table, and leave it as `guard.md` and `guard.json`."""
-    write_json(folder.path / "guard.json", verdict.to_json())
-    with atomic_file(folder.path / "guard.md") as temporary:
-        temporary.write_text(verdict.markdown() + "\n", encoding="utf-8")
-    print(f"\n{verdict.markdown()}\n")
+def describe(
+    config: Config, setup: RunSetup, runs: Sequence[ExpertRun], model: FusionReconstructor, split: FitSplit
+) -> None:
+    """Print what is fused, and where it is fitted."""
+    scan = setup.scan if any(run.flag("model") in WITH_SCAN for run in runs) else ""
+    print(
+        f"{config.experiment_name}: fusion {config.fusion} of {', '.join(run.name for run in runs)}, "
+        f"gate of {count_parameters(model.fusion.gate):,} parameters; {replace(setup, scan=scan).description}"
+    )
+    for note in split.notes:
+        print(f"note: {note}")
 
 
-def finished(model: Reconstructor, config: Config, rows: list[GateRow]) -> TrainState:
-    """What a checkpoint of the fusion holds."""
+def fit_fusion(
+    model: FusionReconstructor,
+    split: FitSplit,
+    loaders: Loaders,
+    config: Config,
+    compute: Compute,
+    log: ScalarLog | None,
+) -> tuple[FusionReconstructor, AcceptanceResult, list[GateEpoch]]:
+    """Fit the fusion of frozen experts; with `--loss fusion` also train all jointly, and keep the better of both.
+
+    Returns:
+        The network that was kept, its acceptance decision, and the epochs of its gate.
+    """
+    evaluator, result, rows = _fit_and_evaluate(model, split, config, compute)
+    if log is not None:
+        for row in rows:
+            log.add_scalar("fusion/gate, training", row.train_loss, row.epoch)
+            log.add_scalar("fusion/gate, held back", row.val_loss, row.epoch)
+    if config.loss != "fusion":
+        return model, result, rows
+    joint = train_jointly(model, loaders, config, compute, log)
+    joint_evaluator, joint_result, joint_rows = _fit_and_evaluate(joint, split, config, compute)
+    accepted, note = accept_joint(evaluator, joint_evaluator)
+    if accepted:
+        model, result, rows = joint, joint_result, joint_rows
+    return model, replace(result, notes=(*result.notes, note)), rows
+
+
+def _fit_and_evaluate(
+    model: FusionReconstructor, split: FitSplit, config: Config, compute: Compute
+) -> tuple[FusionEvaluator, AcceptanceResult, list[GateEpoch]]:
+    names = [entry["name"] for entry in config.expert_configs]
+    n_images = len(split.fit.patches) + (len(split.guard.patches) if split.guard else 0)
+    evaluator = FusionEvaluator(model.fusion, names, CalibrationMeter, calibration_figures, n_images)
+    settings = FitSettings(config.fusion_epochs, config.fusion_lr, config.rdm_seed)
+    result, rows = fit_with_acceptance_test(model.fusion, split, evaluator, settings, compute)
+    return evaluator, result, rows
+
+
+def train_jointly(
+    model: FusionReconstructor, loaders: Loaders, config: Config, compute: Compute, log: ScalarLog | None
+) -> FusionReconstructor:
+    """Train experts and gate of a fitted fusion jointly.
+
+    Args:
+        model: the fusion of frozen experts, left unchanged.
+        loaders: `train` is used.
+        config: `joint_epochs`, `lr`, `lambda1` (of conv3d_mamba), `lambda2` (of uncrtaints; other experts have 1).
+        compute: device and precision.
+        log: TensorBoard, or None.
+
+    Returns:
+        The trained copy; its experts are frozen again.
+
+    Raises:
+        DataError: if the loss is not finite.
+    """
+    joint = copy.deepcopy(model)
+    net = joint.fusion
+    lambdas = {"conv3d_mamba": config.lambda1, "uncrtaints": config.lambda2}
+    weights = [lambdas.get(entry["flags"]["model"], 1.0) for entry in config.expert_configs]
+    scales = [float(entry["flags"]["scale_by"]) for entry in config.expert_configs]
+
+    def criterion(prediction: Prediction, target: Tensor) -> Tensor:
+        assert isinstance(prediction, NIG)
+        terms = (scales, weights, target, joint.scale_by, config.weight_reg, config.evidence_reg)
+        return fusion_loss(prediction, net.expert_predictions, *terms)
+
+    net.joint = True
+    net.experts.requires_grad_(True)
+    net.gate.requires_grad_(True)
+    optimizer = build_optimizer(joint, config.lr / JOINT_LR_DIVISOR)
+    state = TrainState(joint, optimizer, build_scheduler(optimizer, config.gamma))
+    for epoch in range(1, config.joint_epochs + 1):
+        loaders.set_epoch(epoch)
+        train_one_epoch(
+            state,
+            loaders.train,
+            criterion,
+            compute,
+            steps=len(loaders.train),
+            accumulate=config.accumulate,
+            clip_grad=config.clip_grad,
+            display_step=config.display_step,
+            log=log,
+        )
+        state.scheduler.step()
+        state.epoch = epoch
+    net.joint, net.expert_predictions = False, []
+    joint.requires_grad_(False)
+    return joint.eval()
+
+
+def accept_joint(frozen: FusionEvaluator, joint: FusionEvaluator) -> tuple[bool, str]:
+    """Whether joint training improves the prediction, by the acceptance test.
+
+    Args:
+        frozen: of the fusion of frozen experts, after its decision.
+        joint: of the jointly trained one, on the same images.
+
+    Returns:
+        The decision, and a sentence with the gain.
+    """
+    if not frozen.rois:
+        return False, "joint training is not kept: there are no images to test it on"
+    clusters, _, _ = choose_clusters(frozen.rois, frozen.patches)
+    gain = clustered_gain(frozen.decided_rmse(), joint.decided_rmse(), clusters)
+    kept = "kept" if gain.accepted else "not kept"
+    change = f"it changes the RMSE by {-gain.mean:+.6f}, standard error {gain.error:.6f}"
+    return gain.accepted, f"joint training is {kept}: {change}"
+
+
+def write_acceptance(result: AcceptanceResult, folder: RunFolder) -> None:
+    """Print the table of the acceptance test, and write it as `guard.md` and `guard.json`."""
+    write_json(folder.path / "guard.json", result.to_json())
+    write_text(folder.path / "guard.md", result.markdown() + "\n")
+    print(f"\n{result.markdown()}\n")
+
+
+def final_state(model: FusionReconstructor, config: Config, rows: Sequence[GateEpoch]) -> TrainState:
+    """The content of the fusion's checkpoint."""
     model.requires_grad_(False).eval()
     optimizer = build_optimizer(model, config.lr)
-    log: dict[str, dict[str, Any]] = {
-        str(row.epoch): {"train_loss": row.train_loss, "val_loss": row.held_back_loss} for row in rows
-    }
+    log = {str(row.epoch): {"train_loss": row.train_loss, "val_loss": row.val_loss} for row in rows}
     return TrainState(model, optimizer, build_scheduler(optimizer, config.gamma), epoch=EPOCH, trainlog=log)
+
+
+@torch.no_grad()
+def plot_gates(model: FusionReconstructor, config: Config, folder: RunFolder, compute: Compute) -> None:
+    """Plot the weights of the rule and the errors of two experts for the first test regions, as `plot_gate_N.png`.
+
+    Args:
+        model: a fusion; nothing is plotted for more than two experts.
+        config: its flags.
+        folder: the run folder.
+        compute: device and precision.
+    """
+    net = model.fusion
+    names = [entry["name"] for entry in config.expert_configs]
+    if len(names) != 2:
+        return
+    try:
+        rois = rois_of(config, "test", "all")
+    except EmptySplitError:
+        return
+    chosen = {rois.index(roi) for roi in list(dict.fromkeys(rois))[:MAX_GATE_PLOTS]}
+    number = 0
+    for cpu_batch in build_loader(config, "test", lambda index, _: index in chosen, "all"):
+        batch = cpu_batch.to(compute.device)
+        with autocast(compute.device, compute.dtype):
+            predictions = net.predict_experts(batch.x, batch.dates)
+        fused = net.apply_rule(net.rule, predictions)
+        for item, info in enumerate(batch.info):
+            number += 1
+            plot_gate(
+                folder.path / f"plot_gate_{number}.png",
+                batch.target[item],
+                {name: predictions.mean[index, item] for index, name in enumerate(names)},
+                fused.prediction.delta[item],
+                fused.weights[0, item],
+                f"{config.experiment_name}, rule {net.rule}: {info.roi}, patch {info.patch}",
+            )

@@ -1,4 +1,4 @@
-"""The fused network: frozen experts, what was fitted about them, and the rule that makes one belief of theirs."""
+"""The fused network: frozen experts, the numbers fitted to them, and the rule that fuses their predictions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,99 +8,106 @@ import torch
 from torch import Tensor, nn
 
 from data.constants import N_S2
-from model.fusion.beliefs import Experts, by_band, epistemic_share, fused_mean, fused_variance, stack
 from model.fusion.gate import Gate
-from model.fusion.recalibration import LARGEST_DOF, Recalibration
+from model.fusion.recalibration import MAX_DOF, Recalibration, fit_recalibration
 from model.fusion.rules import (
     check_rule,
     correlated_weights,
     equal_weights,
     evidence_weights,
     inverse_variance_weights,
-    one_expert,
-    summed_belief,
+    monig_sum,
+    one_hot_weights,
 )
-from model.nig import nig_from_moments, scale
-from model.predictions import NIG
+from model.fusion.stacked import (
+    StackedPredictions,
+    broadcast_bands,
+    epistemic_share,
+    fused_mean,
+    fused_variance,
+    stack_predictions,
+)
+from model.nig import NIG, nig_from_moments, scale
 from model.reconstructor import Reconstructor
 from model.registry import FUSION_RULES
 
-OWN, RECALIBRATED, FUSED = range(3)  # whose variance a fusion answers with: see `FusionNet.choice`
+OWN, RECALIBRATED, FUSED = range(3)  # sources of a variance, see `FusionNet.variance_source`
+VARIANCE_SOURCES = ("own", "recalibrated", "fused")
 
 
 @dataclass(frozen=True, eq=False)
-class Fused:
-    """What a rule makes of the experts, before the guard: fields (B, 1, C, H, W), reflectance.
+class FusedPrediction:
+    """The output of a rule, reflectance.
 
     Attributes:
         weights: (K, B, 1, C, H, W).
-        belief: with the rule's own variance.
+        prediction: fields (B, 1, C, H, W), with the rule's own variance.
     """
 
     weights: Tensor
-    belief: NIG
+    prediction: NIG
 
 
 class FusionNet(nn.Module):
-    """Experts that predict each for itself, and one belief made of theirs.
+    """Experts that predict independently, and the fusion of their predictions.
 
-    Every number that was fitted is a buffer, so that a checkpoint is complete. Each rule has its own verdict of the
-    guard: where its mean was not accepted, the better expert answers.
+    All fitted numbers are buffers, so that a checkpoint is complete. Each rule has an acceptance decision: if its mean
+    was not accepted, the prediction is that of the better expert.
 
     Args:
-        experts: networks with a variance, in the order of the weights; frozen, and in eval mode for good.
+        experts: networks with a variance, in the order of the weights; frozen, and always in eval mode.
         rule: one of `FUSION_RULES`.
-        guarded: whether the verdicts count; else the rule's own mean and variance are given.
+        guarded: whether to follow the acceptance decisions; else the rule's own mean and variance are returned.
 
     Raises:
-        UsageError: if the rule is unknown or cannot fuse so many experts.
+        UsageError: if the rule is unknown or cannot fuse that number of experts.
     """
 
-    a: Tensor
-    c: Tensor
-    dof: Tensor
-    low: Tensor
-    high: Tensor
-    correlation: Tensor
-    mse: Tensor
-    convex: Tensor
-    tau: Tensor
+    recalibration_intercept: Tensor
+    recalibration_slope: Tensor
+    recalibration_dof: Tensor
+    recalibration_low: Tensor
+    recalibration_high: Tensor
+    error_correlation: Tensor
+    expert_mse: Tensor
+    convex_weights: Tensor
+    variance_factor: Tensor
     fused_dof: Tensor
-    better: Tensor
+    better_expert: Tensor
     accepted: Tensor
-    choice: Tensor
+    variance_source: Tensor
     fitted: Tensor
 
     def __init__(self, experts: Sequence[Reconstructor], rule: str, guarded: bool = True) -> None:
         super().__init__()
         check_rule(rule, len(experts))
         self.rule, self.guarded = rule, guarded
-        self.joint = False  # whether the experts train too
-        self.answers: list[Any] = []  # while they do: what they just said, in their own scaled units
+        self.joint = False  # whether the experts are trained too
+        self.expert_predictions: list[Any] = []  # if so, of the last batch, each in its scaled units
         self.experts = nn.ModuleList(experts).requires_grad_(False).eval()
-        k = len(experts)
+        k, n_rules = len(experts), len(FUSION_RULES)
         self.gate = Gate(k, N_S2)
-        numbers = {
-            "a": torch.zeros(k, N_S2),  # recalibration of each expert: ln V' = a + c ln V
-            "c": torch.ones(k, N_S2),
-            "dof": torch.full((k, N_S2), LARGEST_DOF),
-            "low": torch.full((k, N_S2), -torch.inf),  # the range of ln V in which the line holds
-            "high": torch.full((k, N_S2), torch.inf),
-            "correlation": torch.eye(k)[:, :, None].repeat(1, 1, N_S2),  # of the experts' errors
-            "mse": torch.ones(k, N_S2),  # of each expert on the fit split, reflectance squared
-            "convex": torch.full((k, N_S2), 1 / k),
-            "tau": torch.ones(len(FUSION_RULES), N_S2),  # factor on the variance of each rule, and its tails
-            "fused_dof": torch.full((len(FUSION_RULES), N_S2), LARGEST_DOF),
-            "better": torch.tensor(0),  # the expert that answers where a rule was not accepted
-            "accepted": torch.zeros(len(FUSION_RULES), dtype=torch.bool),
-            "choice": torch.full((len(FUSION_RULES),), OWN),  # whose variance: OWN, RECALIBRATED or FUSED
+        buffers = {
+            "recalibration_intercept": torch.zeros(k, N_S2),
+            "recalibration_slope": torch.ones(k, N_S2),
+            "recalibration_dof": torch.full((k, N_S2), MAX_DOF),
+            "recalibration_low": torch.full((k, N_S2), -torch.inf),
+            "recalibration_high": torch.full((k, N_S2), torch.inf),
+            "error_correlation": torch.eye(k)[:, :, None].repeat(1, 1, N_S2),
+            "expert_mse": torch.ones(k, N_S2),  # on the fit split, reflectance squared
+            "convex_weights": torch.full((k, N_S2), 1 / k),
+            "variance_factor": torch.ones(n_rules, N_S2),  # of each rule, tau in docs/fusion.md
+            "fused_dof": torch.full((n_rules, N_S2), MAX_DOF),
+            "better_expert": torch.tensor(0),  # the prediction if a rule is not accepted
+            "accepted": torch.zeros(n_rules, dtype=torch.bool),
+            "variance_source": torch.full((n_rules,), OWN),
             "fitted": torch.tensor(False),
         }
-        for name, start in numbers.items():
+        for name, start in buffers.items():
             self.register_buffer(name, start)
 
     def train(self, mode: bool = True) -> "FusionNet":
-        """Train the gate; the experts stay in eval mode unless all train together."""
+        """Set the mode of the gate; the experts stay in eval mode except in joint training."""
         super().train(mode)
         if not self.joint:
             self.experts.eval()
@@ -121,90 +128,97 @@ class FusionNet(nn.Module):
         """
         if not self.fitted:
             raise ValueError("this fusion has not been fitted; train it with --model fusion_net")
-        return self.fuse(self.consult(x, dates))
+        return self.fuse(self.predict_experts(x, dates))
 
-    def consult(self, x: Tensor, dates: Tensor | None = None) -> Experts:
-        """What each expert says by itself, bit by bit as it would alone."""
+    def predict_experts(self, x: Tensor, dates: Tensor | None = None) -> StackedPredictions:
+        """The prediction of each expert, bit by bit that of the expert alone."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.joint):
-            answers: list[Any] = [expert(x, dates) for expert in self.experts]
-            self.answers = answers if self.joint else []
-            own = [answer.unscaled(expert.scale_by) for answer, expert in zip(answers, self.experts, strict=True)]
+            predictions: list[Any] = [expert(x, dates) for expert in self.experts]
+            self.expert_predictions = predictions if self.joint else []
+            unscaled = [
+                prediction.unscaled(expert.scale_by)
+                for prediction, expert in zip(predictions, self.experts, strict=True)
+            ]
         with torch.autocast(x.device.type, enabled=False):
-            return stack(own, self.dof)
+            return stack_predictions(unscaled, self.recalibration_dof)
 
     @property
     def recalibration(self) -> Recalibration:
-        """The lines and tails fitted to the experts."""
-        return Recalibration(self.a, self.c, self.dof, self.low, self.high)
+        """Recalibration of the experts, each (K, C)."""
+        return Recalibration(
+            self.recalibration_intercept,
+            self.recalibration_slope,
+            self.recalibration_dof,
+            self.recalibration_low,
+            self.recalibration_high,
+        )
 
-    def fuse(self, experts: Experts) -> NIG:
-        """One belief of several, as the rule and the verdict of the guard say."""
-        with torch.autocast(experts.mean.device.type, enabled=False):
+    def fuse(self, predictions: StackedPredictions) -> NIG:
+        """One prediction from several, by the rule and its acceptance decision."""
+        with torch.autocast(predictions.mean.device.type, enabled=False):
             number = FUSION_RULES.index(self.rule)
             if not self.guarded or self.joint:
-                return self.apply_rule(self.rule, experts).belief
-            choice, better = int(self.choice[number]), int(self.better)
+                return self.apply_rule(self.rule, predictions).prediction
+            source, better = int(self.variance_source[number]), int(self.better_expert)
             if not self.accepted[number]:
-                return self.of_expert(experts, better, choice)
-            fused = self.apply_rule(self.rule, experts)
-            return fused.belief if choice == FUSED else self.with_variance_of(fused, experts, better, choice)
+                return self.recalibrate_expert(predictions, better, source)
+            fused = self.apply_rule(self.rule, predictions).prediction
+            if source == FUSED:
+                return fused
+            expert = self.recalibrate_expert(predictions, better, source)
+            return nig_from_moments(fused.delta, expert.total, 1 / (1 + fused.gamma), expert.alpha)
 
-    def of_expert(self, experts: Experts, index: int, choice: int) -> NIG:
-        """The belief of one expert: its mean and epistemic share, variance and tails as they came or recalibrated."""
-        if choice == OWN:
-            return experts.belief(index)
-        variance = self.recalibration.apply(experts.variance)[index]
-        share = 1 / (1 + experts.gamma[index])
-        return nig_from_moments(experts.mean[index], variance, share, by_band(self.dof[index] / 2))
+    def recalibrate_expert(self, predictions: StackedPredictions, index: int, source: int) -> NIG:
+        """The prediction of one expert, with its own variance and tails (`OWN`) or recalibrated ones."""
+        if source == OWN:
+            return predictions.expert(index)
+        variance = self.recalibration.apply(predictions.variance)[index]
+        share = 1 / (1 + predictions.gamma[index])
+        half_dof = broadcast_bands(self.recalibration_dof[index] / 2)
+        return nig_from_moments(predictions.mean[index], variance, share, half_dof)
 
-    def with_variance_of(self, fused: Fused, experts: Experts, index: int, choice: int) -> NIG:
-        """The fused mean with the variance and tails of one expert, as they came or recalibrated."""
-        belief = self.of_expert(experts, index, choice)
-        return nig_from_moments(fused.belief.delta, belief.total, 1 / (1 + fused.belief.gamma), belief.alpha)
-
-    def apply_rule(self, rule: str, experts: Experts) -> Fused:
-        """What a rule makes of the experts, whatever the guard thought of it.
+    def apply_rule(self, rule: str, predictions: StackedPredictions) -> FusedPrediction:
+        """The output of a rule, whether it was accepted or not.
 
         Args:
             rule: one of `FUSION_RULES`.
-            experts: their own beliefs.
+            predictions: of the experts, unchanged.
 
         Returns:
-            The weights, and a belief with the rule's first two moments: mean sum w_k d_k, and tau exp(offset) times the
-            variance of a weighted mean of correlated errors; tau and tails as fitted. `monig` has its own variance.
+            The weights, and a prediction with the rule's first two moments: mean sum w_k d_k, and tau exp(offset) times
+            the variance of a weighted mean with correlated errors; tau and tails as fitted. `monig` has its own
+            variance.
         """
-        number = FUSION_RULES.index(rule)
         if rule == "monig":
-            return Fused(evidence_weights(experts), summed_belief(experts))
+            return FusedPrediction(evidence_weights(predictions), monig_sum(predictions))
         if rule == "best":
-            index = int(self.better)
-            return Fused(one_expert(index, experts.mean), self.of_expert(experts, index, RECALIBRATED))
-        weights, mean, variance = self.moments(rule, experts.mean, experts.variance)
-        share = epistemic_share(weights, experts.mean, self.recalibration.apply(experts.variance))
-        return Fused(weights, nig_from_moments(mean, variance, share, by_band(self.fused_dof[number] / 2)))
+            index = int(self.better_expert)
+            expert = self.recalibrate_expert(predictions, index, RECALIBRATED)
+            return FusedPrediction(one_hot_weights(index, predictions.mean), expert)
+        weights, mean, variance = self.fused_moments(rule, predictions.mean, predictions.variance)
+        share = epistemic_share(weights, predictions.mean, self.recalibration.apply(predictions.variance))
+        half_dof = broadcast_bands(self.fused_dof[FUSION_RULES.index(rule)] / 2)
+        return FusedPrediction(weights, nig_from_moments(mean, variance, share, half_dof))
 
-    def moments(self, rule: str, means: Tensor, stated: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights, mean and variance of a rule that weighs recalibrated beliefs.
+    def fused_moments(self, rule: str, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights, mean and variance of a rule that weights recalibrated predictions.
 
         Args:
             rule: gated, convex, ivw, ivw_rho or average.
             means: (K, B, 1, C, H, W), reflectance.
-            stated: variances as the experts state them, same shape.
+            variances: as the experts predict them, same shape.
 
         Returns:
             Weights of that shape; mean and variance without the first dimension.
         """
-        variances = self.recalibration.apply(stated)
-        weights, offset = self.weigh(rule, means, variances)
-        variance = by_band(self.tau[FUSION_RULES.index(rule)]) * fused_variance(weights, variances, self.correlation)
+        variances = self.recalibration.apply(variances)
+        weights, offset = self.compute_weights(rule, means, variances)
+        factor = broadcast_bands(self.variance_factor[FUSION_RULES.index(rule)])
+        variance = factor * fused_variance(weights, variances, self.error_correlation)
         return weights, fused_mean(weights, means), variance if offset is None else variance * offset.exp()
 
-    def tau_of(self, rule: str) -> Tensor | None:
-        """The factor on the variance of a rule, (C,); None for `monig`, which has its own variance."""
-        return None if rule == "monig" else self.tau[FUSION_RULES.index(rule)]
-
-    def weigh(self, rule: str, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The weights of a rule that weighs recalibrated beliefs, and the gate's offset of the variance.
+    def compute_weights(self, rule: str, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Weights of a rule that weights recalibrated predictions, and the gate's offset of the log-variance.
 
         Args:
             rule: gated, convex, ivw, ivw_rho or average.
@@ -212,20 +226,39 @@ class FusionNet(nn.Module):
             variances: recalibrated, same shape.
         """
         if rule == "gated":
-            return self.gate(means, variances, self.convex)
-        weights = {
-            "average": lambda: equal_weights(means),
-            "convex": lambda: by_band(self.convex, means).expand_as(means),
-            "ivw": lambda: inverse_variance_weights(variances),
-            "ivw_rho": lambda: correlated_weights(variances, self.correlation[0, 1]),
-        }
-        return weights[rule](), None
+            return self.gate(means, variances, self.convex_weights)
+        if rule == "average":
+            return equal_weights(means), None
+        if rule == "convex":
+            return broadcast_bands(self.convex_weights, means).expand_as(means), None
+        if rule == "ivw":
+            return inverse_variance_weights(variances), None
+        return correlated_weights(variances, self.error_correlation[0, 1]), None
+
+    def fit_variance(self, rule: str, errors: Tensor, variances: Tensor) -> None:
+        """Fit the factor on the variance of a rule and its tails.
+
+        Args:
+            rule: one of `FUSION_RULES`.
+            errors: of its mean, (C, N).
+            variances: of the rule without the factor, (C, N).
+        """
+        fit = fit_recalibration(variances, errors, fit_slope=False)
+        number = FUSION_RULES.index(rule)
+        self.variance_factor[number] = fit.intercept.exp().to(self.variance_factor)
+        self.fused_dof[number] = fit.dof.to(self.fused_dof)
 
 
 class FusionReconstructor(Reconstructor):
-    """A fusion in the place of a backbone. Its experts have scales of their own, so only the fused belief is scaled."""
+    """A fusion in place of a backbone. Its experts have scales of their own, so that only its output is scaled."""
+
+    @property
+    def fusion(self) -> FusionNet:
+        """The fusion, `netG`."""
+        assert isinstance(self.netG, FusionNet)
+        return self.netG
 
     def forward(self, x: Tensor, dates: Tensor | None = None) -> NIG:
         """Predict the clear image; shapes and units as of `Reconstructor.forward`."""
-        belief: NIG = self.netG(x, dates)
-        return scale(belief, self.scale_by)
+        prediction: NIG = self.netG(x, dates)
+        return scale(prediction, self.scale_by)

@@ -1,4 +1,4 @@
-"""Held-out regions of a fusion, and the loss of joint training."""
+"""Held-out regions of a fusion."""
 
 from pathlib import Path
 

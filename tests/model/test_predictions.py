@@ -1,4 +1,4 @@
-"""The containers of predictions: same questions, whatever the head."""
+"""The containers of predictions: the same interface for every head."""
 
 import dataclasses
 
@@ -35,10 +35,10 @@ def target():
 
 
 @pytest.mark.parametrize("kind", UNCERTAIN)
-def test_every_answer_has_the_shape_of_the_mean(kind):
+def test_every_result_has_the_shape_of_the_mean(kind):
     p, y = make(kind), target()
-    for answer in (p.mean, p.aleatoric, p.total, p.nll(y), p.crps(y), *p.interval(0.9)):
-        assert answer.shape == SHAPE
+    for result in (p.mean, p.aleatoric, p.total, p.nll(y), p.crps(y), *p.interval(0.9)):
+        assert result.shape == SHAPE
     assert (p.epistemic is None) == (kind != "nig")
 
 
@@ -54,7 +54,7 @@ def test_a_mean_has_no_uncertainty():
     torch.testing.assert_close(p.crps(target()), (p.mean - target()).abs())
 
 
-def test_gaussian_answers_are_those_of_the_normal():
+def test_gaussian_results_are_those_of_the_normal():
     p, y = make("gaussian"), target()
     normal = stats.norm(p.mean.numpy(), p.variance.sqrt().numpy())
     np.testing.assert_allclose(p.nll(y).numpy(), -normal.logpdf(y.numpy()), rtol=1e-12, atol=1e-12)
@@ -65,7 +65,7 @@ def test_gaussian_answers_are_those_of_the_normal():
     np.testing.assert_allclose(p.crps(y).numpy(), exact, rtol=1e-9)
 
 
-def test_nig_answers_are_those_of_the_student_t():
+def test_nig_results_are_those_of_the_student_t():
     p, y = make("nig"), target()
     delta, gamma, alpha, beta = (t.numpy() for t in p.fields().values())
     student = stats.t(2 * alpha, delta, np.sqrt(beta * (1 + gamma) / gamma / alpha))
@@ -133,5 +133,5 @@ def test_containers_are_frozen(kind):
         setattr(p, next(iter(p.fields())), torch.zeros(1))
 
 
-def test_the_names_of_the_papers_are_told():
-    assert "Amini" in NIG.__doc__  # who reads gamma as the mean must be warned
+def test_the_names_of_the_papers_are_documented():
+    assert "Amini" in NIG.__doc__  # where gamma is the mean

@@ -8,12 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from model.fusion import rules
-from model.fusion.beliefs import fused_mean, fused_variance
-from model.fusion.statistics import WeightSkill
+from model.fusion.stacked import fused_mean, fused_variance
+from model.fusion.statistics import WeightAUC
 from model.losses.evidential import amini_penalty, nig_loss, prior_penalty
-from model.nig import aleatoric, epistemic, nig_from_moments, nll, sum_beliefs, total
-from model.predictions import NIG
-from tests.support.fusion_cases import experts_of
+from model.nig import NIG, nig_from_moments, sum_beliefs
+from tests.support.fusion_cases import stacked_rows
 
 DOUBLE = torch.float64
 
@@ -34,11 +33,11 @@ def test_along_a_curve_gamma_changes_everything_but_the_likelihood():
     rng = np.random.default_rng(0)
     y = torch.from_numpy(rng.normal(0.3, 0.1, 1000))
     variance = 0.01
-    found = {}
+    results = {}
     for gamma in (0.05, 1.0, 20.0):
         b = nig_from_moments(torch.full_like(y, 0.3), torch.full_like(y, variance), 1 / (1 + gamma), 3.0)
-        found[gamma] = nll(b, y).mean().item(), (epistemic(b) / total(b)).mean().item()
-    likelihoods, shares = zip(*found.values(), strict=True)
+        results[gamma] = b.nll(y).mean().item(), (b.epistemic / b.total).mean().item()
+    likelihoods, shares = zip(*results.values(), strict=True)
     assert max(likelihoods) - min(likelihoods) < 1e-12
     assert shares == pytest.approx((1 / 1.05, 1 / 2, 1 / 21))
 
@@ -56,7 +55,7 @@ def test_training_by_likelihood_leaves_gamma_where_it_started():
             share = 1 / (1 + log_gamma.exp())
             b = nig_from_moments(torch.zeros_like(y), log_variance.exp().expand_as(y), share, 3.0)
             optimizer.zero_grad()
-            nll(b, y).mean().backward()
+            b.nll(y).mean().backward()
             optimizer.step()
         ends.append((log_gamma.exp().item(), log_variance.exp().item()))
     (low, first), (high, second) = ends
@@ -65,23 +64,23 @@ def test_training_by_likelihood_leaves_gamma_where_it_started():
     assert first == pytest.approx(second, rel=1e-3)
 
 
-def test_weights_by_gamma_are_a_coin_where_weights_by_variance_know():
-    """Two experts that know their variance at each pixel; gamma moves by itself, as nothing holds it."""
+def test_weights_by_gamma_have_no_skill_where_weights_by_variance_do():
+    """Two experts with correct variances at each pixel; gamma varies at random, as no datum determines it."""
     rng = np.random.default_rng(2)
     n = 20000
     deviation = torch.from_numpy(np.exp(rng.normal(-3, 0.7, (2, n))))
-    errors = torch.stack([errors_of(one, rng) for one in deviation])
+    errors = torch.stack([errors_of(row, rng) for row in deviation])
     gamma = np.exp(rng.normal(0, 1, (2, n)))
-    experts = experts_of(errors, deviation.square(), gamma=torch.from_numpy(gamma))
+    predictions = stacked_rows(errors, deviation.square(), gamma=torch.from_numpy(gamma))
     auc, mse = {}, {}
     for name, weights in {
-        "gamma": rules.evidence_weights(experts),
-        "variance": rules.inverse_variance_weights(experts.variance),
-        "none": rules.equal_weights(experts.mean),
+        "gamma": rules.evidence_weights(predictions),
+        "variance": rules.inverse_variance_weights(predictions.variance),
+        "none": rules.equal_weights(predictions.mean),
     }.items():
-        skill = WeightSkill()
-        skill.add(weights.reshape(2, n)[0], errors)
-        auc[name] = skill.auc
+        weight_auc = WeightAUC()
+        weight_auc.update(weights.reshape(2, n)[0], errors)
+        auc[name] = weight_auc.compute()
         mse[name] = (weights.reshape(2, n) * errors).sum(0).square().mean().item()
     assert auc["gamma"] == pytest.approx(0.5, abs=0.015)  # three standard errors: 0.012
     assert auc["variance"] > 0.7
@@ -93,7 +92,7 @@ def test_weights_by_gamma_are_a_coin_where_weights_by_variance_know():
 
 def test_two_copies_of_a_belief_shrink_its_variance_to_a_quarter():
     b = belief(0.3, 0.5, 1.5, 0.02)
-    factor = (total(sum_beliefs(b, b)) / total(b)).item()
+    factor = (sum_beliefs(b, b).total / b.total).item()
     assert factor == pytest.approx((2 * 1.5 - 2) / (2 * 1.5 - 0.5) * (2 * 0.5 + 1) / (2 * 0.5 + 2), rel=1e-12)
     assert factor == pytest.approx(0.27, abs=0.005)
 
@@ -105,18 +104,18 @@ def test_correlated_errors_are_covered_less_than_promised():
     normal = rng.normal(size=(3, n)) * np.array([math.sqrt(rho), math.sqrt(1 - rho), math.sqrt(1 - rho)])[:, None]
     tails = np.sqrt(dof / rng.chisquare(dof, n)) * sigma * math.sqrt((dof - 2) / dof)
     errors = torch.from_numpy((normal[0] + normal[1:]) * tails)
-    experts = experts_of(errors, np.full((2, n), sigma**2), alpha=dof / 2)
+    predictions = stacked_rows(errors, np.full((2, n), sigma**2), alpha=dof / 2)
 
     def inside(b):
         low, high = b.interval(0.9)
         return ((low < 0) & (high > 0)).double().mean().item()
 
-    assert inside(experts.belief(0)) == pytest.approx(0.9, abs=0.01)  # four standard errors: 0.0085
-    assert inside(rules.summed_belief(experts)) < 0.85
-    weights = rules.equal_weights(experts.mean)
+    assert inside(predictions.expert(0)) == pytest.approx(0.9, abs=0.01)  # four standard errors: 0.0085
+    assert inside(rules.monig_sum(predictions)) < 0.85
+    weights = rules.equal_weights(predictions.mean)
     correlation = torch.tensor([[1.0, rho], [rho, 1.0]], dtype=DOUBLE)[:, :, None]
-    variance = fused_variance(weights, experts.variance, correlation)
-    honest = nig_from_moments(fused_mean(weights, experts.mean), variance, 0.2, dof / 2)
+    variance = fused_variance(weights, predictions.variance, correlation)
+    honest = nig_from_moments(fused_mean(weights, predictions.mean), variance, 0.2, dof / 2)
     assert inside(honest) == pytest.approx(0.9, abs=0.01)
 
 
@@ -129,7 +128,7 @@ def gradients_at_the_start(scale_by, error):
     target = torch.tensor((0.3 - error) * scale_by, dtype=DOUBLE)
     b = nig_from_moments(delta, torch.tensor(scale_by**2 * 0.1**2, dtype=DOUBLE), 0.5, 3.0)
     terms = {
-        "likelihood": nll(b, target),
+        "likelihood": b.nll(target),
         "smooth l1": F.smooth_l1_loss(delta, target),
         "evidence": amini_penalty(b, target),
     }
@@ -161,7 +160,7 @@ def test_error_times_evidence_takes_away_the_evidence():
             share = 1 / (1 + log_gamma.exp())
             b = nig_from_moments(torch.zeros_like(y), torch.full_like(y, y.var().item()), share, 3.0)
             optimizer.zero_grad()
-            (nll(b, y).mean() + 0.05 * penalty(b, y)).backward()
+            (b.nll(y).mean() + 0.05 * penalty(b, y)).backward()
             optimizer.step()
         return log_gamma.exp().item()
 
@@ -186,10 +185,10 @@ def test_a_clamped_parameter_never_comes_back():
     """The first head cut alpha off at a floor, where no gradient passes; a softplus over the floor lets one through."""
     logit = torch.tensor(-3.0, dtype=DOUBLE, requires_grad=True)
     y, one = torch.tensor(0.1, dtype=DOUBLE), torch.tensor(1.0, dtype=DOUBLE)
-    nll(NIG(0 * one, one, logit.clamp(min=1.05), one), y).backward()
+    NIG(0 * one, one, logit.clamp(min=1.05), one).nll(y).backward()
     assert logit.grad.item() == 0
     logit.grad = None
-    nll(NIG(0 * one, one, 1.05 + F.softplus(logit), one), y).backward()
+    NIG(0 * one, one, 1.05 + F.softplus(logit), one).nll(y).backward()
     assert abs(logit.grad.item()) > 1e-3
 
 
@@ -213,4 +212,4 @@ def test_when_a_weight_can_help(r, rho):
 def test_both_uncertainties_of_a_fusion_add_up():
     b = nig_from_moments(torch.tensor([0.3]), torch.tensor([0.01]), 0.25, 3.0)
     assert [field.item() for field in b.fields().values()] == pytest.approx([0.3, 3, 3, 0.015])
-    assert (aleatoric(b) + epistemic(b)).item() == pytest.approx(0.01)
+    assert (b.aleatoric + b.epistemic).item() == pytest.approx(0.01)

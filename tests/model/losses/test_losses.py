@@ -13,7 +13,8 @@ from common.errors import UsageError
 from config.validation import check_loss
 from model.losses import gaussian_nll, get_loss, multivariate_gaussian_nll, nig_loss
 from model.losses.evidential import PENALTIES
-from model.nig import scale
+from model.losses.fusion import fusion_loss
+from model.nig import nig_from_moments, scale
 from model.predictions import NIG, Gaussian, Mean
 
 SHAPE = (2, 1, 13, 6, 7)
@@ -251,6 +252,33 @@ def test_combinations_are_checked_before_anything_is_built():
         check_loss("l2", "nig")
     with pytest.raises(UsageError, match="--loss MGNLL with --head mean: .*use --head gaussian or nig"):
         check_loss("MGNLL", "mean")
+
+
+def test_joint_loss_is_the_weighted_sum_of_its_terms():
+    torch.manual_seed(0)
+    shape = (2, 1, 13, 4, 4)
+    target, variance = torch.rand(shape), torch.rand(shape) * 0.01 + 1e-3
+    nig = nig_from_moments(torch.rand(shape), variance, 0.5, 3.0)  # gamma 1, alpha 3: the prior adds nothing
+    normal = Gaussian(torch.rand(shape), variance)
+    fused = nig_from_moments(torch.rand(shape), variance, 0.5, 3.0)
+    loss = fusion_loss(fused, [nig, normal], [1.0, 1.0], [0.3, 2.0], target, 1.0)
+    expected = fused.nll(target).mean() + 0.3 * nig.nll(target).mean()
+    expected = expected + 2.0 * gaussian_nll(normal.mean, target, normal.variance)
+    torch.testing.assert_close(loss, expected)
+    alone = fusion_loss(fused, [nig, normal], [1.0, 1.0], [0.0, 0.0], target, 1.0)
+    torch.testing.assert_close(alone, fused.nll(target).mean())
+
+
+def test_joint_loss_moves_by_a_constant_with_the_units():
+    torch.manual_seed(1)
+    shape = (1, 1, 13, 4, 4)
+    target, variance = torch.rand(shape), torch.rand(shape) * 0.01 + 1e-3
+    nig, fused = (nig_from_moments(torch.rand(shape), variance, 0.4, 2.5) for _ in "ab")
+    reflectance = fusion_loss(fused, [nig], [1.0], [1.0], target, 1.0)
+    scaled = fusion_loss(scale(fused, 10), [scale(nig, 4)], [4.0], [1.0], 10 * target, 10.0)
+    torch.testing.assert_close(
+        scaled - reflectance, torch.tensor(10.0).log() + torch.tensor(4.0).log(), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.shared
