@@ -42,9 +42,9 @@ class Job:
         plan: the tiles.
         weights: the run, as `model.load_model` takes it.
         tile_folder: the folder of the tiles' files, shared by all processes.
+        outputs: of the network: `mean`, then `aleatoric` and `epistemic` where it has them.
         device: cpu, cuda or cuda:N.
         precision: auto, fp32, bf16 or fp16.
-        outputs: of the network: `mean`, and of its variances `aleatoric` and `epistemic`, one or none.
         uses_radar: whether the network takes radar.
         uses_dates: whether the network takes dates; those of single images do not.
         detector: of clouds, see `data.clouds.detectors`; empty for no masks.

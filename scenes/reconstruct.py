@@ -51,7 +51,7 @@ def reconstruct_scene(options: SceneOptions) -> None:
             return
         if status == "resumed":
             print("going on where an earlier command was interrupted")
-        products = SceneProducts(options.out, series, _fields(requirements, job))
+        products = SceneProducts(options.out, series, _fields(job))
         Path(job.tile_folder).mkdir(parents=True, exist_ok=True)
         runner = _choose_runner(options, device, workers, stack)
         throughput = run_inference(job, products, batch_size, runner)
@@ -133,12 +133,11 @@ def _settings(options: SceneOptions, job: Job, batch_size: int, weight_files: Se
     }
 
 
-def _fields(requirements: ModelRequirements, job: Job) -> tuple[str, ...]:
+def _fields(job: Job) -> list[str]:
     """The products, by name."""
-    fields = ["reflectance", *requirements.variances]
-    fields += ["total"] if requirements.variances else []
-    fields += ["clouds"] if job.detector else []
-    return (*fields, "observed") if job.keep_clear else tuple(fields)
+    variances = job.outputs[1:]
+    optional = {"total": variances, "clouds": job.detector, "observed": job.keep_clear}
+    return ["reflectance", *variances, *(name for name, wanted in optional.items() if wanted)]
 
 
 def _tags(options: SceneOptions, job: Job) -> dict[str, str]:

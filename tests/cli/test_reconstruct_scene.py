@@ -43,7 +43,7 @@ def reference(scene, scene_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tested(commands, sample_data, tmp_path_factory):
-    """A run, and what `test_reconstruct.py` makes of it."""
+    """A run, and the results of `test_reconstruct.py` for it."""
     folder = tmp_path_factory.mktemp("tested")
     run = write_run(folder / "runs" / "tiny", "conv3d_mamba", use_sar=True)
     line = ["--weight_folder", run.parent, "--experiment_name", run.name, "--root2", sample_data.series]
@@ -182,7 +182,7 @@ def test_score_of_a_region_equals_that_of_its_patches(overlap, tolerance, tested
 
 
 def watched(words: list) -> subprocess.Popen:
-    """A process of its own that tells the peak of its resident memory, kilobytes, in its last line."""
+    """A process that prints the peak of its resident memory, kilobytes, in its last line."""
     code = "import resource, sys; from reconstruct_scene import main; main(sys.argv[1:]); "
     code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GDAL_CACHEMAX": "16"}
@@ -191,7 +191,7 @@ def watched(words: list) -> subprocess.Popen:
 
 
 def test_memory_does_not_grow_with_the_scene(scene_run, tmp_path):
-    """Four times the area; both are larger than a block of 512, which is what memory holds at a time."""
+    """Four times the area; both scenes are larger than a block of 512 pixels, of which memory holds one."""
     processes = []
     for side in (520, 1040):
         files = write_scene(tmp_path / str(side), side, side, radar=False)

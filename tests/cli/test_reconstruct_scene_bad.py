@@ -1,4 +1,4 @@
-"""What `reconstruct_scene.py` says to input that it cannot use: one line, and an exit code."""
+"""Bad input of `reconstruct_scene.py`: one line and an exit code."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""A scene on a Dask cluster of two workers, one of which dies; and what is said where there is no cluster."""
+"""A scene on a Dask cluster of two workers, one of which dies; and errors without a cluster."""
 
 import os
 import signal
@@ -16,13 +16,13 @@ from scenes.tiles import TilePlan
 from tests.support.cli_cases import call, refused
 from tests.support.scene_cases import maps_in, memory_series, write_run, write_scene
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of Dask, about workers that die
+pytestmark = pytest.mark.filterwarnings("ignore")  # Dask warns of workers that die
 TILES = ["--tile", "64", "--overlap", "32", "--detector", "none", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
 def two_workers():
-    """Two processes on this machine; their numbers as well. A dead one is started anew."""
+    """The address of a cluster of two processes on this machine; a dead one is restarted."""
     with cluster.local_cluster(2) as address:
         yield address
 
@@ -69,7 +69,7 @@ def test_one_of_two_workers_is_killed_and_the_scene_is_the_same(two_workers, sce
 
 
 def test_few_tasks_are_handed_over_at_a_time(two_workers, scene_run, tmp_path, monkeypatch):
-    """Two workers with a thread each: four at first, one more for each that is done."""
+    """Two workers with a thread each: four at first, one more for each that finishes."""
     from distributed import Client
 
     submitted = []

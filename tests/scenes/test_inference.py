@@ -19,7 +19,7 @@ NAMES = ("mean", "aleatoric", "epistemic")
 
 
 def local_network(head):
-    """Looks 2 pixels around itself, and mirrors the border as the networks do."""
+    """A network with a field of view of 5 x 5 pixels, and reflection at the border as the networks have."""
     weights = torch.rand(13, 1, 5, 5, generator=torch.Generator().manual_seed(0)) / 25
 
     def network(x, dates):
@@ -40,7 +40,7 @@ def scene(job, batch_size=2, block=512):
 
 @pytest.fixture
 def local(monkeypatch, tmp_path):
-    """A job with a network of small field of view."""
+    """Makes jobs with a network of small field of view."""
     monkeypatch.setattr(prediction, "load_network", lambda *_: local_network(NIG))
     monkeypatch.setattr("scenes.inference.load_network", lambda *_: None)
 
@@ -55,7 +55,7 @@ def test_tiles_of_a_local_network_equal_the_untiled_prediction(local):
     series = memory_series(170, 210)
     untiled, tiled = (scene(local(series, tile, overlap), block=96) for tile, overlap in ((224, 0), (64, 32)))
     for name in ("reflectance", "aleatoric", "epistemic", "total"):
-        # an eighth of the overlap, 4 pixels, has no weight: more than the 2 that the network looks around itself.
+        # an eighth of the overlap, 4 pixels, has no weight: more than the 2 pixels that the network sees around each.
         # What remains is float32: sums of four shares, and for deviations the root of a spread near 0.
         np.testing.assert_allclose(tiled[name], untiled[name], rtol=0, atol=2e-6)
     assert untiled["reflectance"].std() > 0.01
@@ -106,7 +106,7 @@ def test_a_hole_in_the_data_does_not_change_what_lies_beside_it(local):
     holed = dataclasses.replace(series, raw=series.raw * valid[:, None], valid=valid)
     untiled, result = (scene(local(inputs, 64, 16)) for inputs in (series, holed))
     away = np.ones((100, 120), np.bool_)
-    away[28:62, 48:112] = False  # 2 pixels: the network's look around
+    away[28:62, 48:112] = False  # 2 pixels: the network's field of view
     np.testing.assert_array_equal(result["valid"], valid[0])
     assert (result["reflectance"][:, away] == untiled["reflectance"][:, away]).all()
     assert result["reflectance"].min() > 0.001  # not a black hole
@@ -162,4 +162,4 @@ def test_real_networks_leave_no_seam(model, tmp_path):
         return border_steps(scene(job)["reflectance"], job.plan, 8)
 
     assert ratio(16) < 1.05  # the sampling noise of a mean over a few columns is 3 %
-    assert ratio(0) > 1.1  # what the number says where tiles are laid side by side
+    assert ratio(0) > 1.1  # of tiles without overlap

@@ -31,6 +31,6 @@ def test_missing_values_are_filled_from_the_date_nearest_in_time():
     assert filled[0, 0, 0, 0] == 3
     assert (filled[:, :, 1:] == optical[:, :, 1:]).all()
     assert fill_missing(optical, np.ones_like(valid), (0, 10, 30)) is optical
-    valid[:, 3] = False  # no date has the last row: the one above stands for it
+    valid[:, 3] = False  # no date has the last row: it is filled from the row above
     optical[:, :, 2, 4] = 7
     assert (fill_missing(optical, valid, (0, 10, 30))[:, :, 3, 4] == 7).all()

@@ -1,4 +1,4 @@
-"""What the tests of scenes share: made-up series in memory or as GeoTIFFs, tiny networks, and a place for blocks."""
+"""Shared by the tests of scenes: synthetic series in memory or as GeoTIFFs, tiny networks, products in memory."""
 
 import json
 from dataclasses import dataclass, field
@@ -8,6 +8,7 @@ import numpy as np
 import rasterio
 import torch
 from rasterio.transform import from_origin
+from scipy.ndimage import gaussian_filter
 
 from config.stored import model_config
 from data.raster.geotiff import write_geotiff
@@ -34,7 +35,7 @@ TINY = {
 
 @dataclass(frozen=True)
 class MemorySeries:
-    """A series of three dates that lies in memory, in place of `scenes.inputs.series.SceneSeries`."""
+    """A series of three dates in memory, in place of `scenes.inputs.series.SceneSeries`."""
 
     raw: np.ndarray
     valid: np.ndarray
@@ -53,7 +54,7 @@ class MemorySeries:
 
 @dataclass
 class MemoryProducts:
-    """Blocks of a scene put together in memory, in place of `scenes.outputs.products.SceneProducts`."""
+    """Blocks of a scene joined in memory, in place of `scenes.outputs.products.SceneProducts`."""
 
     height: int
     width: int
@@ -75,8 +76,6 @@ class MemoryProducts:
 
 def ground(height: int, width: int, seed: int = 0) -> np.ndarray:
     """A smooth clear image with some texture, uint16 (13, H, W)."""
-    from scipy.ndimage import gaussian_filter
-
     rng = np.random.default_rng(seed)
     relief = gaussian_filter(rng.standard_normal((height, width)), 9, mode="reflect")
     texture = rng.standard_normal((height, width))
@@ -85,8 +84,6 @@ def ground(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 def clouded(clear: np.ndarray, seed: int) -> np.ndarray:
     """The same image with blobs of cloud, bright in all bands, over a third of it."""
-    from scipy.ndimage import gaussian_filter
-
     field = gaussian_filter(np.random.default_rng(seed).standard_normal(clear.shape[1:]), 15, mode="reflect")
     cover = np.clip((field / field.std() - 0.2) * 2, 0, 1)
     return (clear * (1 - cover) + 6000 * cover).astype(np.uint16)
@@ -107,7 +104,7 @@ def memory_series(height: int, width: int, radar: bool = False) -> MemorySeries:
 
 @dataclass(frozen=True)
 class SceneFiles:
-    """GeoTIFFs of a scene, one for each date and sensor, and what lies below the clouds."""
+    """GeoTIFFs of a scene, one for each date and sensor, and the ground without clouds."""
 
     optical: list[Path]
     radar: list[Path]
@@ -118,7 +115,7 @@ class SceneFiles:
 
 
 def write_scene(folder: Path, height: int, width: int, *, nodata: int | None = None, radar: bool = True) -> SceneFiles:
-    """A made-up scene as a practitioner has it."""
+    """A synthetic scene as GeoTIFFs."""
     clear, transform = ground(height, width), from_origin(*ORIGIN, 10, 10)
     optical, backscatter = [], []
     for number, day in enumerate(DAYS):

@@ -1,4 +1,4 @@
-"""Small seeded files of a scene, as a practitioner might bring them."""
+"""Small seeded files of a scene."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def speckle(seed: int = 0, size: tuple[int, int] = (HEIGHT, WIDTH)) -> np.ndarra
 
 
 def write_tif(path: Path, pixels: np.ndarray, *, names=None, tags=None, scale=None, offset=None, **profile) -> str:
-    """A GeoTIFF with all that real ones carry; blocks of 32 pixels, so that scenes of this size have several."""
+    """A GeoTIFF with the metadata of real ones; blocks of 32 pixels, so that scenes of this size have several."""
     shape = {"count": len(pixels), "height": pixels.shape[1], "width": pixels.shape[2]}
     layout = {"tiled": True, "blockxsize": 32, "blockysize": 32, "crs": CRS, "transform": PLACE}
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -53,5 +53,5 @@ def test_radar_files_are_closed(optical, tmp_path):
         opened = list(dataset_pool()._open.values())[-2:]
     assert len(dataset_pool()) == before
     assert all(source.closed for source in opened)
-    with rasterio.open(path, "r+") as again:  # nobody holds it
+    with rasterio.open(path, "r+") as again:  # it is not open elsewhere
         again.update_tags(a="b")

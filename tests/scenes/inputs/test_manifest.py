@@ -1,4 +1,4 @@
-"""Lists of images in CSV and JSON: what they say, and what is wrong with them."""
+"""Lists of images in CSV and JSON, and their errors."""
 
 import json
 

@@ -93,7 +93,7 @@ def test_where_radar_misses_it_counts_as_zero_and_the_share_is_said(optical, tmp
     result = read_all(series).radar[0]
     assert not result[..., : WIDTH // 2].any()
     assert np.array_equal(result[..., WIDTH // 2 :], sar_to_unit(speckle())[..., : WIDTH // 2])
-    assert any("radar covers 52 % of the scene" in note for note in series.notes)  # 17 of 33 points look right
+    assert any("radar covers 52 % of the scene" in note for note in series.notes)  # 17 of 33 points
     far = write_tif(tmp_path / "s1_2018-06-19.tif", speckle(), transform=from_origin(600_000, 5_000_000, 10, 10))
     with pytest.raises(DataError, match=r"s1_2018-06-19\.tif: this radar image does not overlap the optical images"):
         open_series(SceneInputs([optical], [far]))

@@ -33,7 +33,7 @@ def test_a_series_is_pickled_without_files_and_closes_them(tmp_path):
     paths = [write_tif(tmp_path / f"2018-06-2{day}.tif", ground(day)) for day in (1, 6)]
     before = len(dataset_pool())
     series = open_series(SceneInputs(paths))
-    assert len(dataset_pool()) == before  # looking at them leaves nothing open
+    assert len(dataset_pool()) == before  # inspecting them leaves nothing open
     with series:
         expected = series.read(Window(3, 4, 5, 6))
         assert len(dataset_pool()) == before + 2

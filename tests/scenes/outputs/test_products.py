@@ -1,4 +1,4 @@
-"""A scene's products: windows in, Cloud-Optimised GeoTIFFs out, with everything a GIS needs to know."""
+"""Products of a scene: blocks in, Cloud-Optimised GeoTIFFs with complete metadata out."""
 
 import json
 import resource

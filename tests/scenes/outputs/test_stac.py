@@ -1,4 +1,4 @@
-"""The STAC item: it is read back by pystac, and tells where, when and what as the files do."""
+"""The STAC item: read back by pystac, with place, time and contents of the files."""
 
 import json
 
