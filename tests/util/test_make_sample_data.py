@@ -1,4 +1,4 @@
-"""The sample-data command: layouts, names, splits, georeference, truth, same bytes, errors."""
+"""The sample data command: layouts, names, splits, georeference, truth, reproducibility, errors."""
 
 import hashlib
 import json
@@ -26,23 +26,23 @@ MONO_NAME = re.compile(r"SEN12MSCR/(ROIs\d{4}_[a-z]+)_(s1|s2|s2_cloudy)/\2_(\d+)
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory):
+def sample(tmp_path_factory):
     out = tmp_path_factory.mktemp("sample") / "out"
     assert command.main([str(out), "--rois", "3", "--patches", "3", "--size", str(SIZE), "--seed", "4"]) == 0
     return out
 
 
-def tifs(tree, name):
-    return sorted(path.relative_to(tree).as_posix() for path in (tree / name).rglob("*.tif"))
+def tifs(sample, name):
+    return sorted(path.relative_to(sample).as_posix() for path in (sample / name).rglob("*.tif"))
 
 
-def digest(tree):
-    files = sorted(path for path in tree.rglob("*") if path.is_file())
-    return {path.relative_to(tree).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+def digest(sample):
+    files = sorted(path for path in sample.rglob("*") if path.is_file())
+    return {path.relative_to(sample).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_series_has_the_published_names_and_30_dates(tree):
-    found = [SERIES_NAME.fullmatch(name) for name in tifs(tree, "SEN12MSCRTS")]
+def test_series_has_the_published_names_and_30_dates(sample):
+    found = [SERIES_NAME.fullmatch(name) for name in tifs(sample, "SEN12MSCRTS")]
     assert all(found)
     assert len(found) == 3 * 3 * 30 * 2
     counts = Counter((m[1], m[2], m[3], m[6]) for m in found)
@@ -52,8 +52,8 @@ def test_series_has_the_published_names_and_30_dates(tree):
         assert {f"{m[1]}/{m[2]}" for m in found} & set(rois(SERIES, part))
 
 
-def test_mono_has_the_published_names_and_whole_triplets(tree):
-    found = [MONO_NAME.fullmatch(name) for name in tifs(tree, "SEN12MSCR")]
+def test_mono_has_the_published_names_and_whole_triplets(sample):
+    found = [MONO_NAME.fullmatch(name) for name in tifs(sample, "SEN12MSCR")]
     assert all(found)
     assert Counter((m[1], m[3], m[4]) for m in found) == {key: 3 for key in {(m[1], m[3], m[4]) for m in found}}
     assert len(found) == 3 * 3 * 3
@@ -61,9 +61,9 @@ def test_mono_has_the_published_names_and_whole_triplets(tree):
         assert {f"{m[1]}/{m[3]}" for m in found} & set(rois(MONO, part))
 
 
-def test_values_types_and_sizes(tree):
-    for name in (*tifs(tree, "SEN12MSCRTS")[::41], *tifs(tree, "SEN12MSCR")[::5]):
-        with rasterio.open(tree / name) as source:
+def test_values_types_and_sizes(sample):
+    for name in (*tifs(sample, "SEN12MSCRTS")[::41], *tifs(sample, "SEN12MSCR")[::5]):
+        with rasterio.open(sample / name) as source:
             radar = "_s1_" in name or "/S1/" in name
             assert (source.count, source.dtypes[0]) == ((2, "float32") if radar else (13, "uint16"))
             assert (source.height, source.width) == (SIZE, SIZE)
@@ -73,11 +73,11 @@ def test_values_types_and_sizes(tree):
         assert -45 < values.min() < values.max() < 15 if radar else 0 < values.min() < values.max() <= 12000
 
 
-def test_neighbours_touch_and_sensors_lie_on_each_other(tree):
-    roi = next(iter(json.loads((tree / "truth/SEN12MSCRTS.json").read_text())))
+def test_neighbours_touch_and_sensors_lie_on_each_other(sample):
+    roi = next(iter(json.loads((sample / "truth/SEN12MSCRTS.json").read_text())))
 
     def bounds(sensor, image, patch):
-        (path,) = (tree / "SEN12MSCRTS" / roi / sensor / str(image)).glob(f"*_patch_{patch}.tif")
+        (path,) = (sample / "SEN12MSCRTS" / roi / sensor / str(image)).glob(f"*_patch_{patch}.tif")
         with rasterio.open(path) as source:
             return source.bounds
 
@@ -90,19 +90,19 @@ def test_neighbours_touch_and_sensors_lie_on_each_other(tree):
     assert bounds("S1", 17, 9) == bounds("S2", 3, 9) == left
 
 
-def test_neighbours_show_one_landscape(tree):
+def test_neighbours_show_one_landscape(sample):
     """Across the border of two patches values change no more than inside them: they are one scene."""
-    summary = json.loads((tree / "truth/SEN12MSCRTS.json").read_text())
+    summary = json.loads((sample / "truth/SEN12MSCRTS.json").read_text())
     for roi in summary:
-        left, right = (np.load(tree / f"truth/SEN12MSCRTS/{roi}/patch_{p}.npz")["clear"][0, 7] for p in (9, 10))
+        left, right = (np.load(sample / f"truth/SEN12MSCRTS/{roi}/patch_{p}.npz")["clear"][0, 7] for p in (9, 10))
         left, right = left.astype(float), right.astype(float)
         inside = np.abs(np.diff(np.concatenate([left, right]), axis=1)).mean()
         across = np.abs(left[:, -1] - right[:, 0]).mean()
         assert across < 3 * inside  # unrelated columns differ by 5 times and more in forest, fields and towns
 
 
-def test_dates(tree):
-    summary = json.loads((tree / "truth/SEN12MSCRTS.json").read_text())
+def test_dates(sample):
+    summary = json.loads((sample / "truth/SEN12MSCRTS.json").read_text())
     for roi, entry in summary.items():
         optical, radar = ([date.fromisoformat(d) for d in entry[f"dates_{s}"]] for s in ("S2", "S1"))
         gaps = {(b - a).days for a, b in zip(optical, optical[1:], strict=False)}
@@ -111,32 +111,32 @@ def test_dates(tree):
         off = [abs((a - b).days) for a, b in zip(optical, radar, strict=True)]
         assert max(off) <= 6
         assert 0 < sum(d > 0 for d in off) < 30
-        (path,) = (tree / "SEN12MSCRTS" / roi / "S1" / "7").glob("*_patch_9.tif")
+        (path,) = (sample / "SEN12MSCRTS" / roi / "S1" / "7").glob("*_patch_9.tif")
         assert acquisition_date(path) == radar[7]
 
 
-def test_truth_fits_the_images(tree):
-    summary = json.loads((tree / "truth/SEN12MSCRTS.json").read_text())
+def test_truth_fits_the_images(sample):
+    summary = json.loads((sample / "truth/SEN12MSCRTS.json").read_text())
     for roi, entry in summary.items():
         assert entry["weather"].count("clear") >= 5
-        truth = np.load(tree / f"truth/SEN12MSCRTS/{roi}/patch_10.npz")
+        truth = np.load(sample / f"truth/SEN12MSCRTS/{roi}/patch_10.npz")
         assert truth["clear"].shape == (30, 13, SIZE, SIZE)
         fractions = entry["patches"]["patch_10"]["cloud_fraction"]
         np.testing.assert_allclose(truth["cloud"].mean(axis=(1, 2)), fractions, atol=1e-5)
         for i, kind in enumerate(entry["weather"]):
-            (path,) = (tree / "SEN12MSCRTS" / roi / "S2" / str(i)).glob("*_patch_10.tif")
+            (path,) = (sample / "SEN12MSCRTS" / roi / "S2" / str(i)).glob("*_patch_10.tif")
             with rasterio.open(path) as source:
                 seen = source.read()
             assert (kind == "clear") == np.array_equal(seen, truth["clear"][i])
-    mono = json.loads((tree / "truth/SEN12MSCR.json").read_text())
+    mono = json.loads((sample / "truth/SEN12MSCR.json").read_text())
     roi, entry = next(iter(mono.items()))
-    truth = np.load(tree / f"truth/SEN12MSCR/{roi}/p98.npz")
+    truth = np.load(sample / f"truth/SEN12MSCR/{roi}/p98.npz")
     assert truth["cloud"].mean() == pytest.approx(entry["patches"]["p98"]["cloud_fraction"], abs=1e-5)
 
 
-def test_some_series_begin_clouded(tree):
+def test_some_series_begin_clouded(sample):
     """The published sampler takes the first dates: in the first region of each split they are clouded."""
-    summary = json.loads((tree / "truth/SEN12MSCRTS.json").read_text())
+    summary = json.loads((sample / "truth/SEN12MSCRTS.json").read_text())
     for entry in summary.values():
         assert "clear" not in entry["weather"][:4]
 
@@ -221,11 +221,11 @@ def test_real_base(shared, tmp_path):
     assert 1000 < means[7] < 3200
 
 
-def test_second_call_finds_it_there_and_other_arguments_are_refused(tree, capsys):
-    before = digest(tree)
-    words = [str(tree), "--rois", "3", "--patches", "3", "--size", str(SIZE), "--seed", "4"]
+def test_second_call_finds_it_there_and_other_arguments_are_refused(sample, capsys):
+    before = digest(sample)
+    words = [str(sample), "--rois", "3", "--patches", "3", "--size", str(SIZE), "--seed", "4"]
     assert command.main(words) == 0
-    assert digest(tree) == before
+    assert digest(sample) == before
     words[-1] = "5"
     assert run_command(command.main, words) == 2
     assert "holds sample data of other arguments" in capsys.readouterr().err

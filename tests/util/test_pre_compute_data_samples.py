@@ -12,8 +12,8 @@ from common.cli import run_command
 from data.clouds.mask_store import MaskStore
 from data.raster.image_store import image_series
 from data.splits import MONO, SERIES
-from tests.data.clouds.test_mask_store import HERE, RULES, direct, series_path, write_image
-from tests.data.clouds.test_published_coverage import published, saved
+from tests.support.commands import ROOT
+from tests.support.mask_cases import RULES, detect_files, optical_path, published_samples, save_npy, write_image
 from util.pre_compute_data_samples import main
 
 MONO_IMAGE = "ROIs1970_fall_s2_cloudy/s2_cloudy_{roi}/ROIs1970_fall_s2_cloudy_{roi}_p{patch}.tif"
@@ -22,10 +22,10 @@ MONO_IMAGE = "ROIs1970_fall_s2_cloudy/s2_cloudy_{roi}/ROIs1970_fall_s2_cloudy_{r
 @pytest.fixture
 def root(tmp_path):
     """Two patches of a test region and one of a training region, three dates each."""
-    places = [(patch, date, "ROIs1868/73") for patch in (10, 9) for date in range(3)]
-    places += [(1, date, "ROIs1868/36") for date in range(3)]
-    for seed, (patch, date, roi) in enumerate(places):
-        write_image(tmp_path / "root" / series_path(patch, date, roi), seed)
+    images = [(patch, date, "ROIs1868/73") for patch in (10, 9) for date in range(3)]
+    images += [(1, date, "ROIs1868/36") for date in range(3)]
+    for seed, (patch, date, roi) in enumerate(images):
+        write_image(tmp_path / "root" / optical_path(patch, date, roi), seed)
     return tmp_path / "root"
 
 
@@ -37,14 +37,7 @@ def assert_filled(root, folder, series):
     store = MaskStore(folder, RULES)
     for paths in series:
         assert store.missing(root, paths) == []
-        np.testing.assert_array_equal(store.masks(root, paths), direct(root, paths))
-
-
-def test_series_are_listed_by_patch_and_date(root):
-    series = list(image_series(root, SERIES, "test", "all"))
-    assert series == [tuple(series_path(patch, date) for date in range(3)) for patch in (9, 10)]
-    assert len(list(image_series(root, SERIES, "all", "all"))) == 3
-    assert list(image_series(root, SERIES, "all", "europa")) == []
+        np.testing.assert_array_equal(store.masks(root, paths), detect_files(root, paths))
 
 
 def test_fills_a_store_and_goes_on_where_it_stopped(root, tmp_path, capsys):
@@ -65,17 +58,17 @@ def test_shards_make_up_the_whole(root, tmp_path):
 
 
 def test_shards_are_disjoint_and_always_the_same(root, tmp_path):
-    """Each into a store of its own: no patch is done twice, none is left out."""
+    """Each shard fills a store of its own: no patch is computed twice, none is left out."""
     everything = list(image_series(root, SERIES, "all", "all"))
-    found = []
+    shards = []
     for shard in ("1/2", "2/2"):
         store = tmp_path / shard[0]
         assert call(root, store, "--shard", shard) == 0
         done = [series for series in everything if not MaskStore(store, RULES).missing(root, series)]
         assert_filled(root, store, done)
-        found.append(set(done))
-    assert sorted(map(len, found)) == [1, 2]
-    assert set.union(*found) == set(everything)
+        shards.append(set(done))
+    assert sorted(map(len, shards)) == [1, 2]
+    assert set.union(*shards) == set(everything)
 
 
 def test_a_shard_that_is_run_again_has_nothing_to_do(root, tmp_path, capsys):
@@ -93,13 +86,12 @@ def test_mono_images_are_found(tmp_path):
     paths = [MONO_IMAGE.format(roi=roi, patch=patch) for roi, patch in ((139, 2), (139, 10), (112, 1))]
     for seed, path in enumerate(paths):
         write_image(tmp_path / "root" / path, seed)
-    assert [series for (series,) in image_series(tmp_path / "root", MONO, "test", "all")] == paths[:2]
     assert call(tmp_path / "root", tmp_path / "store") == 0
     assert_filled(tmp_path / "root", tmp_path / "store", [[path] for path in paths])
 
 
 def test_unreadable_images_are_listed_and_the_others_stored(root, tmp_path, capsys):
-    bad = root / series_path(9, 1)
+    bad = root / optical_path(9, 1)
     bad.write_bytes(bad.read_bytes()[:300])
     assert call(root, tmp_path / "store") == 1
     err = capsys.readouterr().err
@@ -111,12 +103,8 @@ def test_unreadable_images_are_listed_and_the_others_stored(root, tmp_path, caps
 
 
 def test_published_coverage_is_imported(root, tmp_path, capsys):
-    given = saved(tmp_path / f"generic_3_test_all_{RULES}.npy", published([9, 55], dates=3))
-    # the dates in these names differ from the tree's: bring them together
-    for date in range(3):
-        path = series_path(9, date)
-        os.rename(root / path, root / path.replace(f"2018-06-{date + 1:02d}", "2018-06-21"))
-    assert call(root, tmp_path / "store", "--import", str(given)) == 0
+    file = save_npy(tmp_path / f"generic_3_test_all_{RULES}.npy", published_samples([9, 55], dates=3))
+    assert call(root, tmp_path / "store", "--import", str(file)) == 0
     assert "imported 3 coverages for 9 images" in capsys.readouterr().out
     store = MaskStore(tmp_path / "store", RULES)
     paths = next(image_series(root, SERIES, "test", "all"))
@@ -124,12 +112,12 @@ def test_published_coverage_is_imported(root, tmp_path, capsys):
 
 
 def test_import_of_other_data(root, tmp_path, capsys):
-    given = saved(tmp_path / f"generic_3_test_all_{RULES}.npy", published([55], dates=3))
-    assert call(root, tmp_path / "store", "--import", str(given)) == 1
+    file = save_npy(tmp_path / f"generic_3_test_all_{RULES}.npy", published_samples([55], dates=3))
+    assert call(root, tmp_path / "store", "--import", str(file)) == 1
     assert "coverage file for other data" in capsys.readouterr().err
     assert not (tmp_path / "store").exists()
-    given = saved(tmp_path / "generic_3_test_all_s2cloudless_mask.npy", published([55], dates=3))
-    assert call(root, tmp_path / "store", "--import", str(given)) == 2
+    file = save_npy(tmp_path / "generic_3_test_all_s2cloudless_mask.npy", published_samples([55], dates=3))
+    assert call(root, tmp_path / "store", "--import", str(file)) == 2
     assert "add --detector s2cloudless_mask" in capsys.readouterr().err
 
 
@@ -142,10 +130,10 @@ def test_import_of_other_data(root, tmp_path, capsys):
         (["--device", "gpu"], 2, "--device takes cuda, cuda:N or cpu, got 'gpu'"),
         (["--split", "val"], 1, "no optical images of SEN12MS-CR-TS, split val, region all, in"),
         (["--root", "/nowhere"], 1, "no such folder: /nowhere"),
-        (["--root", str(HERE / "tests")], 1, "neither SEN12MS-CR-TS .* nor SEN12MS-CR"),
+        (["--root", str(ROOT / "tests")], 1, "neither SEN12MS-CR-TS .* nor SEN12MS-CR"),
     ],
 )
-def test_what_the_user_can_mend(root, tmp_path, capsys, more, code, message):
+def test_errors_of_the_user_are_one_line(root, tmp_path, capsys, more, code, message):
     assert call(root, tmp_path / "store", *more) == code
     err = capsys.readouterr().err
     assert err.startswith("error: ")
@@ -170,11 +158,17 @@ def test_a_store_that_cannot_be_written_stops_at_once(root, tmp_path, capsys):
 def test_the_command_can_be_killed_and_run_again(root, tmp_path):
     command = [sys.executable, "-m", "util.pre_compute_data_samples", "--root", root, "--out", tmp_path / "store"]
     command += ["--detector", RULES]
-    killed = subprocess.Popen(command, cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    killed = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not list((tmp_path / "store").rglob("patch_*.npz")) and time.monotonic() < deadline:
         time.sleep(0.001)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait(timeout=60)
-    subprocess.run(command, cwd=HERE, check=True, capture_output=True)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     assert_filled(root, tmp_path / "store", image_series(root, SERIES, "all", "all"))
+
+
+def test_a_gpu_is_accepted_with_a_note(root, tmp_path, capsys):
+    assert call(root, tmp_path / "store", "--device", "cuda:1", "--split", "test") == 0
+    assert "--device cuda:1: cloud detection runs on processor cores" in capsys.readouterr().out
+    assert_filled(root, tmp_path / "store", image_series(root, SERIES, "test", "all"))

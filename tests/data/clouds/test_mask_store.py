@@ -9,44 +9,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rasterio.transform import from_origin
 
 from common.errors import DataError
 from data.clouds.detectors import detect_clouds
-from data.clouds.mask_record import DamagedRecordError, MaskEntry, MaskRecord, write_record
+from data.clouds.mask_record import MaskRecord
 from data.clouds.mask_store import MaskStore, StoreWriteError, default_store, open_mask_store
 from data.clouds.published_coverage import ImportedCoverage
-from data.raster.geotiff import read_bands, write_geotiff
+from data.raster.geotiff import read_bands
+from tests.support.commands import ROOT
+from tests.support.mask_cases import RULES, detect_files, optical_path, write_image, write_images
 
-RULES = "cloud_cloudshadow_mask"  # milliseconds an image
-HERE = Path(__file__).resolve().parents[3]
 ANY = {"n_inputs": 3, "split": "test", "region": "all"}
 
 
-def series_path(patch, date, roi="ROIs1868/73"):
-    season, number = roi.split("/")
-    return f"{roi}/S2/{date}/s2_{season}_{number}_ImgNo_{date}_2018-06-{date + 1:02d}_patch_{patch}.tif"
-
-
-def write_image(path, seed, size=16):
-    rng = np.random.default_rng(seed)
-    image = rng.integers(100, 2000, (13, size, size))
-    image[:, : rng.integers(size), :] += 5000  # a cloud over a part of it
-    write_geotiff(path, image.astype(np.uint16), "EPSG:32631", from_origin(0, 0, 10, 10))
-
-
 @pytest.fixture
-def tree(tmp_path):
+def images(tmp_path):
     """A root with three patches of five dates, and the paths of each patch."""
-    root = tmp_path / "root"
-    series = [[series_path(patch, date) for date in range(5)] for patch in range(3)]
-    for seed, path in enumerate(path for paths in series for path in paths):
-        write_image(root / path, seed)
-    return root, series
-
-
-def direct(root, paths, detector=RULES):
-    return [detect_clouds(read_bands(root / path), detector) for path in paths]
+    return tmp_path / "root", write_images(tmp_path / "root", n_patches=3)
 
 
 def no_computing(monkeypatch):
@@ -56,23 +35,23 @@ def no_computing(monkeypatch):
     monkeypatch.setattr("data.clouds.mask_store.detect_clouds", refuse)
 
 
-def assert_whole(store, root, series):
+def assert_intact(store, root, series):
     """Every record can be read and equals the computed masks."""
     for paths in series:
         masks, coverages = store.masks(root, paths), store.coverages(root, paths)
-        for mask, coverage, want in zip(masks, coverages, direct(root, paths), strict=True):
+        for mask, coverage, want in zip(masks, coverages, detect_files(root, paths), strict=True):
             np.testing.assert_array_equal(mask, want)
             assert coverage == want.mean(dtype=np.float64)
 
 
-def test_computed_once_then_read(tree, tmp_path, monkeypatch):
-    root, series = tree
+def test_computed_once_then_read(images, tmp_path, monkeypatch):
+    root, series = images
     store = MaskStore(tmp_path / "store", RULES)
     assert store.missing(root, series[0]) == series[0]
     first = store.coverages(root, series[0])
     assert first.dtype == np.float64
     assert store.missing(root, series[0]) == []
-    want = direct(root, series[0])
+    want = detect_files(root, series[0])
     no_computing(monkeypatch)
     for again in (store, MaskStore(tmp_path / "store", RULES)):
         np.testing.assert_array_equal(again.coverages(root, series[0]), first)
@@ -82,8 +61,8 @@ def test_computed_once_then_read(tree, tmp_path, monkeypatch):
     np.testing.assert_array_equal(first, [mask.mean(dtype=np.float64) for mask in want])
 
 
-def test_one_record_for_each_patch_and_settings_beside(tree, tmp_path):
-    root, series = tree
+def test_one_record_for_each_patch_and_settings_beside(images, tmp_path):
+    root, series = images
     store = MaskStore(tmp_path / "store", RULES)
     store.masks(root, series[0] + series[2])
     mono = "ROIs1970_fall_s2_cloudy/s2_cloudy_139/ROIs1970_fall_s2_cloudy_139_p8.tif"
@@ -100,35 +79,25 @@ def test_one_record_for_each_patch_and_settings_beside(tree, tmp_path):
     assert MaskStore(tmp_path / "store", "s2cloudless_map").folder(root) != store.folder(root)
 
 
-def test_floats_are_kept_exactly(tmp_path):
-    mask = np.random.default_rng(0).random((7, 9)).astype(np.float32)
-    mask[:3] = 0
-    write_record(tmp_path / "a.npz", {"x": MaskEntry(0.25, mask, 7), "y": MaskEntry(0.5, imported=True)})
-    record = MaskRecord(tmp_path / "a.npz")
-    np.testing.assert_array_equal(record.masks(["x"])[0], mask)
-    assert (record.coverage("x"), record.image_bytes("x"), record.has_mask("y")) == (0.25, 7, False)
-    assert record.entries()["y"] == MaskEntry(0.5, imported=True)
-
-
-def test_images_at_hand_are_not_read_again(tree, tmp_path):
-    root, series = tree
+def test_images_that_are_passed_in_are_not_read_again(images, tmp_path):
+    root, series = images
     image = read_bands(root / series[0][0])
     (root / series[0][0]).unlink()
     store = MaskStore(tmp_path / "store", RULES)
     np.testing.assert_array_equal(store.masks(root, series[0][:1], [image])[0], detect_clouds(image, RULES))
 
 
-def test_partial_downloads_fill_up(tree, tmp_path):
-    root, series = tree
+def test_partial_downloads_fill_up(images, tmp_path):
+    root, series = images
     store = MaskStore(tmp_path / "store", RULES)
     store.masks(root, series[0][:2])
     assert store.missing(root, series[0]) == series[0][2:]
-    assert_whole(MaskStore(tmp_path / "store", RULES), root, series)
+    assert_intact(MaskStore(tmp_path / "store", RULES), root, series)
     assert MaskStore(tmp_path / "store", RULES).missing(root, series[0]) == []
 
 
-def test_read_only_writes_nothing(tree, tmp_path, monkeypatch):
-    root, series = tree
+def test_read_only_writes_nothing(images, tmp_path, monkeypatch):
+    root, series = images
     store = MaskStore(tmp_path / "store", RULES, read_only=True)
     store.coverages(root, series[0])
     assert not (tmp_path / "store").exists()
@@ -136,28 +105,28 @@ def test_read_only_writes_nothing(tree, tmp_path, monkeypatch):
     store.masks(root, series[0])
 
 
-def test_a_missing_image_is_named(tree, tmp_path):
-    root, series = tree
+def test_a_missing_image_is_named(images, tmp_path):
+    root, series = images
     (root / series[0][3]).unlink()
     with pytest.raises(DataError, match="no such image: .*ImgNo_3"):
         MaskStore(tmp_path / "store", RULES).coverages(root, series[0])
 
 
-def test_changed_images_are_computed_again(tree, tmp_path):
-    root, series = tree
+def test_changed_images_are_computed_again(images, tmp_path):
+    root, series = images
     store = MaskStore(tmp_path / "store", RULES)
     store.masks(root, series[0])
     for seed, path in enumerate(series[0]):
         write_image(root / path, 100 + seed)
     with pytest.warns(UserWarning, match="images have changed since"):
         coverages = MaskStore(tmp_path / "store", RULES).coverages(root, series[0])
-    np.testing.assert_array_equal(coverages, [mask.mean(dtype=np.float64) for mask in direct(root, series[0])])
-    assert_whole(MaskStore(tmp_path / "store", RULES), root, series[:1])
+    np.testing.assert_array_equal(coverages, [mask.mean(dtype=np.float64) for mask in detect_files(root, series[0])])
+    assert_intact(MaskStore(tmp_path / "store", RULES), root, series[:1])
 
 
 @pytest.mark.parametrize("ruin", ["empty", "half", "text", "bit"])
-def test_damaged_records_are_computed_again(tree, tmp_path, ruin):
-    root, series = tree
+def test_damaged_records_are_computed_again(images, tmp_path, ruin):
+    root, series = images
     store = MaskStore(tmp_path / "store", RULES)
     store.masks(root, series[0])
     record = next(store.folder(root).rglob("*.npz"))
@@ -167,42 +136,25 @@ def test_damaged_records_are_computed_again(tree, tmp_path, ruin):
     record.write_bytes({"empty": b"", "half": data[: len(data) // 2], "text": b"no zip", "bit": flipped}[ruin])
     with pytest.warns(UserWarning, match="damaged record"):
         np.testing.assert_array_equal(
-            MaskStore(tmp_path / "store", RULES).masks(root, series[0]), direct(root, series[0])
+            MaskStore(tmp_path / "store", RULES).masks(root, series[0]), detect_files(root, series[0])
         )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert_whole(MaskStore(tmp_path / "store", RULES), root, series[:1])
+        assert_intact(MaskStore(tmp_path / "store", RULES), root, series[:1])
 
 
-def test_no_damage_goes_unnoticed_or_crashes(tmp_path):
-    """A single changed bit: the record reads as before, or raises that it is damaged."""
-    masks = {f"n{i}": MaskEntry(i / 4, np.eye(5 + i, dtype=np.float32), i) for i in range(3)}
-    path = tmp_path / "a.npz"
-    write_record(path, masks)
-    data, rng = path.read_bytes(), random.Random(0)
-    for place in sorted(rng.sample(range(len(data)), 300)):
-        path.write_bytes(data[:place] + bytes([data[place] ^ (1 << rng.randrange(8))]) + data[place + 1 :])
-        try:
-            entries = MaskRecord(path).entries()
-        except DamagedRecordError:
-            continue
-        assert entries.keys() == masks.keys()
-        for name, entry in entries.items():
-            np.testing.assert_array_equal(entry.mask, masks[name].mask)
-
-
-def test_paths_outside_the_root_are_refused(tree, tmp_path):
+def test_paths_outside_the_root_are_refused(images, tmp_path):
     for path in ("/etc/x.tif", "../x.tif"):
         with pytest.raises(ValueError, match="expected a path relative to the root"):
-            MaskStore(tmp_path / "store", RULES).masks(tree[0], [path])
+            MaskStore(tmp_path / "store", RULES).masks(images[0], [path])
 
 
-def test_a_store_that_cannot_be_written(tree, tmp_path):
-    root, series = tree
+def test_a_store_that_cannot_be_written(images, tmp_path):
+    root, series = images
     (tmp_path / "file").write_text("")
     with pytest.warns(UserWarning, match="cannot be stored and are computed at each reading: cannot write"):
         masks = MaskStore(tmp_path / "file" / "store", RULES).masks(root, series[0])
-    np.testing.assert_array_equal(masks, direct(root, series[0]))
+    np.testing.assert_array_equal(masks, detect_files(root, series[0]))
     with pytest.raises(StoreWriteError, match="cannot write"):
         MaskStore(tmp_path / "file" / "store", RULES, must_store=True).masks(root, series[0])
 
@@ -216,9 +168,9 @@ def test_default_store_lies_in_the_root_or_the_cache(tmp_path, monkeypatch):
     assert default_store(tmp_path / "other") != elsewhere
 
 
-def test_a_root_that_is_read_only_by_its_mode_stays_untouched_also_by_the_superuser(tree, tmp_path, monkeypatch):
+def test_a_root_that_is_read_only_by_its_mode_stays_untouched_also_by_the_superuser(images, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    root, series = tree
+    root, series = images
     before = root.stat().st_mode
     root.chmod(0o555)
     try:
@@ -230,14 +182,14 @@ def test_a_root_that_is_read_only_by_its_mode_stays_untouched_also_by_the_superu
         root.chmod(before)
 
 
-def test_imported_coverage_wins_and_stays(tree, tmp_path, monkeypatch):
-    root, series = tree
+def test_imported_coverage_wins_and_stays(images, tmp_path, monkeypatch):
+    root, series = images
     imported = ImportedCoverage(Path("f.npy"), {f"Data/{path}": 0.25 for path in series[0][:3]})
     store = MaskStore(tmp_path / "store", RULES)
     assert store.add_imported(root, series[0], imported) == 3
     assert store.add_imported(root, series[0], imported) == 0
     assert store.missing(root, series[0]) == series[0]
-    want = [mask.mean(dtype=np.float64) for mask in direct(root, series[0])]
+    want = [mask.mean(dtype=np.float64) for mask in detect_files(root, series[0])]
     np.testing.assert_array_equal(store.coverages(root, series[0]), [0.25] * 3 + want[3:])
     with pytest.warns(UserWarning, match="imported coverage 0.250 .*imported for other data"):
         MaskStore(tmp_path / "store", RULES).masks(root, series[0])
@@ -247,8 +199,8 @@ def test_imported_coverage_wins_and_stays(tree, tmp_path, monkeypatch):
     assert fresh.missing(root, series[0]) == []
 
 
-def test_opening(tree, tmp_path):
-    root, series = tree
+def test_opening(images, tmp_path):
+    root, series = images
     assert open_mask_store("", RULES, **ANY).folder(root).parent == root / ".mask_store"
     with pytest.warns(UserWarning, match="no masks of cloud_cloudshadow_mask are stored in .* yet"):
         store = open_mask_store(tmp_path / "new", RULES, **ANY)
@@ -278,12 +230,12 @@ numpy.savez_compressed = half
 
 
 def start(code, root, store, paths):
-    return subprocess.Popen([sys.executable, "-c", code, root, store, RULES, *paths], cwd=HERE)
+    return subprocess.Popen([sys.executable, "-c", code, root, store, RULES, *paths], cwd=ROOT)
 
 
-def test_killed_while_writing(tree, tmp_path):
+def test_killed_while_writing(images, tmp_path):
     """SIGKILL between the first byte of a record and its renaming: the previous record stays intact."""
-    root, series = tree
+    root, series = images
     store = MaskStore(tmp_path / "store", RULES)
     store.masks(root, series[0][:2])
     killed = start(DIE_WHILE_WRITING + FILL, root, tmp_path / "store", series[0])
@@ -292,12 +244,12 @@ def test_killed_while_writing(tree, tmp_path):
     assert len(leftover) == 1
     assert MaskStore(tmp_path / "store", RULES).missing(root, series[0]) == series[0][2:]
     os.utime(leftover[0], (0, time.time() - 7200))  # two hours old
-    assert_whole(MaskStore(tmp_path / "store", RULES), root, series)
+    assert_intact(MaskStore(tmp_path / "store", RULES), root, series)
     assert not list(store.folder(root).rglob(".*.tmp*"))
 
 
-def test_a_living_writers_file_is_left_alone(tree, tmp_path):
-    root, series = tree
+def test_a_living_writers_file_is_left_alone(images, tmp_path):
+    root, series = images
     store = MaskStore(tmp_path / "store", RULES)
     folder = store.folder(root) / "ROIs1868" / "73"
     folder.mkdir(parents=True)
@@ -309,9 +261,7 @@ def test_a_living_writers_file_is_left_alone(tree, tmp_path):
 def test_two_processes_fill_one_store_and_are_killed(tmp_path):
     """Two processes fill the same patches, one or both are killed at random moments; every record stays intact."""
     root, rng = tmp_path / "root", random.Random(1)
-    series = [[series_path(patch, date) for date in range(5)] for patch in range(24)]
-    for seed, path in enumerate(path for paths in series for path in paths):
-        write_image(root / path, seed)
+    series = write_images(root, n_patches=24)
     everything = [path for paths in series for path in paths]
     store = MaskStore(tmp_path / "store", RULES)
     for target in (3, 8, 13, 18):
@@ -335,13 +285,13 @@ def test_two_processes_fill_one_store_and_are_killed(tmp_path):
     both = [start(FILL, root, tmp_path / "store", everything) for _ in range(2)]
     assert [process.wait(timeout=60) for process in both] == [0, 0]
     assert [path for paths in series for path in MaskStore(tmp_path / "store", RULES).missing(root, paths)] == []
-    assert_whole(MaskStore(tmp_path / "store", RULES), root, series)
+    assert_intact(MaskStore(tmp_path / "store", RULES), root, series)
 
 
 def test_reading_is_far_faster_than_computing(tmp_path):
     """Images of 64 x 64 in memory; the benchmark measures 256 x 256: thousands of times."""
     root = tmp_path / "root"
-    paths = [series_path(0, date) for date in range(4)]
+    paths = [optical_path(0, date) for date in range(4)]
     for seed, path in enumerate(paths):
         write_image(root / path, seed, size=64)
     store = MaskStore(tmp_path / "store", "s2cloudless_mask", must_store=True)

@@ -13,32 +13,13 @@ import torch
 from common.errors import DataError
 from data.clouds.mask_store import MaskStore, open_mask_store
 from data.clouds.published_coverage import find_published, published_name, read_published
+from tests.support.fake_trees import ROI, series_path
+from tests.support.mask_cases import optical_path, published_samples, save_npy
 
 MASK = "s2cloudless_mask"
 NAME = f"generic_3_test_all_{MASK}.npy"
 TORCH_HEADER = b"".join(pickle.dumps(part, protocol=2) for part in (0x1950A86A20F9469CFC6C, 1001, {}))  # old format
 ANY = {"n_inputs": 3, "split": "test", "region": "all"}
-
-
-def path_of(patch, date, sensor="S2"):
-    return f"ROIs1868/73/{sensor}/{date}/{sensor.lower()}_ROIs1868_73_ImgNo_{date}_2018-06-21_patch_{patch}.tif"
-
-
-def published(patches, folder="SEN12MSCRTS/", dates=30, as_tensor=True):
-    """The content of a published file: collated tensors of one value, paths that begin with the root's name."""
-    samples = {}
-    for position, patch in enumerate(patches):
-        values = [(patch + date) % 10 / 10 for date in range(dates)]
-        samples[position] = {
-            "coverage": [torch.tensor([value]) if as_tensor else value for value in values],
-            "paths": {s: [folder + path_of(patch, date, s) for date in range(dates)] for s in ("S1", "S2")},
-        }
-    return samples
-
-
-def saved(path, content):
-    np.save(path, content, allow_pickle=True)
-    return path
 
 
 def raw_pickle(path, payload):
@@ -54,26 +35,28 @@ def raw_pickle(path, payload):
 @pytest.mark.parametrize("as_tensor", [True, False])
 def test_coverage_is_matched_by_path_whatever_the_position(tmp_path, folder, as_tensor):
     """known issue 4: the published loader takes the coverage at the sample's position."""
-    imported = read_published(saved(tmp_path / NAME, published([7, 3], folder, as_tensor=as_tensor)))
+    imported = read_published(save_npy(tmp_path / NAME, published_samples([7, 3], folder, as_tensor=as_tensor)))
     assert len(imported) == 60
-    found = imported.lookup([path_of(3, 0), path_of(7, 0), path_of(7, 29), path_of(5, 0), path_of(3, 0, "S1")])
+    coverage = imported.lookup(
+        [optical_path(3, 0), optical_path(7, 0), optical_path(7, 29), optical_path(5, 0), series_path(ROI, "S1", 0, 3)]
+    )
     # float32 in the file: one unit in its last place
-    np.testing.assert_allclose(found, [0.3, 0.7, 0.6, np.nan, np.nan], rtol=1e-7)
+    np.testing.assert_allclose(coverage, [0.3, 0.7, 0.6, np.nan, np.nan], rtol=1e-7)
 
 
 def test_every_kind_of_number_is_read(tmp_path):
     values = [0.5, np.float32(0.25), np.float64(0.125), torch.tensor(0.75), torch.tensor([1.0], dtype=torch.float64), 0]
-    sample = {"coverage": values, "paths": {"S2": [path_of(1, date) for date in range(6)]}}
-    imported = read_published(saved(tmp_path / NAME, {0: sample}))
+    sample = {"coverage": values, "paths": {"S2": [optical_path(1, date) for date in range(6)]}}
+    imported = read_published(save_npy(tmp_path / NAME, {0: sample}))
     np.testing.assert_array_equal(imported.lookup(sample["paths"]["S2"]), [0.5, 0.25, 0.125, 0.75, 1.0, 0.0])
 
 
 def test_older_pickles_of_numpy_1_are_read(tmp_path):
-    samples = published([1])
+    samples = published_samples([1])
     payload = pickle.dumps(np.array(samples, dtype=object), protocol=3)
     old = payload.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
     imported = read_published(raw_pickle(tmp_path / NAME, old))
-    assert imported.lookup([path_of(1, 4)])[0] == pytest.approx(0.5)
+    assert imported.lookup([optical_path(1, 4)])[0] == pytest.approx(0.5)
 
 
 class Hostile:
@@ -97,9 +80,9 @@ def hostile_files(tmp_path, marker):
         "storage": Hostile(torch.storage._load_from_bytes, TORCH_HEADER + inner),
         "npload": Hostile(np.load, str(tmp_path / "x"), None, True),
     }
-    for name, thing in objects.items():
-        sample = {"coverage": [thing], "paths": {"S2": [path_of(1, 0)]}}
-        yield name, saved(tmp_path / f"{name}.npy", {0: sample})
+    for name, hostile in objects.items():
+        sample = {"coverage": [hostile], "paths": {"S2": [optical_path(1, 0)]}}
+        yield name, save_npy(tmp_path / f"{name}.npy", {0: sample})
     yield "bare", raw_pickle(tmp_path / "bare.npy", inner)
 
 
@@ -126,8 +109,8 @@ def test_the_same_pickles_run_where_nothing_is_refused(tmp_path):
             (tmp_path / "executed").unlink()
 
 
-def test_the_refusal_says_what_was_asked_for(tmp_path):
-    path = saved(tmp_path / NAME, {0: Hostile(os.system, "true")})
+def test_the_refusal_names_what_the_pickle_refers_to(tmp_path):
+    path = save_npy(tmp_path / NAME, {0: Hostile(os.system, "true")})
     with pytest.raises(DataError, match=r"refused to read .*refers to posix.system, only arrays and tensors"):
         read_published(path)
 
@@ -148,7 +131,7 @@ def test_the_refusal_says_what_was_asked_for(tmp_path):
 )
 def test_other_contents_are_refused(tmp_path, content, message):
     with pytest.raises(DataError, match=message):
-        read_published(saved(tmp_path / "x.npy", content))
+        read_published(save_npy(tmp_path / "x.npy", content))
 
 
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"not numpy at all", b"\x93NUMPY\x01\x00v\x00{"])
@@ -159,9 +142,9 @@ def test_files_that_are_no_npy_are_refused(tmp_path, content):
 
 
 def test_truncated_and_missing_files(tmp_path):
-    whole = saved(tmp_path / NAME, published([1])).read_bytes()
+    content = save_npy(tmp_path / NAME, published_samples([1])).read_bytes()
     for share in (0.3, 0.6, 0.99):
-        (tmp_path / "cut.npy").write_bytes(whole[: int(len(whole) * share)])
+        (tmp_path / "cut.npy").write_bytes(content[: int(len(content) * share)])
         with pytest.raises(DataError, match="cut.npy"):
             read_published(tmp_path / "cut.npy")
     with pytest.raises(DataError, match="cannot read the coverage file .*nowhere.npy: No such file"):
@@ -169,7 +152,7 @@ def test_truncated_and_missing_files(tmp_path):
 
 
 def test_torch_is_not_needed_for_numbers(tmp_path):
-    saved(tmp_path / NAME, published([1], as_tensor=False))
+    save_npy(tmp_path / NAME, published_samples([1], as_tensor=False))
     code = "import sys; from data.clouds.published_coverage import read_published as read; read(sys.argv[1])"
     code += "; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code, str(tmp_path / NAME)], check=True)
@@ -186,8 +169,8 @@ def test_file_names():
 def test_the_best_fitting_file_of_a_folder(tmp_path):
     def add(name):
         (tmp_path / name).write_bytes(b"")
-        found = find_published(tmp_path, MASK, 3, "test", "africa")
-        return found.name if found else None
+        best = find_published(tmp_path, MASK, 3, "test", "africa")
+        return best.name if best else None
 
     assert add(f"generic_3_train_africa_{MASK}.npy") is None
     assert add("generic_3_test_africa_s2cloudless_map.npy") is None
@@ -199,18 +182,18 @@ def test_the_best_fitting_file_of_a_folder(tmp_path):
 
 @pytest.mark.parametrize("as_folder", [True, False])
 def test_a_store_reads_published_files(tmp_path, as_folder):
-    given = saved(tmp_path / NAME, published([7, 3]))
-    store = open_mask_store(tmp_path if as_folder else given, MASK, **ANY)
-    paths = [path_of(3, date) for date in range(30)]
+    file = save_npy(tmp_path / NAME, published_samples([7, 3]))
+    store = open_mask_store(tmp_path if as_folder else file, MASK, **ANY)
+    paths = [optical_path(3, date) for date in range(30)]
     want = [(3 + date) % 10 / 10 for date in range(30)]
     np.testing.assert_allclose(store.coverages(tmp_path / "no_images_needed", paths), want, rtol=1e-7)
-    store.require_overlap([path_of(1, 0), path_of(3, 0)])
+    store.require_overlap([optical_path(1, 0), optical_path(3, 0)])
     with pytest.raises(DataError, match=f"coverage file for other data: .*{NAME} contains none of the 1 images"):
-        store.require_overlap([path_of(1, 0)])
-    MaskStore(tmp_path / "store", MASK).require_overlap([path_of(1, 0)])  # nothing imported: no check
+        store.require_overlap([optical_path(1, 0)])
+    MaskStore(tmp_path / "store", MASK).require_overlap([optical_path(1, 0)])  # nothing imported: no check
 
 
 def test_a_file_of_another_detector_is_refused(tmp_path):
-    given = saved(tmp_path / NAME, published([7]))
+    file = save_npy(tmp_path / NAME, published_samples([7]))
     with pytest.raises(DataError, match="holds the coverage of s2cloudless_mask, but the detector is s2cloudless_map"):
-        open_mask_store(given, "s2cloudless_map", **ANY)
+        open_mask_store(file, "s2cloudless_map", **ANY)

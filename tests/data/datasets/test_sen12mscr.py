@@ -1,4 +1,4 @@
-"""The triplet data set: exact splits, complete triplets, what an item holds."""
+"""The triplet data set: exact splits, complete triplets, content of an item."""
 
 import shutil
 from pathlib import Path
@@ -27,22 +27,22 @@ TEST, TRAIN = "ROIs1970_fall/139", "ROIs1970_fall/3"
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory) -> Path:
+def triplets(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("triplets_s1_2020")  # a root whose name looks like a sensor's
     for patch in (10, 9):
         write_triplet(root, TEST, patch, coverage=0.25)
     write_triplet(root, TRAIN, 839)
-    write_triplet(root, "ROIs1158_spring/106", 5)  # test; the published training split takes it by its "s1_1"
+    write_triplet(root, "ROIs1158_spring/106", 5)  # test; "s1_1" puts it into the published training split
     return root
 
 
 @pytest.fixture
-def copy(tree, tmp_path) -> Path:
-    return Path(shutil.copytree(tree, tmp_path / "copy"))
+def triplets_copy(triplets, tmp_path) -> Path:
+    return Path(shutil.copytree(triplets, tmp_path / "copy"))
 
 
-def test_an_item_holds_the_published_keys_and_the_right_values(tree):
-    mono = SEN12MSCR(str(tree), split="test", region="all")
+def test_an_item_holds_the_published_keys_and_the_right_values(triplets):
+    mono = SEN12MSCR(str(triplets), split="test", region="all")
     assert [mono.roi(index) for index in range(len(mono))] == ["ROIs1158_spring/106", TEST, TEST]
     assert [paths["S1"][-7:] for paths in mono.paths[1:]] == ["_p9.tif", "p10.tif"]
     item = mono[2]
@@ -58,90 +58,90 @@ def test_an_item_holds_the_published_keys_and_the_right_values(tree):
     assert np.all(item["input"]["S2"][:, mask > 0] == np.float32(0.9))
     # float32 rescaling of dB: one unit in the last place of values near 1
     assert np.allclose(item["input"]["S1"][0], (radar_level(10, 0) + 25) / 25, atol=1e-6)
-    assert item["input"]["S2 path"] == str(tree / triplet_path(TEST, "s2_cloudy", 10))
-    assert item["input"]["S1 path"] == str(tree / triplet_path(TEST, "s1", 10))
-    assert item["target"]["S2 path"] == str(tree / triplet_path(TEST, "s2", 10))
+    assert item["input"]["S2 path"] == str(triplets / triplet_path(TEST, "s2_cloudy", 10))
+    assert item["input"]["S1 path"] == str(triplets / triplet_path(TEST, "s1", 10))
+    assert item["target"]["S2 path"] == str(triplets / triplet_path(TEST, "s2", 10))
     corner = patch_transform(10)
     assert item["target"]["coord"] == [corner.c, corner.f - 10 * SIZE, corner.c + 10 * SIZE, corner.f]
 
 
-def test_default_collation_of_torch_works(tree):
-    batch = next(iter(DataLoader(SEN12MSCR(tree, split="all"), batch_size=4)))
+def test_default_collation_of_torch_works(triplets):
+    batch = next(iter(DataLoader(SEN12MSCR(triplets, split="all"), batch_size=4)))
     assert batch["input"]["S2"].shape == (4, 13, SIZE, SIZE)
     assert batch["input"]["S2"].dtype == torch.float32
 
 
-def test_traps_2_no_test_region_is_trained_on(tree):
+def test_traps_2_no_test_region_is_trained_on(triplets):
     # known issue 2: by substring, training on s1_1 takes s1_106 and s1_139 of the test split as well
-    assert not regions(tree, "train") & regions(tree, "test")
-    published = regions(tree, "train", legacy=True) & regions(tree, "test", legacy=True)
+    assert not regions(triplets, "train") & regions(triplets, "test")
+    published = regions(triplets, "train", legacy=True) & regions(triplets, "test", legacy=True)
     assert published == {"ROIs1158_spring/106", "ROIs1970_fall/139"}
 
 
-def regions(tree, split, legacy=False) -> set[str]:
-    mono = SEN12MSCR(tree, split, legacy=legacy)
+def regions(triplets, split, legacy=False) -> set[str]:
+    mono = SEN12MSCR(triplets, split, legacy=legacy)
     return {mono.roi(index) for index in range(len(mono))}
 
 
 @pytest.mark.parametrize("member", ["s1", "s2", "s2_cloudy"])
-def test_an_incomplete_triplet_is_left_out_and_counted(copy, member):
-    (copy / triplet_path(TEST, member, 9)).unlink()
+def test_an_incomplete_triplet_is_left_out_and_counted(triplets_copy, member):
+    (triplets_copy / triplet_path(TEST, member, 9)).unlink()
     with pytest.warns(UserWarning, match="1 triplets of split 'test' .* lack a member"):
-        mono = SEN12MSCR(copy, "test")
+        mono = SEN12MSCR(triplets_copy, "test")
     assert len(mono) == 2
 
 
-def test_without_cloud_masks_coverage_is_unknown(tree):
+def test_without_cloud_masks_coverage_is_unknown(triplets):
     # known issue 9: the published loader crashes here
-    item = SEN12MSCR(tree, "test", cloud_masks=None)[0]
+    item = SEN12MSCR(triplets, "test", cloud_masks=None)[0]
     assert np.isnan(item["input"]["coverage"])
     assert not item["input"]["masks"].any()
 
 
-def test_resnet_rescaling(tree):
-    plain, scaled = (SEN12MSCR(tree, "test", rescale_method=method)[0] for method in ("default", "resnet"))
+def test_resnet_rescaling(triplets):
+    plain, scaled = (SEN12MSCR(triplets, "test", rescale_method=method)[0] for method in ("default", "resnet"))
     assert np.allclose(scaled["target"]["S2"], 5 * plain["target"]["S2"], rtol=1e-6)
 
 
-def test_masks_are_stored_and_read_again(copy, monkeypatch):
-    shutil.rmtree(copy / ".mask_store")
+def test_masks_are_stored_and_read_again(triplets_copy, monkeypatch):
+    shutil.rmtree(triplets_copy / ".mask_store")
     detector = "cloud_cloudshadow_mask"
-    first = SEN12MSCR(copy, "test", cloud_masks=detector)[0]["input"]
+    first = SEN12MSCR(triplets_copy, "test", cloud_masks=detector)[0]["input"]
     monkeypatch.setattr("data.clouds.mask_store.detect_clouds", lambda *_: pytest.fail("computed again"))
-    again = SEN12MSCR(copy, "test", cloud_masks=detector)[0]["input"]
+    again = SEN12MSCR(triplets_copy, "test", cloud_masks=detector)[0]["input"]
     assert np.array_equal(first["masks"], again["masks"])
     assert first["coverage"] == again["coverage"] == first["masks"].mean()
-    assert (copy / ".mask_store").is_dir()
+    assert (triplets_copy / ".mask_store").is_dir()
 
 
-def test_errors_name_what_came(tree, tmp_path):
+def test_errors_name_what_came(triplets, tmp_path):
     with pytest.raises(DataError, match=r"no folder .*nowhere \(--root3\)"):
         SEN12MSCR(tmp_path / "nowhere", flag="--root3")
     with pytest.raises(DataError, match=r"SEN12MS-CR, split 'val', region 'all' in .*\(root\); expected .*s1_139_p839"):
-        SEN12MSCR(tree, "val")
+        SEN12MSCR(triplets, "val")
     with pytest.raises(UsageError, match="--region all"):
-        SEN12MSCR(tree, region="africa")
+        SEN12MSCR(triplets, region="africa")
     with pytest.raises(UsageError, match="one date a sample, not input_t 3"):
-        SEN12MSCR(tree, n_input_samples=3)
+        SEN12MSCR(triplets, n_input_samples=3)
     with pytest.raises(UsageError, match="unknown sample_type 'generic'.*pretrain"):
-        SEN12MSCR(tree, sample_type="generic")
+        SEN12MSCR(triplets, sample_type="generic")
 
 
-def test_an_unusable_image_is_named_or_skipped(copy):
-    path = copy / triplet_path(TEST, "s2", 9)
+def test_an_unusable_image_is_named_or_skipped(triplets_copy):
+    path = triplets_copy / triplet_path(TEST, "s2", 9)
     write_geotiff(path, np.zeros((13, SIZE, SIZE), np.uint16), "EPSG:32633", patch_transform(9))
     with pytest.raises(DataError, match="s2_139_p9.tif: every value is 0, there is no image to be a target"):
-        SEN12MSCR(copy, "test")[1]
+        SEN12MSCR(triplets_copy, "test")[1]
     path.write_bytes(path.read_bytes()[:400])
-    mono = SEN12MSCR(copy, "test", skip_bad_samples=True)
+    mono = SEN12MSCR(triplets_copy, "test", skip_bad_samples=True)
     assert isinstance(mono[1], Skipped)
     batch = Collate(use_sar=False)([mono[0], mono[1]])
     assert (batch.n, len(batch.skipped)) == (1, 1)
     assert "s2_139_p9.tif" in batch.skipped[0].reason
 
 
-def test_a_batch_of_triplets_is_a_series_of_one_date(tree):
-    mono = SEN12MSCR(tree, "test")
+def test_a_batch_of_triplets_is_a_series_of_one_date(triplets):
+    mono = SEN12MSCR(triplets, "test")
     batch = Collate(use_sar=True)([mono[0], mono[1]])
     assert batch.x.shape == (2, 1, 15, SIZE, SIZE)
     assert batch.target.shape == (2, 1, 13, SIZE, SIZE)

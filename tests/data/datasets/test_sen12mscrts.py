@@ -1,6 +1,7 @@
-"""The series data set: what an item holds, how files are paired, what it says about bad ones."""
+"""The series data set: content of an item, pairing of files, and bad files."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,10 @@ from torch.utils.data import DataLoader
 
 import data.raster.image_store
 from common.errors import DataError, UsageError
+from data.batch import Collate, Skipped
+from data.clouds.mask_store import default_store
 from data.dataLoader import SEN12MSCRTS
+from data.raster.geotiff import write_geotiff
 from tests.support.fake_trees import (
     CLEAR,
     COVERAGES,
@@ -42,25 +46,25 @@ def test_an_item_holds_the_published_keys_and_the_right_values(tree):
     for part, dates in ((item["input"], [0, 1, 2]), (item["target"], [4])):
         assert part["idx"] == dates
         assert all(len(part[key]) == len(dates) for key in keys)
-        for place_in_list, day in enumerate(dates):
+        for position, day in enumerate(dates):
             share = coverages_with_clear(*CLEAR)[day]
             mask = cloud_mask(share)
-            optical, radar = part["S2"][place_in_list], part["S1"][place_in_list]
+            optical, radar = part["S2"][position], part["S1"][position]
             assert (optical.shape, optical.dtype) == ((13, SIZE, SIZE), np.float32)
             assert (radar.shape, radar.dtype) == ((2, SIZE, SIZE), np.float32)
-            assert np.array_equal(part["masks"][place_in_list], mask)
-            assert part["coverage"][place_in_list] == mask.mean()
+            assert np.array_equal(part["masks"][position], mask)
+            assert part["coverage"][position] == mask.mean()
             levels = np.float32(optical_level(10, day) + 100 * np.arange(13)) / np.float32(10000)
             assert np.array_equal(np.unique(optical[:, mask == 0], axis=1)[:, 0], levels)
             assert np.all(optical[:, mask > 0] == np.float32(0.9))
             # float32 of dB and its rescaling: one unit in the last place of values near 1
             assert np.allclose(radar[0], np.clip(radar_level(10, day) + 25, 0, 25) / 25, atol=1e-6)
-            assert part["S2 TD"][place_in_list] == days_since_launch(optical_date(day))
-            assert part["S1 TD"][place_in_list] == days_since_launch(radar_date(day))
-            assert part["S2 path"][place_in_list] == str(image_path(tree, "S2", day, 10))
-            assert part["S1 path"][place_in_list] == str(image_path(tree, "S1", day, 10))
+            assert part["S2 TD"][position] == days_since_launch(optical_date(day))
+            assert part["S1 TD"][position] == days_since_launch(radar_date(day))
+            assert part["S2 path"][position] == str(image_path(tree, "S2", day, 10))
+            assert part["S1 path"][position] == str(image_path(tree, "S1", day, 10))
             left, top = patch_transform(10).c, patch_transform(10).f
-            assert part["coord"][place_in_list] == [left, top - 10 * SIZE, left + 10 * SIZE, top]
+            assert part["coord"][position] == [left, top - 10 * SIZE, left + 10 * SIZE, top]
 
 
 def test_default_collation_of_torch_works(tree):
@@ -110,12 +114,12 @@ def test_min_and_max_coverage_choose_the_inputs(tree):
     item = SEN12MSCRTS(tree, "test", min_cov=0.3, max_cov=0.5)[0]
     assert all(0.3 <= share <= 0.5 for share in item["input"]["coverage"])
     assert item["coverage bin"] is True
-    wish = SEN12MSCRTS(tree, "test", min_cov=0.301, max_cov=0.302)[0]
-    assert wish["coverage bin"] is False
+    item = SEN12MSCRTS(tree, "test", min_cov=0.301, max_cov=0.302)[0]
+    assert item["coverage bin"] is False
 
 
 def test_traps_3_target_is_not_its_own_input(tmp_path):
-    # known issue 3: the earliest dates are clear, so the published choice has date 0 on both sides
+    # known issue 3: the earliest dates are clear, so in the published choice date 0 is input and target
     write_series(tmp_path, ROI, 1, coverages_with_clear(0, 1, 2))
     ours, published = (SEN12MSCRTS(tmp_path, "test", legacy=legacy)[0] for legacy in (False, True))
     assert (ours["input"]["idx"], ours["target"]["idx"]) == ([1, 2, 3], [0])
@@ -153,7 +157,7 @@ def test_only_chosen_dates_are_read_and_every_file_is_closed(tree, monkeypatch):
     assert after <= before
 
 
-def test_days_count_from_the_day_asked_for(tree):
+def test_days_count_from_the_reference_date(tree):
     day = optical_date(0)
     assert SEN12MSCRTS(tree, "test", ref_date=day)[0]["input"]["S2 TD"][0] == 0
 
@@ -194,7 +198,7 @@ def test_unknown_options_are_usage_errors(tree, changes, message):
 
 
 def write_published(path: Path, tree: Path, order, clear) -> None:
-    """A coverage file as published, in an order of its own."""
+    """A published coverage file, with patches in the given order."""
     entries = {}
     for position, patch in enumerate(order):
         names = [f"SEN12MSCRTS/{series_path(ROI, 'S2', day, patch)}" for day in range(30)]
@@ -222,3 +226,127 @@ def test_coverage_of_other_data_is_refused(tree, tmp_path):
 def test_coverages_of_the_tree_are_as_its_tests_expect():
     assert min(COVERAGES) > 0.001
     assert max(COVERAGES) < 1
+
+
+# Bad files are named in one line, or skipped and listed
+
+
+@pytest.mark.parametrize("sensor", ["S1", "S2"])
+def test_a_missing_date_is_named_or_its_patch_left_out(copy, sensor):
+    image_path(copy, sensor, 17, 10).unlink()
+    expected = rf"patch 10 of ROIs1868/73: one image is missing.*{sensor} date 17 .*{sensor}/17/.*_DATE_patch_10.tif"
+    with pytest.raises(DataError, match=expected):
+        SEN12MSCRTS(copy, "test")
+    series = SEN12MSCRTS(copy, "test", skip_bad_samples=True)
+    assert [paths["S2"][0][-6:] for paths in series.paths] == ["_9.tif"]
+    assert "patch 10" in series.bad_samples[0].reason
+
+
+def test_a_missing_folder_is_named(copy):
+    shutil.rmtree(copy / ROI / "S1" / "29")
+    with pytest.raises(DataError, match=r"patch 9 .*S1 date 29.*\(2 such in ROIs1868/73\); complete the download"):
+        SEN12MSCRTS(copy, "test")
+
+
+def test_a_misplaced_or_doubled_file_is_named(copy):
+    shutil.copy(image_path(copy, "S2", 3), image_path(copy, "S2", 5).parent)
+    with pytest.raises(DataError, match="S2/5/.*ImgNo_3.* is misplaced"):
+        SEN12MSCRTS(copy, "test")
+    assert len(SEN12MSCRTS(copy, "test", skip_bad_samples=True)) == 2
+    double = image_path(copy, "S2", 5)
+    shutil.copy(double, double.with_name(double.name.replace("2018-02-24", "2018-02-25")))
+    series = SEN12MSCRTS(copy, "test", skip_bad_samples=True)
+    assert len(series) == 1
+    assert any("two files for one date" in bad.reason for bad in series.bad_samples)
+
+
+def test_missing_root_and_empty_split_name_root_split_region_and_layout(tree, tmp_path):
+    with pytest.raises(DataError, match=r"no folder .*nowhere \(root\).*ROIs1158"):
+        SEN12MSCRTS(tmp_path / "nowhere")
+    with pytest.raises(
+        DataError, match=r"split 'val', region 'africa' in .*series_2020.*\(--root2\); expected .*S2/14/s2_"
+    ):
+        SEN12MSCRTS(tree, "val", "africa", flag="--root2")
+
+
+def damage(path: Path, how: str) -> None:
+    if how == "truncated":
+        path.write_bytes(path.read_bytes()[:3000])
+    elif how == "no tiff":
+        path.write_bytes(b"nothing")
+    else:
+        bands, size, kind = {
+            "size": (13, SIZE // 2, "uint16"),
+            "bands": (12, SIZE, "uint16"),
+            "type": (13, SIZE, "float32"),
+        }[how]
+        write_geotiff(path, np.ones((bands, size, size), kind), "EPSG:32633", patch_transform(9))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("truncated", "truncated or damaged image: .*patch_9.tif"),
+        ("no tiff", "not a readable GeoTIFF: .*patch_9.tif"),
+        ("size", "patch_9.tif: expected 32 x 32 pixels, found 16 x 16"),
+        ("bands", "patch_9.tif: expected 13 bands, found 12"),
+        ("type", "patch_9.tif: expected uint16 values, found float32"),
+    ],
+)
+def test_an_unusable_image_is_named_or_skipped(copy, how, message):
+    damage(image_path(copy, "S2", 1), how)
+    with pytest.raises(DataError, match=message):
+        SEN12MSCRTS(copy, "test")[0]
+    series = SEN12MSCRTS(copy, "test", skip_bad_samples=True)
+    bad = series[0]
+    assert isinstance(bad, Skipped)
+    assert bad.path.endswith("patch_9.tif")
+    batch = Collate(use_sar=True)([bad, series[1]])
+    assert batch.n == 1
+    assert batch.skipped == (bad,)
+
+
+def test_a_damaged_first_image_does_not_decide_the_size(copy):
+    damage(image_path(copy, "S2", 0), "no tiff")
+    series = SEN12MSCRTS(copy, "test", skip_bad_samples=True)
+    assert isinstance(series[0], Skipped)
+    assert series[1]["input"]["idx"] == [0, 1, 2]
+
+
+def test_nan_is_counted_reported_once_and_becomes_zero(copy):
+    radar = np.full((2, SIZE, SIZE), -10, np.float32)
+    radar[0, :2] = np.nan
+    for day in (0, 1):
+        write_geotiff(image_path(copy, "S1", day), radar, "EPSG:32633", patch_transform(9))
+    series = SEN12MSCRTS(copy, "test")
+    with pytest.warns(UserWarning, match=r"patch_9.tif: 64 of 2048 values are NaN and become 0") as caught:
+        item = series[0]
+    assert len([entry for entry in caught if "NaN" in str(entry.message)]) == 1
+    assert series._reader.nan_values == 2 * 2 * SIZE
+    assert np.all(item["input"]["S1"][0][0, :2] == 0)
+    assert np.allclose(item["input"]["S1"][0][0, 2:], 0.6)
+
+
+def blank(path: Path) -> None:
+    write_geotiff(path, np.zeros((13, SIZE, SIZE), np.uint16), "EPSG:32633", patch_transform(9))
+
+
+def test_a_blank_image_is_cloudy_as_an_input_and_no_target(tmp_path):
+    write_series(tmp_path, ROI, 9, coverages_with_clear(4), stored=False)
+    for day in range(30):
+        if day != 4:
+            blank(image_path(tmp_path, "S2", day))
+    detector = "cloud_cloudshadow_mask"
+    with pytest.warns(UserWarning, match="[Bb]lank"):
+        item = SEN12MSCRTS(tmp_path, "test", cloud_masks=detector)[0]
+    assert item["target"]["idx"] == [4]
+    assert item["input"]["coverage"] == [1.0, 1.0, 1.0]
+    assert np.all(item["input"]["masks"][0] == 1)
+    blank(image_path(tmp_path, "S2", 4))
+    shutil.rmtree(default_store(tmp_path))
+    series = SEN12MSCRTS(tmp_path, "test", cloud_masks=detector)
+    with (
+        pytest.warns(UserWarning, match="[Bb]lank"),
+        pytest.raises(DataError, match="every value is 0, there is no image to be a target"),
+    ):
+        series[0]
