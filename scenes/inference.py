@@ -3,10 +3,7 @@
 Memory does not grow with the scene: it holds a batch of tiles and one block. Tiles lie on disk under DIR/.work until
 the blocks that need them are written. An interrupted run resumes from both.
 
-How much a tiled prediction differs from an untiled one depends on the network's field of view. Convolutions see a few
-pixels, and the border of a tile has no weight. Group norms, squeeze-excite and the pooled attention of `uncrtaints` see
-the full tile: a tile is what the network was trained on (256 x 256 pixels of the published data), and a larger image is
-something else, not something better. docs/usage.md has measured differences.
+docs/usage.md explains how much a tiled prediction differs from an untiled one, with measurements.
 """
 
 import shutil
