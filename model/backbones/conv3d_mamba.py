@@ -17,7 +17,7 @@ from config.validation import DATE_GROUPS, check_widths
 from data.constants import N_S1, N_S2
 from model.backbones.base import Backbone
 from model.layers.composite import ClearComposite
-from model.layers.conv import ConvBlock, Pointwise, build_block, build_norm, conv3x3
+from model.layers.conv import ConvBlock, Pointwise, build_block, build_norm, conv3x3, resize
 from model.layers.dates import DateOrder, order_dates
 from model.layers.mamba import DatedMamba
 from model.layers.space_time import SpaceTimeBlock
@@ -162,7 +162,7 @@ class Conv3dMamba(Backbone):
         size = levels[0].shape[-2:]
         scores = self.clearness[0](levels[0])
         for clearness, maps in zip(self.clearness[1:], levels[1:], strict=True):
-            scores = scores + F.interpolate(clearness(maps), size=size, mode="bilinear", align_corners=False)
+            scores = scores + resize(clearness(maps), size)
         return scores.unflatten(0, date_order.valid.shape)
 
     def _date_weights(self, scores: Tensor, date_order: DateOrder) -> list[Tensor]:
@@ -185,8 +185,7 @@ class Conv3dMamba(Backbone):
                 merged = torch.cat([merged, *(maps.to(merged.dtype) for maps in extra)], dim=1)
             skipped = self.skip[level](merged.contiguous(memory_format=torch.channels_last))
             if out is not None:
-                coarser = self.upsample[level](out)
-                skipped = skipped + F.interpolate(coarser, scale_factor=2, mode="bilinear", align_corners=False)
+                skipped = skipped + resize(self.upsample[level](out), skipped.shape[-2:])
             out = self.decoder[level](skipped)
         assert out is not None
         return out

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from config.schema import ModelConfig
 from data.constants import N_S2
 from model.backbones.base import Backbone
-from model.layers.conv import ConvBlock, Pointwise, build_block
+from model.layers.conv import ConvBlock, Pointwise, build_block, resize
 from model.layers.ltae import TemporalEncoder
-from model.layers.temporal import TemporalAggregator, channels_last, resize
+from model.layers.temporal import TemporalAggregator, channels_last
 
 
 class Uncrtaints(Backbone):
@@ -104,4 +104,4 @@ class Uncrtaints(Backbone):
         out = channels_last(self.temporal_aggregator(maps, attention, padded))
         if values is None:
             return out
-        return self.include_v(torch.cat([out, resize(values, *out.shape[-2:]).to(out.dtype)], dim=1))
+        return self.include_v(torch.cat([out, resize(values, out.shape[-2:]).to(out.dtype)], dim=1))

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.constants import band_index
+from model.layers.conv import resize
 
 VISIBLE = [band_index(name) for name in ("B02", "B03", "B04")]
 BRIGHT, BRIGHTER = 0.17, 0.02  # visible reflectance of a cloud, and above the darkest date
@@ -77,8 +78,7 @@ class ClearComposite(nn.Module):
         pull = self.pull.exp()
         filled = self.land.sigmoid()[None, :, None, None].expand(len(total), -1, 1, 1)
         for level_total, level_support in reversed(pyramid):
-            coarser = F.interpolate(filled, size=level_support.shape[-2:], mode="bilinear", align_corners=False)
-            filled = (level_total + pull * coarser) / (level_support + pull)
+            filled = (level_total + pull * resize(filled, level_support.shape[-2:])) / (level_support + pull)
         return filled, support
 
     def date_weights(self, scores: Tensor, valid: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UsageError
@@ -57,6 +58,11 @@ def conv3x3(in_width: int, width: int, padding_mode: str, groups: int = 1, bias:
     return nn.Conv2d(in_width, width, 3, padding=1, padding_mode=mode, groups=groups, bias=bias)
 
 
+def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear interpolation of (B, C, H, W) to (height, width)."""
+    return F.interpolate(maps, size=list(size), mode="bilinear", align_corners=False)
+
+
 class ConvLayers(nn.Module):
     """Convolutions of stride 1 and the same size, each with norm and ReLU.
 
@@ -103,6 +109,11 @@ class ConvBlock(nn.Module):
         return self.conv(x)
 
 
+def _projection(in_width: int, width: int) -> nn.Module:
+    """Shortcut of a residual sum: 1 x 1 projection where widths differ."""
+    return nn.Identity() if in_width == width else Pointwise(in_width, width, bias=False)
+
+
 class ResidualBlock(nn.Module):
     """Three 3 x 3 convolutions, each with norm and ReLU, and a residual sum.
 
@@ -117,13 +128,11 @@ class ResidualBlock(nn.Module):
         self.conv1 = ConvLayers([in_width, width], 3, norm, padding_mode=padding_mode)
         self.conv2 = ConvLayers([width, width], 3, norm, padding_mode=padding_mode)
         self.conv3 = ConvLayers([width, width], 3, norm, padding_mode=padding_mode)
-        if in_width != width:
-            self.proj = Pointwise(in_width, width, bias=False)
+        self.proj = _projection(in_width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, K, H, W)."""
-        shortcut = self.proj(x) if hasattr(self, "proj") else x
-        return self.conv3(self.conv2(self.conv1(x))) + shortcut
+        return self.conv3(self.conv2(self.conv1(x))) + self.proj(x)
 
 
 class SqueezeExcite(nn.Module):
@@ -189,14 +198,13 @@ class MBConv(nn.Module):
             build_norm(norm, width),
         )
         self.conv = PreNorm(build_norm(norm, in_width), layers)
-        if in_width != width:
-            self.proj = Pointwise(in_width, width, bias=False)
+        self.proj = _projection(in_width, width)
         self.recompute = recompute
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, K, H, W)."""
         out = self._recomputed(x) if self.recompute else self.conv(x)
-        shortcut = self.proj(x) if hasattr(self, "proj") else x
+        shortcut = self.proj(x)
         # in place after norms whose backward pass does not need their output
         overwrite = isinstance(self.conv.fn[-1], nn.GroupNorm | nn.BatchNorm2d) and out.dtype == shortcut.dtype
         return out.add_(shortcut) if overwrite else out + shortcut

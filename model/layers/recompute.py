@@ -10,13 +10,13 @@ squeeze-excite are multiplied into the matrix of the convolution, whose gradient
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+MapFunction = Callable[[Tensor], Tensor]
 # by the padding mode of Conv2d: positions in the padded map that the first and the last pixel of an axis repeat
 BORDER = {"reflect": (2, -3), "replicate": (1, -2), "circular": (-2, 1), "zeros": None}
 
@@ -88,25 +88,18 @@ def apply_norm(norm: nn.Module, x: Tensor, training: bool, update_stats: bool) -
     return norm(x)
 
 
-@dataclass(frozen=True)
 class PreConv:
     """Layers between the kept input and a convolution: norm, `post_norm`, GELU, then a border or channel weights.
 
-    Attributes:
-        norm: from `build_norm`.
-        training: its mode in the forward pass.
-        post_norm: maps to maps, without parameters and random numbers; None for the identity.
-        gelu: whether a GELU follows.
-        padding_mode: of the border of one pixel, a key of `BORDER`; None for no border.
-        excite: means over pixels (B, C), float32 or more, to channel weights (B, C); for 1 x 1 convolutions.
+    Arguments as of `recomputed_conv`; the mode of the norm is that at construction.
     """
 
-    norm: nn.Module
-    training: bool
-    post_norm: Callable[[Tensor], Tensor] | None
-    gelu: bool
-    padding_mode: str | None
-    excite: nn.Module | None
+    def __init__(
+        self, norm: nn.Module, conv: nn.Conv2d, post_norm: MapFunction | None, gelu: bool, excite: nn.Module | None
+    ) -> None:
+        self.norm, self.post_norm, self.gelu, self.excite = norm, post_norm, gelu, excite
+        self.training, self.groups = norm.training, conv.groups
+        self.padding_mode = conv.padding_mode if any(conv.padding) else None  # of a border of one pixel
 
     def forward_norm(self, x: Tensor, update_stats: bool) -> Tensor:
         """Norm and `post_norm` of x (B, C, H, W), which autograd differentiates."""
@@ -124,17 +117,17 @@ class PreConv:
             normed = torch.ops.aten.gelu_(normed) if overwrite else F.gelu(normed)
         return self._pad(normed)
 
-    def convolve(self, maps: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, Tensor | None]:
+    def convolve(self, maps: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """Convolution of maps (B, C, H, W) from `forward_pre`, and the means (B, C) that `excite` read."""
         if self.excite is None:
-            return convolve(maps, weight.to(maps.dtype), groups=groups), None
+            return convolve(maps, weight.to(maps.dtype), groups=self.groups), None
         means = pixel_means(maps)
         return _mix_channels(maps, weight.flatten(1) * self.excite(means)[:, None]), means
 
-    def forward_autograd(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
+    def forward_autograd(self, x: Tensor, weight: Tensor) -> Tensor:
         """All layers and the convolution, differentiated by autograd or a compiler."""
         maps = self.forward_norm(x, True)
-        return self.convolve(self._pad(F.gelu(maps) if self.gelu else maps), weight, groups)[0]
+        return self.convolve(self._pad(F.gelu(maps) if self.gelu else maps), weight)[0]
 
     def _pad(self, maps: Tensor) -> Tensor:
         if self.padding_mode is None:
@@ -146,11 +139,11 @@ class _RecomputedConv(torch.autograd.Function):
     """`PreConv` and its convolution, keeping only the input for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, pre: PreConv, groups: int, x: Tensor, weight: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, pre: PreConv, x: Tensor, weight: Tensor, *parameters: Tensor) -> Tensor:
         normed = pre.forward_norm(x, True)
         maps = pre.forward_pre(normed, overwrite=normed is not x)
-        out, means = pre.convolve(maps, weight, groups)
-        ctx.pre, ctx.groups = pre, groups
+        out, means = pre.convolve(maps, weight)
+        ctx.pre = pre
         ctx.save_for_backward(x, weight, means, maps if pre.gelu and _keeps_activation(x) else None, *parameters)
         return out
 
@@ -158,7 +151,7 @@ class _RecomputedConv(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, means, maps, *parameters = ctx.saved_tensors
-        _, _, needs_x, needs_weight, *needs_parameters = ctx.needs_input_grad
+        _, needs_x, needs_weight, *needs_parameters = ctx.needs_input_grad
         pre: PreConv = ctx.pre
         trained = [parameter for parameter, needed in zip(parameters, needs_parameters, strict=True) if needed]
         start = x.detach().requires_grad_(needs_x)
@@ -170,7 +163,7 @@ class _RecomputedConv(torch.autograd.Function):
             grads: dict[int, Tensor] = {}  # by id of start and parameters
             if pre.excite is None:
                 needs = (graph.requires_grad, needs_weight)
-                grad_maps, grad_weight = _convolve_backward(grad, maps, weight.to(x.dtype), ctx.groups, needs)
+                grad_maps, grad_weight = _convolve_backward(grad, maps, weight.to(x.dtype), pre.groups, needs)
                 if grad_maps is not None and pre.padding_mode is not None:
                     grad_maps = _fold_border(grad_maps, pre.padding_mode)
             else:
@@ -183,7 +176,7 @@ class _RecomputedConv(torch.autograd.Function):
                     grad_maps = torch.ops.aten.gelu_backward(grad_maps, normed)
                 grads |= _gradients(graph, [start] * needs_x + trained, grad_maps)
         grad_weight = grad_weight.to(weight.dtype) if needs_weight and grad_weight is not None else None
-        return None, None, grads.get(id(start)), grad_weight, *(grads.get(id(parameter)) for parameter in parameters)
+        return None, grads.get(id(start)), grad_weight, *(grads.get(id(parameter)) for parameter in parameters)
 
 
 def _keeps_activation(maps: Tensor) -> bool:
@@ -287,7 +280,7 @@ def recomputed_conv(
     x: Tensor,
     conv: nn.Module,
     norm: nn.Module,
-    post_norm: Callable[[Tensor], Tensor] | None = None,
+    post_norm: MapFunction | None = None,
     gelu: bool = False,
     excite: nn.Module | None = None,
 ) -> Tensor:
@@ -299,18 +292,17 @@ def recomputed_conv(
         norm: from `build_norm`.
         post_norm: maps to maps of any number of channels, without parameters and random numbers.
         gelu: whether a GELU follows.
-        excite: means of the maps (B, C) to channel weights (B, C); the convolution must be 1 x 1, in one group.
+        excite: means of the maps (B, C), float32 or more, to channel weights (B, C); for 1 x 1 convolutions.
 
     Returns:
         (B, K, H, W).
     """
     assert isinstance(conv, nn.Conv2d)
-    padding_mode = conv.padding_mode if any(conv.padding) else None
-    device, pre = x.device.type, PreConv(norm, norm.training, post_norm, gelu, padding_mode, excite)
+    device, pre = x.device.type, PreConv(norm, conv, post_norm, gelu, excite)
     if torch.is_autocast_enabled(device):
         x = x.to(torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):
         if torch.compiler.is_compiling():
-            return pre.forward_autograd(x, conv.weight, conv.groups)
+            return pre.forward_autograd(x, conv.weight)
         parameters = [*norm.parameters(), *(excite.parameters() if excite is not None else ())]
-        return _RecomputedConv.apply(pre, conv.groups, x, conv.weight, *parameters)
+        return _RecomputedConv.apply(pre, x, conv.weight, *parameters)

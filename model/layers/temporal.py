@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UsageError
+from model.layers.conv import resize
 from model.registry import AGGREGATIONS
 
 ATTENTION_DROPOUT = 0.1
@@ -23,11 +23,6 @@ def channels_last(maps: Tensor) -> Tensor:
     """
     large = maps.shape[-2] * maps.shape[-1] >= LARGE_IMAGE
     return maps.clone(memory_format=torch.channels_last) if large and maps.device.type == "cpu" else maps
-
-
-def resize(maps: Tensor, height: int, width: int) -> Tensor:
-    """Bilinear interpolation of (B, C, H, W) to (height, width)."""
-    return F.interpolate(maps, size=(height, width), mode="bilinear", align_corners=False)
 
 
 class TemporalAggregator(nn.Module):
@@ -64,7 +59,7 @@ class TemporalAggregator(nn.Module):
         by_date = heads.permute(1, 2, 0, 3, 4).flatten(0, 1)  # (B * T, N, h, w)
         if not maps[0].is_contiguous():
             by_date = by_date.contiguous(memory_format=torch.channels_last)
-        resized = resize(by_date, h, w).unflatten(0, (b, -1))  # (B, T, N, H, W)
+        resized = resize(by_date, (h, w)).unflatten(0, (b, -1))  # (B, T, N, H, W)
         return sum_over_dates(maps, self.attn_dropout(resized) * valid)
 
 

@@ -4,14 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.layers.temporal import TemporalAggregator, resize, sum_over_dates
+from model.layers.conv import resize
+from model.layers.temporal import TemporalAggregator, sum_over_dates
 from model.registry import AGGREGATIONS
 
 
 def test_attention_of_small_images_is_averaged_as_published():
     # published: average-pooling by 32 // H; maps of an image of 16 pixels repeat each pixel, so it is the same
     attention = torch.rand(6, 3, 16, 16).repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)
-    torch.testing.assert_close(resize(attention, 16, 16), F.avg_pool2d(attention, 2))
+    torch.testing.assert_close(resize(attention, (16, 16)), F.avg_pool2d(attention, 2))
 
 
 @pytest.mark.parametrize("mode", AGGREGATIONS)
