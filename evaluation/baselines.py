@@ -1,19 +1,23 @@
-"""What any network must beat, and the table that sets methods side by side under one evaluator."""
+"""Trivial baselines, and the table that compares methods on the same samples."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from data.constants import N_S2
+from evaluation.accumulator import Accumulator, EvaluatedBatch
 from evaluation.image_metrics import IMAGE_METRICS, average_metrics
 
 OVERALL = "all samples"
 EVERY_CLOUDED = "every input >= 30 %"
 _BIN_EDGES = (0.0, 0.1, 0.3, 0.6, 1.0)  # mean coverage of a sample's inputs
 _CLOUDED = 0.3
-_HIGHER_IS_BETTER = {"PSNR": True, "SSIM": True, "RMSE": False, "MAE": False, "SAM": False}
+
+Rows = dict[str, dict[str, list[dict[str, float]]]]  # method -> group -> metrics of each image
+HIGHER_IS_BETTER = ("PSNR", "SSIM")
 
 
 def trivial_predictions(optical: Tensor, masks: Tensor, coverage: Tensor) -> dict[str, Tensor]:
@@ -25,8 +29,8 @@ def trivial_predictions(optical: Tensor, masks: Tensor, coverage: Tensor) -> dic
         coverage: (B,T), share of cloud of each date.
 
     Returns:
-        Images (B,1,13,H,W): `least_cloudy`, the input of the clearest date (the earliest among equals); `mean`, of
-        all dates; `clear_mean`, of the dates that are clear at the pixel, and of all dates where none is.
+        Images (B,1,13,H,W): `least_cloudy`, the input of the clearest date (the earliest of equal ones); `mean`, of
+        all dates; `clear_mean`, of the dates that are clear at the pixel, or of all dates if none is.
     """
     items = torch.arange(len(optical), device=optical.device)
     clearest = coverage.to(optical.device).sort(dim=1, stable=True).indices[:, 0]  # (B,)
@@ -39,14 +43,11 @@ def trivial_predictions(optical: Tensor, masks: Tensor, coverage: Tensor) -> dic
 
 
 def cloud_cover_bins(coverage: Sequence[float]) -> tuple[str, ...]:
-    """The groups that a sample with these input coverages belongs to.
-
-    Args:
-        coverage: share of cloud of each input, in [0, 1].
+    """The groups of a sample by the cloud cover of its inputs, in [0, 1].
 
     Returns:
         `all samples`, the bin of the mean coverage (0-10, 10-30, 30-60 or 60-100 %; an edge belongs to the bin
-        above it), and `every input >= 30 %` where that holds.
+        above it), and `every input >= 30 %` if that holds.
     """
     mean = sum(coverage) / len(coverage)
     position = sum(mean >= edge for edge in _BIN_EDGES[1:-1])
@@ -54,19 +55,34 @@ def cloud_cover_bins(coverage: Sequence[float]) -> tuple[str, ...]:
     return (*groups, EVERY_CLOUDED) if min(coverage) >= _CLOUDED else groups
 
 
-class ComparisonTable:
-    """Metrics per image of several methods, averaged over all samples and by the cloud cover of their inputs."""
+class ComparisonTable(Accumulator):
+    """Metrics of several methods, averaged over all samples and by the cloud cover of their inputs.
 
-    def __init__(self) -> None:
-        self._rows: dict[str, dict[str, list[dict[str, float]]]] = {}  # method -> group -> images
+    Args:
+        method: name of the evaluated method in the table.
+    """
+
+    def __init__(self, method: str) -> None:
+        self.method = method
+        self._rows: Rows = {}
+
+    def update(self, batch: EvaluatedBatch) -> None:
+        """Take the evaluated method into account, and the trivial baselines if the batch has inputs and masks."""
+        self.add(self.method, batch.metrics, batch.coverage)
+        if batch.inputs is None or batch.masks is None or batch.coverage is None:
+            return
+        for part in batch.parts:
+            optical, coverage = batch.inputs[part.rows, :, -N_S2:], batch.coverage[part.rows]
+            for name, image in trivial_predictions(optical, batch.masks[part.rows], coverage).items():
+                self.add(name, part.reference.metrics(image), coverage)
 
     def add(self, method: str, per_image: Sequence[dict[str, float]], coverage: Tensor | None = None) -> None:
-        """Take in a batch of one method.
+        """Take images of any method into account.
 
         Args:
             method: its name in the table.
-            per_image: the metrics of each image, as `EvaluationMeter.add` returns them.
-            coverage: (B,T), share of cloud of each input; without it they count only among all samples.
+            per_image: the metrics of each image, as from `batch_metrics`.
+            coverage: (B,T), share of cloud of each input; without it the images count among all samples only.
         """
         groups = self._rows.setdefault(method, {})
         memberships = [(OVERALL,)] * len(per_image) if coverage is None else map(cloud_cover_bins, coverage.tolist())
@@ -74,44 +90,49 @@ class ComparisonTable:
             for group in names:
                 groups.setdefault(group, []).append(metrics)
 
-    def join(self, others: Sequence["ComparisonTable"]) -> None:
-        """Become the table of all that others took in, this one among them."""
-        rows: dict[str, dict[str, list[dict[str, float]]]] = {}
-        for table in others:
-            for method, groups in table._rows.items():
+    def state(self) -> Rows:
+        """All that was accumulated so far, for `merge`."""
+        return self._rows
+
+    def merge(self, states: Sequence[Rows]) -> None:
+        """Replace the own state by that of all processes."""
+        rows: Rows = {}
+        for state in states:
+            for method, groups in state.items():
                 for group, images in groups.items():
                     rows.setdefault(method, {}).setdefault(group, []).extend(images)
         self._rows = rows
 
-    def to_json(self) -> dict[str, Any]:
-        """Group -> method -> number of images, averages, and counts of values that no average contains."""
-        report: dict[str, Any] = {}
+    def compute(self) -> dict[str, Any]:
+        """Group -> method -> number of images, averages, and counts of values left out of the averages."""
+        table: dict[str, Any] = {}
         for group in (OVERALL, *_bin_names(), EVERY_CLOUDED):
             for method, groups in self._rows.items():
                 if group not in groups:
                     continue
                 means, left_out = average_metrics(groups[group])
                 entry: dict[str, Any] = {"images": len(groups[group]), **means}
-                report.setdefault(group, {})[method] = {**entry, "left out": left_out} if left_out else entry
-        return report
-
-    def markdown(self) -> str:
-        """A table for each group, readable on a terminal; the best of each column is marked with `*`."""
-        parts = []
-        for group, methods in self.to_json().items():
-            counts = sorted({entry["images"] for entry in methods.values()})
-            title = f"{group} ({' or '.join(str(count) for count in counts)} images)"
-            parts.append("\n".join([title, "", *_table(methods)]))
-        return "\n\n".join(parts) + "\n"
+                table.setdefault(group, {})[method] = {**entry, "left out": left_out} if left_out else entry
+        return table
 
 
-def _table(methods: dict[str, dict[str, Any]]) -> list[str]:
+def comparison_markdown(comparison: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """A computed `ComparisonTable` as a Markdown table for each group; `*` marks the best of a column."""
+    tables = []
+    for group, methods in comparison.items():
+        counts = sorted({entry["images"] for entry in methods.values()})
+        title = f"{group} ({' or '.join(str(count) for count in counts)} images)"
+        tables.append("\n".join([title, "", *_markdown_rows(methods)]))
+    return "\n\n".join(tables) + "\n"
+
+
+def _markdown_rows(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The lines of a Markdown table with aligned columns."""
     best = {}
-    for name, higher in _HIGHER_IS_BETTER.items():
+    for name in IMAGE_METRICS:
         values = [entry[name] for entry in methods.values() if not math.isnan(entry[name])]
-        best[name] = (max if higher else min)(values, default=math.nan)
-    cells = [["method", *(f"{name} {'+' if _HIGHER_IS_BETTER[name] else '-'}" for name in IMAGE_METRICS)]]
+        best[name] = (max if name in HIGHER_IS_BETTER else min)(values, default=math.nan)
+    cells = [["method", *(f"{name} {'+' if name in HIGHER_IS_BETTER else '-'}" for name in IMAGE_METRICS)]]
     for method, entry in methods.items():
         row = [method]
         for name in IMAGE_METRICS:
@@ -120,7 +141,7 @@ def _table(methods: dict[str, dict[str, Any]]) -> list[str]:
             note = "".join(f" ({count} {kind})" for kind, count in left_out.items() if count)
             row.append(f"{entry[name]:.{2 if name in ('PSNR', 'SAM') else 4}f}{mark}{note}")
         cells.append(row)
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
     ]

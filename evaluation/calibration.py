@@ -1,12 +1,12 @@
-"""Is the stated uncertainty true? The published figures, and calibration per pixel and band, streamed.
+"""Calibration of the predicted uncertainty: the published figures, and streamed figures per pixel and band.
 
-The meter keeps sums on fixed fine grids, so that thousands of images need a few hundred kilobytes; strata (pixels
-clouded at all dates, at some, at none) are rows of the same sums, and all pixels together are their total.
-docs/metrics.md defines every figure.
+The meter keeps sums on fixed fine grids, a few hundred kilobytes for any number of images. Strata (such as pixels
+clouded at all dates, at some, at none) are rows of these sums; their total stands for all pixels. docs/metrics.md
+defines every figure.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -22,7 +22,7 @@ CENTRAL_CELLS = 100  # central probabilities in steps of 1 %
 LEVELS = (50, 90, 95)  # per cent, of the central intervals that are reported
 BINS = 20  # of equal mass, for UCE and ENCE
 SPARSIFICATION_STEPS = 100
-_CPU_CHUNK, _GPU_CHUNK = 1 << 16, 1 << 24  # elements at once: temporaries stay in the cache, or in memory
+_CPU_CHUNK, _GPU_CHUNK = 1 << 16, 1 << 24  # elements at once, so that temporaries fit the cache or the memory
 
 Values = Sequence[float] | npt.NDArray[np.floating] | Tensor
 Array = npt.NDArray[np.float64]
@@ -31,20 +31,20 @@ Array = npt.NDArray[np.float64]
 def uce_auce(variances: Values, errors: Values, *, percent: int = 5, l2: bool = True) -> tuple[float, float]:
     """The published calibration errors of images: `UCE SE` and `AUCE SE` (with l2=False from absolute values).
 
-    Known to be misleading (known issue 5): the mean signed error of an image is set against the root of its mean
-    variance, so that a perfectly calibrated model scores about its own sigma. Kept for comparison.
+    Misleading (known issue 5): the mean signed error of an image is compared with the root of its mean variance, so
+    that a perfectly calibrated model scores about its own sigma. Kept for comparison with published tables.
 
     Args:
         variances: mean variance of each image.
-        errors: mean signed error of each image; pairs with a value that is not finite are left out.
+        errors: mean signed error of each image; pairs with a value that is not finite are ignored.
         percent: width of a bin, per cent of the range of the variances.
-        l2: root mean squares in each bin, or mean absolute values.
+        l2: compare root mean squares in each bin, or mean absolute values.
 
     Returns:
-        UCE, weighted by the images in each bin, and AUCE, where each filled bin counts alike; NaN without images.
+        UCE, weighted by the images in each bin, and AUCE, the mean over filled bins; NaN without images.
 
     Source:
-        Ebel et al. 2023. Changes: none where the variances differ (equal ones fall into one bin that counts fully).
+        Ebel et al. 2023. Changes: none if the variances differ (equal ones share one bin of full weight).
     """
     variance, error = _finite_pairs(variances, errors)
     if variance.size == 0:
@@ -69,11 +69,11 @@ def discard_curve(variances: Values, squared_errors: Values, *, percent: int = 5
 
     Args:
         variances: mean variance of each image.
-        squared_errors: mean squared error of each image, as long as `variances`.
+        squared_errors: mean squared error of each image.
         percent: step of the share of images.
 
     Returns:
-        100 / percent values; NaN where a share is less than one image.
+        100 / percent values; NaN where a share holds less than one image.
     """
     variance, squared = _finite_pairs(variances, squared_errors)
     ordered = squared[np.argsort(variance, kind="stable")]
@@ -83,7 +83,7 @@ def discard_curve(variances: Values, squared_errors: Values, *, percent: int = 5
 
 @dataclass(frozen=True)
 class CalibrationSums:
-    """Sums over pixels and bands of one stratum, float64; add two of them to join strata."""
+    """Sums over pixels and bands of one stratum, float64; `+` pools strata."""
 
     left_out: Array  # () elements with an error, variance or NLL that is not finite, or a variance of 0 or less
     absolute: Array  # () sum of |e|
@@ -100,37 +100,35 @@ class CalibrationSums:
 
     @property
     def count(self) -> float:
-        """Elements that entered."""
+        """Number of elements, those left out excepted."""
         return float(self.by_error[0].sum())
 
     @property
     def rmse(self) -> float:
-        """Root mean squared error of those elements; NaN where there are none."""
+        """Root mean squared error of these elements; NaN if there are none."""
         return math.sqrt(_ratio(self.by_error[1].sum(), self.count))
 
 
 class CalibrationMeter:
-    """Streams errors and variances into sums on their own device; nothing waits for the device before `sums`.
+    """Accumulates errors and variances as sums on their device, without synchronisation before `compute`.
 
     Args:
-        n_strata: kinds of pixels that are told apart.
+        n_strata: number of strata of pixels.
     """
 
     def __init__(self, n_strata: int = 1) -> None:
         self.n_strata = n_strata
-        self._allocate(torch.device("cpu"))
+        shapes = ((4, n_strata), (3, n_strata * GRID), (2, n_strata * GRID), (n_strata * CENTRAL_CELLS,))
+        self._load(torch.zeros(shape, dtype=torch.float64) for shape in shapes)
 
-    def _allocate(self, device: torch.device) -> None:
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.float64, device=device)
+    def _load(self, sums: Iterable[Tensor]) -> None:
+        self._scalars, self._by_variance, self._by_error, self._central = sums
 
-        self._scalars = zeros(4, self.n_strata)
-        self._by_variance, self._by_error = zeros(3, self.n_strata * GRID), zeros(2, self.n_strata * GRID)
-        self._central = zeros(self.n_strata * CENTRAL_CELLS)
-        self._empty = True
+    def _sums(self) -> tuple[Tensor, ...]:
+        return self._scalars, self._by_variance, self._by_error, self._central
 
     @torch.no_grad()
-    def add(
+    def update(
         self,
         error: Tensor,
         variance: Tensor | None = None,
@@ -138,46 +136,48 @@ class CalibrationMeter:
         dof: Tensor | None = None,
         stratum: Tensor | None = None,
     ) -> None:
-        """Take in elements of any shape, all alike.
+        """Take elements into account; all arguments have the same shape.
 
         Args:
             error: target minus mean.
             variance: predictive variance; without it only the errors are summed.
-            nll: negative log-likelihood of each element; goes with the variance.
-            dof: degrees of freedom of a Student-t (above 2); without it the prediction counts as Normal.
-            stratum: int64 in [0, n_strata); of the elements' shape, or of that without the first dimension: what
-                lies along it, such as the bands of a pixel, is of one stratum. Without it all are of stratum 0.
+            nll: negative log-likelihood of each element; required with a variance.
+            dof: degrees of freedom of a Student-t (above 2); without it the prediction is Normal.
+            stratum: int64 in [0, n_strata), of the elements' shape, or of that without the first dimension if that
+                runs over elements of one stratum, such as the bands of a pixel. Without it all are of stratum 0.
+
+        Raises:
+            ValueError: if variance or likelihoods are missing, or the shape of the strata does not fit.
         """
         if (variance is None) != (nll is None):
             raise ValueError("variance and nll go together")
-        if self._empty:
-            self._allocate(error.device)
-            self._empty = False
+        if self._scalars.device != error.device:
+            self._load([sums.to(error.device) for sums in self._sums()])
         if stratum is None:
             stratum = torch.zeros(error.numel(), dtype=torch.int64, device=error.device)
         elif stratum.shape not in (error.shape, error.shape[1:]):
             raise ValueError(f"strata of shape {tuple(stratum.shape)} for elements of shape {tuple(error.shape)}")
         stratum = stratum.reshape(-1)  # (N,)
         error = error.reshape(-1, len(stratum))  # (R, N)
-        given = [values if values is None else values.reshape(error.shape) for values in (variance, nll, dof)]
-        chunk = _CPU_CHUNK if error.device.type == "cpu" else _GPU_CHUNK
-        columns = max(1, chunk // max(1, len(error)))
+        others = [None if values is None else values.reshape(error.shape) for values in (variance, nll, dof)]
+        chunk_size = _CPU_CHUNK if error.device.type == "cpu" else _GPU_CHUNK
+        columns = max(1, chunk_size // max(1, len(error)))
         for start in range(0, len(stratum), columns):
-            part = slice(start, start + columns)
-            picked = [values if values is None else values[:, part] for values in given]
-            self._add_chunk(stratum[part], error[:, part], *picked)
+            chunk = slice(start, start + columns)
+            rest = [None if values is None else values[:, chunk] for values in others]
+            self._update_chunk(stratum[chunk], error[:, chunk], *rest)
 
-    def _add_chunk(
+    def _update_chunk(
         self, stratum: Tensor, error: Tensor, variance: Tensor | None, nll: Tensor | None, dof: Tensor | None
     ) -> None:
         magnitude = error.abs()
         if variance is None or nll is None:
             usable = magnitude < math.inf
         else:
-            usable = (magnitude + variance + nll.abs() < math.inf) & (variance > 0)  # NaN and infinity stay in a sum
+            usable = (magnitude + variance + nll.abs() < math.inf) & (variance > 0)  # a sum keeps NaN and infinity
         if dof is not None:
             usable &= dof > 2
-        # What is left out keeps its place with weight 0: picking the rest would wait for the device.
+        # Elements left out keep their place with weight 0: a selection would wait for the device.
         weight = usable.double()
         magnitude = torch.where(usable, magnitude, 0.0)
         squared = magnitude.double().square()
@@ -186,7 +186,7 @@ class CalibrationMeter:
         for row, value in zip(self._by_error, (weight, squared), strict=True):
             _scatter(row, cell, value)
 
-        scalars = [1 - weight, magnitude]  # by the order of `_scalars`
+        scalars = [1 - weight, magnitude]  # in the order of `_scalars`
         if variance is not None and nll is not None:
             variance, nll = torch.where(usable, variance, 1.0), torch.where(usable, nll, 0.0)
             if dof is None:
@@ -202,22 +202,16 @@ class CalibrationMeter:
         for row, value in zip(self._scalars, scalars, strict=False):  # without a variance the last two stay 0
             _scatter(row, stratum, value.sum(dim=0, dtype=torch.float64))
 
-    def parts(self) -> tuple[Array, ...]:
-        """All sums as arrays, to be sent elsewhere and joined there."""
-        return tuple(sums.cpu().numpy() for sums in (self._scalars, self._by_variance, self._by_error, self._central))
+    def state(self) -> tuple[Array, ...]:
+        """All sums as arrays, for `merge`."""
+        return tuple(sums.cpu().numpy() for sums in self._sums())
 
-    def join(self, others: Sequence[tuple[Array, ...]]) -> None:
-        """Become the meter of all that other meters of as many strata took in.
+    def merge(self, states: Sequence[tuple[Array, ...]]) -> None:
+        """Replace the own sums by those of all processes."""
+        self._load(torch.from_numpy(sum(rows[1:], start=rows[0])) for rows in zip(*states, strict=True))
 
-        Args:
-            others: their `parts`, those of this meter among them.
-        """
-        joined = (torch.from_numpy(sum(rows[1:], start=rows[0])) for rows in zip(*others, strict=True))
-        self._scalars, self._by_variance, self._by_error, self._central = joined
-        self._empty = False
-
-    def sums(self, stratum: int | None = None) -> CalibrationSums:
-        """The sums of one stratum, or of all together."""
+    def compute(self, stratum: int | None = None) -> CalibrationSums:
+        """The sums of one stratum, or of all strata."""
 
         def pick(sums: Tensor, *shape: int) -> Array:
             by_stratum = sums.reshape(shape).cpu().numpy()
@@ -236,7 +230,7 @@ class CalibrationMeter:
 
 
 def error_figures(sums: CalibrationSums) -> dict[str, float]:
-    """RMSE and MAE over all pixels and bands that entered, their number, and how many did not."""
+    """RMSE and MAE over pixels and bands, their number, and the number of those left out."""
     return {
         "elements": int(sums.count),
         "elements left out": int(sums.left_out),
@@ -264,9 +258,9 @@ def calibration_figures(sums: CalibrationSums) -> dict[str, float]:
 
 
 def reliability(sums: CalibrationSums, bins: int = BINS) -> tuple[Array, Array]:
-    """Root mean variance and root mean squared error in bins of equal mass, by rising variance.
+    """Root mean variance and root mean squared error in bins of equal mass, in order of variance.
 
-    A cell of the grid that straddles an edge is shared between the bins by mass.
+    A cell of the grid that crosses an edge is shared between the bins by mass.
     """
     count, variance, squared = sums.by_variance
     if count.sum() == 0:
@@ -277,7 +271,7 @@ def reliability(sums: CalibrationSums, bins: int = BINS) -> tuple[Array, Array]:
 
 
 def sparsification(sums: CalibrationSums) -> tuple[Array, Array]:
-    """RMSE of what is left when 0, 1, ..., 99 % are removed, the largest variance first; and largest |e| first."""
+    """RMSE of the rest after removing 0, 1, ..., 99 %, the largest variance first; and the largest |e| first."""
     kept = np.linspace(1, 0, SPARSIFICATION_STEPS, endpoint=False)
     total = sums.count
     if total == 0:
@@ -295,12 +289,12 @@ def coverage_curve(sums: CalibrationSums) -> tuple[Array, Array]:
 
 
 def _scatter(sums: Tensor, cells: Tensor, values: Tensor) -> None:
-    """Add each value to the sum that its cell names; both of one shape."""
+    """Add each value to the sum of its cell; cells and values have the same shape."""
     sums.scatter_add_(0, cells.reshape(-1), values.reshape(-1))
 
 
 def _cells(values: Tensor, power: int = 1) -> Tensor:
-    """Cells of the fine grid of ln values^power, int64; what lies beyond the grid, 0 too, goes to its ends."""
+    """Cells of the fine grid of ln values^power, int64; values beyond the grid, 0 too, are clamped to its ends."""
     per_unit = GRID / (LN_HIGH - LN_LOW)
     position = torch.log(values).mul_(power * per_unit).sub_(LN_LOW * per_unit)
     return position.clamp_(0, GRID - 1).long()
@@ -315,7 +309,7 @@ def _cumulative(count: Array, values: Array, shares: npt.NDArray[np.floating]) -
 
 
 def _finite_pairs(a: Values, b: Values) -> tuple[Array, Array]:
-    """Both as float32 numbers (the published precision) in float64, without the pairs that are not finite."""
+    """Both rounded to float32 (the published precision), as float64, without the pairs that are not finite."""
     first, second = (np.asarray(v, dtype=np.float32).astype(np.float64).reshape(-1) for v in (a, b))
     if first.shape != second.shape:
         raise ValueError(f"one value for each image: got {first.size} and {second.size}")

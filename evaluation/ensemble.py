@@ -1,96 +1,43 @@
-"""Several models' exports as one mixture: who takes part in which sample, and the mixture's moments."""
+"""Ensembles: the exports of several models as one mixture, evaluated like a network."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import torch
+from tqdm import tqdm
 
 from common.errors import DataError, UsageError
-from data.constants import N_S2
-from evaluation.exports import NIG_FIELDS, read_exports
+from common.files import write_json
+from evaluation.accumulator import EvaluatedBatch
+from evaluation.bands import BandMeter
+from evaluation.baselines import ComparisonTable, comparison_markdown
+from evaluation.charts import plot_coverage, plot_discard, plot_reliability
+from evaluation.exports import ExportWriter, exported_target, read_exports, read_inputs
+from evaluation.images import plot_sample
+from evaluation.mixture import Fields, Image, PredictedImages, mix
+from evaluation.sample_records import FILE, SampleRecord, SampleRecorder, write_records
+from evaluation.split_metrics import SplitMetrics
+from model.predictions import Gaussian
+from model.runtime import choose_device
 
-UNCERTAINTIES = ("aleatoric", "epistemic", "both")
-_IDENTITY = ("roi", "patch", "target_path")  # what a manifest tells that must agree between members
-
-Image = npt.NDArray[np.float32]
-Fields = Mapping[str, Image]
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """Moments of an equally weighted mixture at each pixel and band, (13,H,W), reflectance (squared)."""
-
-    mean: Image  # mean of the members' means
-    aleatoric: Image | None  # mean of the members' predictive variances; None where a member has none
-    epistemic: Image  # variance of the members' means
-    own_epistemic: Image  # the part of `aleatoric` that members themselves call epistemic
-
-    @property
-    def member_split(self) -> tuple[float, float] | None:
-        """Mean of what members call aleatoric, and of the rest of the mixture's variance; their sum is `both`."""
-        if self.aleatoric is None:
-            return None
-        return float(np.mean(self.aleatoric - self.own_epistemic)), float(np.mean(self.epistemic + self.own_epistemic))
-
-    def variance(self, uncertainty: str) -> Image:
-        """The variance that `uncertainty`, one of UNCERTAINTIES, asks for; `both` is that of the mixture.
-
-        Raises:
-            ValueError: if a member has no variance and it is asked for.
-        """
-        if uncertainty == "epistemic":
-            return self.epistemic
-        if self.aleatoric is None:
-            raise ValueError(f"uncertainty {uncertainty!r} needs the variance of every member")
-        return self.aleatoric if uncertainty == "aleatoric" else self.aleatoric + self.epistemic
-
-
-def mix(members: Sequence[Fields]) -> Mixture:
-    """Combine members' predictions of one sample.
-
-    Args:
-        members: of each, `pred` (13,H,W), and if it has them `var` (its total predictive variance) and the NIG
-            parameters `gamma`, `alpha`, `beta`, from which a missing `var` follows.
-
-    Returns:
-        The moments. `aleatoric` averages total predictive variances, so that `both` is the exact variance of the
-        mixture; what NIG members themselves hold for epistemic is in `own_epistemic`.
-
-    Source:
-        Lakshminarayanan et al. 2017. Changes: variance of means from differences, which does not cancel in float32.
-    """
-    means = np.stack([member["pred"] for member in members])
-    mean = means.mean(axis=0)
-    epistemic = np.square(means - mean).mean(axis=0)
-    parts = [_variances(member) for member in members]
-    variances = [variance for variance, _ in parts if variance is not None]
-    aleatoric = np.stack(variances).mean(axis=0) if len(variances) == len(members) else None
-    own_epistemic = np.stack([np.broadcast_to(own, mean.shape) for _, own in parts]).mean(axis=0)
-    return Mixture(mean, aleatoric, epistemic, own_epistemic)
-
-
-def _variances(member: Fields) -> tuple[Image | None, Image]:
-    """Total predictive variance of a member, and its own epistemic part."""
-    if not all(name in member for name in NIG_FIELDS):
-        return member.get("var"), np.zeros((), np.float32)
-    gamma, alpha, beta = (member[name] for name in NIG_FIELDS)
-    aleatoric: Image = beta / (alpha - 1)
-    epistemic: Image = aleatoric / gamma
-    return member.get("var", aleatoric + epistemic), epistemic
+NAME = "ensemble"
+_IDENTITY = ("roi", "patch", "target_path")  # entries of a manifest that must agree between members
 
 
 class Members:
     """The exports of an ensemble's members, checked to be about the same samples.
 
     Args:
-        folders: where each member's exports are.
-        allow_missing: let members stay out of samples that they lack.
+        folders: of each member's exports.
+        allow_missing: accept members that lack some samples.
 
     Raises:
-        DataError: if a folder has no exports, a member lacks a sample (unless allowed), or manifests disagree about
-            what a number stands for.
+        DataError: if a folder has no exports, a member lacks a sample (unless allowed), or manifests disagree about a
+            sample.
+        UsageError: if a folder is given twice.
     """
 
     def __init__(self, folders: Sequence[str | Path], allow_missing: bool = False) -> None:
@@ -111,20 +58,24 @@ class Members:
             )
         for sample_id in self.ids:
             self._check_identity(sample_id)
+        paths = [member.folder.resolve() for member in self.exports]
+        duplicate = next((path for index, path in enumerate(paths) if path in paths[:index]), None)
+        if duplicate is not None:
+            raise UsageError(f"{duplicate} is named twice; every member counts once")
 
     def present(self, sample_id: int) -> list[int]:
         """Positions of the members that have the sample."""
         return [index for index, member in enumerate(self.exports) if sample_id in member.infos]
 
-    def info(self, sample_id: int) -> dict[str, object]:
-        """What the manifests tell about the sample; empty where there is none."""
+    def info(self, sample_id: int) -> dict[str, Any]:
+        """The manifest's entry about the sample; empty without a manifest."""
         return next((m.infos[sample_id] for m in self.exports if m.infos.get(sample_id)), {})
 
     def load(self, sample_id: int) -> list[Fields]:
         """The fields of the members that have the sample, in the order of `present`.
 
         Raises:
-            DataError: if they differ in size, or were tested against other targets.
+            DataError: if they differ in size or in their targets.
         """
         positions = self.present(sample_id)
         fields = [self.exports[index].load(sample_id) for index in positions]
@@ -134,19 +85,19 @@ class Members:
             if member["pred"].shape != fields[0]["pred"].shape:
                 shapes = f"{fields[0]['pred'].shape} and {member['pred'].shape}"
                 raise DataError(f"sample {sample_id} differs in size between {first} and {folder}: {shapes}")
-            named = all(self.exports[position].infos[sample_id] for position in (positions[0], index))
+            identified = all(self.exports[position].infos[sample_id] for position in (positions[0], index))
             targets = [part["target"] for part in (fields[0], member) if "target" in part]
-            # Without manifests only the number says which patch it is: let the targets prove it.
-            if not named and len(targets) == 2 and not np.array_equal(targets[0], targets[1]):
+            # Without manifests only the id identifies the patch, so that the targets are compared.
+            if not identified and len(targets) == 2 and not np.array_equal(targets[0], targets[1]):
                 raise DataError(f"sample {sample_id} has another target in {first} than in {folder}")
         return list(fields)
 
     def _check_identity(self, sample_id: int) -> None:
-        known: dict[str, tuple[object, Path]] = {}
+        expected: dict[str, tuple[object, Path]] = {}
         for member in self.exports:
             info = member.infos.get(sample_id, {})
             for key in (key for key in _IDENTITY if key in info):
-                value, folder = known.setdefault(key, (info[key], member.folder))
+                value, folder = expected.setdefault(key, (info[key], member.folder))
                 if value != info[key]:
                     raise DataError(
                         f"sample {sample_id} is {key} {value} in {folder}, but {info[key]} in {member.folder}: these "
@@ -158,33 +109,106 @@ class Members:
         return f" ({info['roi']}, patch {info['patch']})" if {"roi", "patch"} <= set(info) else ""
 
 
-def read_target(info: Mapping[str, object], root: str, sample_id: int) -> Image:
-    """The target of a sample, (13,H,W) reflectance, from the data set at `root` by its path in the manifest."""
-    path = str(info.get("target_path", ""))
-    if not path or ";" in path:
-        raise DataError(f"sample {sample_id} has no exported target, and no manifest names its file; export it again")
-    if not root:
-        raise UsageError(f"sample {sample_id} has no exported target: name the data set by --root to read {path}")
-    return _read_optical(root, path)
+@dataclass(frozen=True)
+class EnsembleResult:
+    """The result of an ensemble: its members, the content of its `test_metrics.json`, and a record of each sample."""
+
+    members: Members
+    metrics: dict[str, Any]
+    records: list[SampleRecord]
 
 
-def read_inputs(info: Mapping[str, object], root: str) -> Image | None:
-    """The optical inputs of a sample, (T,13,H,W) reflectance; None without `root` or paths in the manifest."""
-    paths = info.get("input_paths")
-    if not root or not isinstance(paths, list) or not paths or any(";" in path for path in paths):
-        return None
-    return np.stack([_read_optical(root, path) for path in paths])
+def evaluate_ensemble(
+    folders: Sequence[str | Path],
+    out: Path,
+    *,
+    uncertainty: str = "both",
+    root: str = "",
+    allow_missing: bool = False,
+    plot_every: int = -1,
+    export_every: int = 1,
+    device: str = "cpu",
+) -> EnsembleResult:
+    """Mix and measure every sample of several models' exports, and write metrics, plots and exports.
 
+    Args:
+        folders: of each member's exports.
+        out: folder of the results.
+        uncertainty: the variance of the mixture, one of UNCERTAINTIES.
+        root: the data set, for targets that were not exported and for inputs; may be empty.
+        allow_missing: average over the members that have a sample.
+        plot_every: plot every N-th sample; -1 for none.
+        export_every: export every N-th sample; -1 for none.
+        device: of the computation of metrics.
 
-def _read_optical(root: str, path: str) -> Image:
-    from data.raster.image_store import open_images
-    from data.raster.rescaling import optical_to_unit
+    Raises:
+        DataError: if exports cannot be used, or a member lacks the variance.
+        UsageError: if the folders or the device cannot be used.
+    """
+    if uncertainty == "epistemic" and len(folders) == 1:
+        raise UsageError("--uncertainty epistemic is the spread between members: name two or more export folders")
+    members = Members(folders, allow_missing)
+    if (out / "export").resolve() in [member.folder.resolve() for member in members.exports]:
+        raise UsageError(f"--res_dir {out} would overwrite the exports of a member; choose another folder")
+    print(f"ensemble of {len(members.exports)} members, {len(members.ids)} samples: {', '.join(members.names)}")
+    if members.missing:
+        print(f"note: {len(members.missing)} predictions are missing; the others of the same sample were averaged")
+    where = choose_device(device)
+    table, metrics, bands, recorder = ComparisonTable(NAME), SplitMetrics(), BandMeter(), SampleRecorder()
+    splits = []
 
-    return optical_to_unit(open_images(root).read(path, N_S2)[0])
+    def tensor(image: Image) -> torch.Tensor:
+        return torch.from_numpy(np.array(image, dtype=np.float32)).to(where)[None, None]  # (1,1,13,H,W)
+
+    with ExportWriter(out / "export") as writer:
+        for number, sample_id in enumerate(tqdm(members.ids, desc="ensemble", unit="sample")):
+            fields, info = members.load(sample_id), members.info(sample_id)
+            target = tensor(exported_target(fields, info, root, sample_id))
+            mixture = mix([PredictedImages.from_fields(member) for member in fields])
+            if mixture.aleatoric is None and uncertainty != "epistemic":
+                raise DataError(f"a member has no variance for sample {sample_id}: use --uncertainty epistemic")
+            prediction = Gaussian(tensor(mixture.mean), tensor(mixture.variance(uncertainty)))
+            coverage = torch.tensor([info["coverage"]]) if info.get("coverage") else None
+            batch = EvaluatedBatch(target, prediction, coverage=coverage, infos=[info], first=sample_id)
+            for accumulator in (table, metrics, bands, recorder):
+                accumulator.update(batch)
+            for position, member in zip(members.present(sample_id), fields, strict=True):
+                per_image = batch.parts[0].reference.metrics(tensor(member["pred"]))
+                table.add(members.names[position], per_image, coverage)
+            if mixture.member_split:
+                splits.append(mixture.member_split)
+            if export_every > 0 and number % export_every == 0:
+                writer.write(sample_id, prediction, target, info)
+            if plot_every > 0 and number % plot_every == 0:
+                plot_sample(out / "plots", sample_id, read_inputs(info, root), target, prediction)
+    comparison = table.compute()
+    report: dict[str, Any] = {
+        "members": [str(member.folder) for member in members.exports],
+        "uncertainty": uncertainty,
+        "distribution": "normal, with the mixture's mean and the variance that --uncertainty names",
+        "missing predictions": len(members.missing),
+        **metrics.compute(),
+        "bands": bands.compute(),
+    }
+    if splits:
+        report["member split"] = dict(zip(("aleatoric", "epistemic"), np.mean(splits, axis=0).tolist(), strict=True))
+    report["comparison"] = comparison
+    write_json(out / "test_metrics.json", report)
+    write_records(out / FILE, recorder.compute())
+    plots = plot_discard(report["discard curve SE"], out)
+    plots.append(plot_reliability({NAME: report}, out / "plot_test_reliability.png"))
+    plots.append(plot_coverage({NAME: report}, out / "plot_test_coverage.png"))
+    print(f"{comparison_markdown(comparison)}\nmetrics: {out / 'test_metrics.json'}")
+    print(f"plots: {', '.join(str(path) for path in plots)}")
+    if plot_every > 0:
+        print(f"pictures of samples: {out / 'plots'}")
+    if export_every > 0:
+        print(f"exports: {out / 'export'}")
+    return EnsembleResult(members, report, recorder.compute())
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:
-    """The names of the runs where they tell the members apart, else the paths."""
+    """The names of the runs if they are distinct, else the paths."""
     names = []
     for folder in folders:
         parts = folder.resolve().parts

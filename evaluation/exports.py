@@ -1,28 +1,30 @@
-"""Predictions on disk: one .npy file for each field of each sample, and a manifest that says what they show."""
+"""Exported predictions: one .npy file per field and sample, and a manifest with the origin of the samples."""
 
 import json
 import re
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from torch import Tensor
 
-from common.errors import DataError
+from common import process_group
+from common.errors import DataError, UsageError
 from common.files import atomic_file, write_json
 from data.constants import N_S2
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from data.raster.image_store import open_images
+from data.raster.rescaling import optical_to_unit
+from evaluation.accumulator import Accumulator, EvaluatedBatch
+from evaluation.mixture import NIG_FIELDS, Fields, Image
+from model.predictions import Prediction
 
 MANIFEST = "manifest.json"
-NIG_FIELDS = ("gamma", "alpha", "beta")
 UNITS = {
     "pred": "reflectance",
     "target": "reflectance",
@@ -32,141 +34,129 @@ UNITS = {
     "beta": "reflectance squared",
 }
 _VERSION = 1
-_MOST_WAITING = 8  # samples in memory that are not yet written; 13 bands of 256 x 256 in six fields are 20 MiB
-_MANIFEST_EVERY_S = 10.0  # a killed run loses the manifest entries of so many seconds, never a file
+_MAX_PENDING = 8  # samples in memory that are not yet written; 13 bands of 256 x 256 in six fields are 20 MiB
+_MANIFEST_EVERY_S = 10.0  # a killed run loses at most the manifest entries of this time, never a file
 _PREDICTION = re.compile(r"img-(\d+)_pred\.npy")
 _SAMPLE_FILE = re.compile(r"img-\d+_(pred|target|var|gamma|alpha|beta|covar)\.npy")
 
-Image = npt.NDArray[np.float32]
+Entry = dict[str, Any]  # of a sample in the manifest
 
 
-class Exportable(Protocol):
-    """A prediction of one sample, in reflectance."""
-
-    @property
-    def mean(self) -> "Tensor":
-        """The predicted image."""
-
-    @property
-    def total(self) -> "Tensor | None":
-        """The predictive variance; None where the head has none."""
-
-    def fields(self) -> "dict[str, Tensor]":
-        """Parameters by name."""
-
-
-class ExportWriter:
+class ExportWriter(Accumulator):
     """Writes `img-ID_{pred,target,var,gamma,alpha,beta}.npy` and `manifest.json`; use it in a `with` block.
 
-    The files are written by a thread in the background while the network predicts the next batch. What goes wrong
-    there is raised by a later `write`, or when the block ends.
+    A background thread writes the files while the network predicts the next batch. Its errors are raised by a later
+    `write`, or when the block ends.
 
     Args:
-        folder: where to; made if missing. With the first sample all samples of an earlier writer go, lest predictions
-            of an older model stay among the new ones; files of other names are left alone.
-        alone: False where other processes write to the folder as well: then one of them calls `clear` before the
-            first sample of any, and `adopt` with what all have `finished`.
+        folder: created if missing. The first sample removes all samples of an earlier writer, so that predictions of
+            different models are not mixed; files of other names stay.
+        every: `update` writes every N-th sample.
+        shared: whether the other processes of this run write to the folder as well: then earlier samples are removed
+            at the start of the block, and `merge` writes the manifest.
     """
 
-    def __init__(self, folder: str | Path, alone: bool = True) -> None:
-        self.folder, self._alone = Path(folder), alone
-        self._samples: dict[int, dict[str, Any]] = {}
-        self._writing: deque[tuple[int, dict[str, Any], Future[None]]] = deque()
+    def __init__(self, folder: str | Path, every: int = 1, shared: bool = False) -> None:
+        self.folder, self.every, self.shared = Path(folder), every, shared
+        self._entries: dict[int, Entry] = {}  # of the samples that are written
+        self._pending: deque[tuple[int, Entry, Future[None]]] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="exports")
-        self._began = not alone
+        self._cleared = shared
         self._saved_at = time.monotonic()
         self._unsaved = False
+
+    def update(self, batch: EvaluatedBatch) -> None:
+        """Write those samples of a batch whose id is a multiple of `every`."""
+        for position, sample_id in enumerate(batch.ids):
+            if sample_id % self.every == 0:
+                prediction = batch.prediction.item(position)
+                self.write(sample_id, prediction, batch.target[position], batch.infos[position])
 
     def write(
         self,
         sample_id: int,
-        prediction: Exportable,
-        target: "Tensor | None" = None,
+        prediction: Prediction,
+        target: Tensor | None = None,
         info: Mapping[str, Any] | None = None,
     ) -> None:
         """Write one sample.
 
         Args:
             sample_id: its number in the split, counted over samples (known issue 7).
-            prediction: in reflectance, of one sample: (1,1,13,H,W), or with fewer leading ones.
-            target: reflectance, alike.
-            info: what the manifest tells about it, ready for JSON: region, patch, dates, paths.
+            prediction: in reflectance, of one sample: (1,1,13,H,W), or with fewer leading dimensions.
+            target: reflectance, same shape.
+            info: region, patch, dates and paths for the manifest, ready for JSON.
         """
-        if not self._began:
-            self.clear()
-            self._began = True
-        arrays = {"pred": prediction.mean}
-        if prediction.total is not None:
-            arrays["var"] = prediction.total
-        if target is not None:
-            arrays["target"] = target
+        if not self._cleared:
+            _remove_samples(self.folder)
+            self._cleared = True
         parameters = prediction.fields()
+        arrays = {"pred": prediction.mean, "var": prediction.total, "target": target}
         arrays |= {name: parameters[name] for name in NIG_FIELDS if name in parameters}
-        images = {field: values.detach().float().cpu().numpy() for field, values in arrays.items()}
-        entry = {"info": dict(info or {}), "fields": sorted(arrays)}
-        self._writing.append((sample_id, entry, self._thread.submit(_write_fields, self.folder, sample_id, images)))
-        self._gather(_MOST_WAITING)
-        if self._alone and self._unsaved and time.monotonic() - self._saved_at > _MANIFEST_EVERY_S:
-            self.save_manifest()
+        images = {
+            field: values.detach().float().cpu().numpy() for field, values in arrays.items() if values is not None
+        }
+        entry = {"info": dict(info or {}), "fields": sorted(images)}
+        self._pending.append((sample_id, entry, self._thread.submit(_write_fields, self.folder, sample_id, images)))
+        self._collect(_MAX_PENDING)
+        if time.monotonic() - self._saved_at > _MANIFEST_EVERY_S:
+            self._save_own_manifest()
 
-    def _gather(self, most: int) -> None:
-        """Note what is written, and wait until at most so many samples are not.
+    def _collect(self, max_pending: int) -> None:
+        """Register the written samples, and wait until at most `max_pending` are not written.
 
         Raises:
             OSError: of a file that could not be written.
         """
-        while self._writing and (len(self._writing) > most or self._writing[0][2].done()):
-            sample_id, entry, written = self._writing.popleft()
+        while self._pending and (len(self._pending) > max_pending or self._pending[0][2].done()):
+            sample_id, entry, written = self._pending.popleft()
             written.result()
-            self._samples[sample_id] = entry
+            self._entries[sample_id] = entry
             self._unsaved = True
+
+    def state(self) -> dict[int, Entry]:
+        """Wait for the files; the manifest entries of the own samples."""
+        self._collect(0)
+        return self._entries
+
+    def merge(self, states: Sequence[dict[int, Entry]]) -> None:
+        """Write the manifest of the samples of all processes."""
+        for entries in states:
+            self._entries.update(entries)
+        if process_group.is_rank_zero():
+            self.save_manifest()
 
     def save_manifest(self) -> None:
         """Write the manifest of the samples that are written."""
-        samples = {str(sample_id): self._samples[sample_id] for sample_id in sorted(self._samples)}
+        samples = {str(sample_id): self._entries[sample_id] for sample_id in sorted(self._entries)}
         write_json(self.folder / MANIFEST, {"version": _VERSION, "units": UNITS, "samples": samples})
         self._saved_at, self._unsaved = time.monotonic(), False
 
-    def close(self) -> None:
-        """Wait for the files, and write the manifest if it lacks a sample."""
-        try:
-            self._gather(0)
-        finally:
-            self._thread.shutdown(cancel_futures=True)
-            if self._alone and self._unsaved:
-                self.save_manifest()
-
-    def clear(self) -> None:
-        """Remove the samples of an earlier writer."""
-        _remove_samples(self.folder)
-
-    def finished(self) -> dict[int, dict[str, Any]]:
-        """Wait for the files; what the manifest is to tell of each sample."""
-        self._gather(0)
-        return self._samples
-
-    def adopt(self, entries: Mapping[int, dict[str, Any]]) -> None:
-        """Write the manifest of these samples, which other processes have written, and of one's own."""
-        self._samples.update(entries)
-        self.save_manifest()
+    def _save_own_manifest(self) -> None:
+        if self._unsaved and not self.shared:
+            self.save_manifest()
 
     def __enter__(self) -> "ExportWriter":
+        if self.shared:
+            if process_group.is_rank_zero():
+                _remove_samples(self.folder)
+            process_group.barrier()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self.close()
-            return
-        self._thread.shutdown()  # what was handed over is written; of two errors the first is told
-        for sample_id, entry, written in self._writing:
-            if written.exception() is None:
-                self._samples[sample_id] = entry
-                self._unsaved = True
-        self._writing.clear()
-        if self._alone and self._unsaved:
-            self.save_manifest()
+        try:
+            if error is None:
+                self._collect(0)
+        finally:  # after an error of the block, samples handed over are still written, and their errors ignored
+            self._thread.shutdown(cancel_futures=error is None)
+            for sample_id, entry, written in self._pending:
+                if not written.cancelled() and written.exception() is None:
+                    self._entries[sample_id] = entry
+                    self._unsaved = True
+            self._pending.clear()
+            self._save_own_manifest()
 
 
 @dataclass(frozen=True)
@@ -174,18 +164,18 @@ class Exports:
     """Exported predictions of one model: ours with a manifest, or published ones without."""
 
     folder: Path
-    infos: dict[int, dict[str, Any]]  # empty dicts where there is no manifest
+    infos: dict[int, dict[str, Any]]  # by sample id; empty dicts without a manifest
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """Numbers of the samples, rising."""
+        """Ids of the samples, in order."""
         return tuple(sorted(self.infos))
 
     def load(self, sample_id: int) -> dict[str, Image]:
-        """The fields of one sample by name, (13,H,W), mapped from disk; a `covar` (13,13,H,W) comes as its `var`.
+        """The fields of one sample by name, (13,H,W), memory-mapped; `var` is the diagonal of a `covar` (13,13,H,W).
 
         Raises:
-            DataError: if the sample is not there or a file is not what it should be.
+            DataError: if the sample is missing or a file is not valid.
         """
         fields = {field: self._load(sample_id, field) for field in UNITS if self._path(sample_id, field).is_file()}
         if "pred" not in fields:
@@ -228,15 +218,55 @@ def read_exports(folder: str | Path) -> Exports:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"no folder {folder}; expected exported predictions (img-ID_pred.npy)")
-    found = _prediction_ids(folder)
-    if not found:
+    if not (ids := _prediction_ids(folder)):
         folder = _exports_below(folder)
-        found = _prediction_ids(folder)
-    samples = _read_manifest(folder) or {}
-    gone = sorted(set(samples) - set(found))
-    if gone:
-        raise DataError(f"{folder / MANIFEST} lists sample {gone[0]}, but img-{gone[0]}_pred.npy is missing")
-    return Exports(folder, {sample_id: samples.get(sample_id, {}).get("info", {}) for sample_id in found})
+        ids = _prediction_ids(folder)
+    entries = _read_manifest(folder)
+    missing = sorted(set(entries) - set(ids))
+    if missing:
+        raise DataError(f"{folder / MANIFEST} lists sample {missing[0]}, but img-{missing[0]}_pred.npy is missing")
+    return Exports(folder, {sample_id: entries.get(sample_id, {}).get("info", {}) for sample_id in ids})
+
+
+def exported_target(fields: Sequence[Fields], info: Mapping[str, Any], root: str, sample_id: int) -> Image:
+    """The target of a sample, (13,H,W) reflectance, as a member exported it, or from the data set.
+
+    Args:
+        fields: of the sample, by each model.
+        info: of the sample, from a manifest.
+        root: the data set; may be empty.
+        sample_id: for messages.
+
+    Raises:
+        DataError: if the target is unknown or its shape is not that of the predictions.
+        UsageError: if it was not exported and `root` is empty.
+    """
+    target = next((np.array(member["target"]) for member in fields if "target" in member), None)
+    if target is None:
+        path = str(info.get("target_path", ""))
+        if not path or ";" in path:
+            raise DataError(
+                f"sample {sample_id} has no exported target, and no manifest names its file; export it again"
+            )
+        if not root:
+            raise UsageError(f"sample {sample_id} has no exported target: name the data set by --root to read {path}")
+        target = _read_optical(root, path)
+    expected = fields[0]["pred"].shape
+    if target.shape != expected:
+        raise DataError(f"sample {sample_id}: its target has shape {target.shape}, the predictions have {expected}")
+    return target
+
+
+def read_inputs(info: Mapping[str, Any], root: str) -> Image | None:
+    """The optical inputs of a sample, (T,13,H,W) reflectance; None without `root` or paths in the manifest."""
+    paths = info.get("input_paths")
+    if not root or not isinstance(paths, list) or not paths or any(";" in path for path in paths):
+        return None
+    return np.stack([_read_optical(root, path) for path in paths])
+
+
+def _read_optical(root: str, path: str) -> Image:
+    return optical_to_unit(open_images(root).read(path, N_S2)[0])
 
 
 def _exports_below(folder: Path) -> Path:
@@ -255,7 +285,7 @@ def _prediction_ids(folder: Path) -> list[int]:
 
 
 def _remove_samples(folder: Path) -> None:
-    """Remove the samples of an earlier writer, its manifest last: killed in between, reading them is an error."""
+    """Remove the samples of an earlier writer, the manifest last, so that a partial removal is an error on reading."""
     if not folder.is_dir():
         return
     try:
@@ -277,10 +307,10 @@ def _field_path(folder: Path, sample_id: int, field: str) -> Path:
     return folder / f"img-{sample_id}_{field}.npy"
 
 
-def _read_manifest(folder: Path) -> dict[int, dict[str, Any]] | None:
+def _read_manifest(folder: Path) -> dict[int, Entry]:
     path = folder / MANIFEST
     if not path.is_file():
-        return None
+        return {}
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         return {int(sample_id): dict(entry) for sample_id, entry in manifest["samples"].items()}

@@ -1,4 +1,4 @@
-"""Metrics of images in reflectance, and their average over a split."""
+"""Metrics of images in reflectance, and their mean over a split."""
 
 import math
 from typing import Any
@@ -22,9 +22,9 @@ def image_metrics(target: Any, prediction: Any, variance: Any = None) -> dict[st
         variance: reflectance squared; only its mean is used.
 
     Returns:
-        RMSE, MAE, PSNR (dB, peak 1), SAM (degrees), SSIM; with a variance also `error` (target minus prediction,
-        mean), `mean ae`, `mean se` and `mean var`. PSNR is infinite for a perfect image, and SAM is NaN where a
-        pixel is zero in every band.
+        RMSE, MAE, PSNR (dB, peak 1), SAM (degrees), SSIM; with a variance also `error` (mean of target minus
+        prediction), `mean ae`, `mean se` and `mean var`. PSNR is infinite for a perfect image; SAM is NaN if a pixel is
+        zero in every band.
 
     Raises:
         ValueError: if target and prediction differ in shape.
@@ -32,15 +32,17 @@ def image_metrics(target: Any, prediction: Any, variance: Any = None) -> dict[st
     Source:
         Ebel et al. 2023; SSIM: Wang et al. 2004, Gaussian window, zero padding.
     """
-    given = [None if image is None else torch.as_tensor(image) for image in (target, prediction, variance)]
-    series = [image if image is None else image.reshape(1, -1, *image.shape[-3:]) for image in given]  # (1,T,13,H,W)
-    assert series[0] is not None
-    assert series[1] is not None
-    return batch_metrics(series[0], series[1], series[2])[0]
+
+    def batch_of_one(image: Any) -> Tensor:
+        tensor = torch.as_tensor(image)
+        return tensor.reshape(1, -1, *tensor.shape[-3:])  # (1,T,13,H,W)
+
+    spread = None if variance is None else batch_of_one(variance)
+    return batch_metrics(batch_of_one(target), batch_of_one(prediction), spread)[0]
 
 
 class Reference:
-    """Targets that several methods are measured against; what is about them alone is computed once.
+    """Targets for the metrics of several methods; terms that depend on the targets alone are computed once.
 
     Args:
         target: (B,T,C,H,W), reflectance.
@@ -54,14 +56,11 @@ class Reference:
 
     @torch.no_grad()
     def metrics(self, prediction: Tensor, variance: Tensor | None = None) -> list[dict[str, float]]:
-        """`image_metrics` of each item of a batch, with one wait for the device.
+        """`image_metrics` of each item of a batch, with one transfer from the device.
 
         Args:
             prediction: of the shape of the targets.
             variance: (B,...), reflectance squared; only its mean over an item is used.
-
-        Returns:
-            B dicts.
         """
         target, prediction = self.target, at_least_float32(prediction)
         if target.shape != prediction.shape:
@@ -83,12 +82,12 @@ class Reference:
         return [dict(zip(columns, row, strict=True)) for row in rows]
 
     def _spectral_angle(self, prediction: Tensor) -> Tensor:
-        """The angle between spectra, degrees, (B,T,H,W); NaN where one of them is zero."""
+        """Angle between spectra, degrees, (B,T,H,W); NaN where one of them is zero."""
         cosine = (self.target * prediction).sum(dim=2) / self._norm / _spectral_norm(prediction)
         return torch.rad2deg(torch.acos(cosine.clamp(-1, 1)))
 
     def _ssim(self, prediction: Tensor) -> Tensor:
-        """The mean structural similarity of each item, (B,)."""
+        """Mean structural similarity of each item, (B,)."""
         mean_x, mean_y = self._blurred, _blur(prediction)
         product, squares = mean_x * mean_y, mean_x.square() + mean_y.square()
         luminance = product.mul(2).add_(_C1) / (squares + _C1)
@@ -98,33 +97,22 @@ class Reference:
 
 
 def batch_metrics(target: Tensor, prediction: Tensor, variance: Tensor | None = None) -> list[dict[str, float]]:
-    """`image_metrics` of each item of a batch of one method; see `Reference` for several.
-
-    Args:
-        target: (B,T,C,H,W), reflectance.
-        prediction: same shape.
-        variance: (B,...), reflectance squared; only its mean over an item is used.
-
-    Returns:
-        B dicts.
-    """
+    """`image_metrics` of each item of a batch (B,T,C,H,W) of one method; see `Reference` for several."""
     return Reference(target).metrics(prediction, variance)
 
 
 def average_metrics(per_image: list[dict[str, float]]) -> tuple[dict[str, float], dict[str, dict[str, int]]]:
-    """The mean of each metric over images, and what had to stay out of it.
+    """The mean of each metric over images, and the number of values left out of it.
 
     Args:
         per_image: as from `batch_metrics`.
 
     Returns:
-        The mean over finite values (where there are none, that of the others: infinite or NaN), and for each metric
-        with other values how many were `nan` and how many `inf`: a perfect image has an infinite PSNR, which no
-        average survives.
+        The mean over finite values (if there are none, that of the others: infinite or NaN), and for each metric
+        with other values the number of `nan` and of `inf`, such as the PSNR of a perfect image.
     """
-    names = list(dict.fromkeys(name for metrics in per_image for name in metrics))
     means, left_out = {}, {}
-    for name in names:
+    for name in dict.fromkeys(name for metrics in per_image for name in metrics):
         values = np.array([metrics[name] for metrics in per_image if name in metrics], dtype=np.float64)
         finite = values[np.isfinite(values)]
         means[name] = float((finite if finite.size else values).mean())
@@ -134,25 +122,25 @@ def average_metrics(per_image: list[dict[str, float]]) -> tuple[dict[str, float]
 
 
 def at_least_float32(image: Tensor) -> Tensor:
-    """The image in float32, or as it is if it is float64."""
+    """The image in float32; unchanged if it is float64."""
     return image if image.dtype == torch.float64 else image.float()
 
 
 def item_mean(values: Tensor) -> Tensor:
-    """(B, ...) to the mean of each item, (B,)."""
+    """Mean of each item of (B, ...), (B,)."""
     return values.flatten(1).mean(dim=1)
 
 
 def _spectral_norm(image: Tensor) -> Tensor:
-    """(B,T,C,H,W) to the length of the spectra, (B,T,H,W)."""
+    """Length of the spectra of (B,T,C,H,W), (B,T,H,W)."""
     return image.square().sum(dim=2).sqrt_()
 
 
 def _blur(image: Tensor) -> Tensor:
     """Gaussian window along H and W with zeros beyond the border.
 
-    Sums of shifted copies: 26 times faster on a CPU than conv2d with one channel, and on a GPU free of TF32, whose
-    10 bits the differences in `_ssim` would not survive.
+    Sums of shifted copies are 26 times faster on a CPU than conv2d with one channel, and avoid TF32 on a GPU, whose
+    10 bits are too few for the differences in `_ssim`.
     """
     weights = [math.exp(-(offset**2) / (2 * _SIGMA**2)) for offset in range(_WINDOW // 2 + 1)]
     norm = weights[0] + 2 * sum(weights[1:])
@@ -160,8 +148,8 @@ def _blur(image: Tensor) -> Tensor:
         size = image.shape[axis]
         blurred = image * (weights[0] / norm)
         for offset, weight in enumerate(weights[1:size], start=1):
-            rest = size - offset
-            blurred.narrow(axis, 0, rest).add_(image.narrow(axis, offset, rest), alpha=weight / norm)
-            blurred.narrow(axis, offset, rest).add_(image.narrow(axis, 0, rest), alpha=weight / norm)
+            length = size - offset
+            blurred.narrow(axis, 0, length).add_(image.narrow(axis, offset, length), alpha=weight / norm)
+            blurred.narrow(axis, offset, length).add_(image.narrow(axis, 0, length), alpha=weight / norm)
         image = blurred
     return image

@@ -1,12 +1,11 @@
-"""Pictures of images and maps. Figures are drawn without pyplot (no global state, no display) and appear whole.
+"""Pictures of images and maps, drawn without pyplot (no global state, no display) and written atomically.
 
 Colour scales are fixed, so that pictures of different samples and runs can be compared: error and standard deviation
-share one scale and one unit, and what exceeds it is marked on the colour bar. viridis and cividis stay readable for
-colour-blind eyes and in grey.
+share one scale and one unit, and an arrow on the colour bar marks values above it. viridis and cividis are readable
+for colour-blind people and in grey.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +13,18 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from common import process_group
 from common.files import atomic_file
 from data.raster.rgb import save_pixels, to_rgb
+from evaluation.accumulator import Accumulator, EvaluatedBatch
+from evaluation.sample_records import SampleImages, SampleRecord, sample_record
+from model.predictions import Prediction
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # matplotlib takes half a second, and most commands draw nothing
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.gridspec import GridSpec
     from matplotlib.image import AxesImage
-
-    from evaluation.exports import Exportable
 
 DEVIATION_MAX = 0.1  # end of the scale of errors and standard deviations, reflectance
 UNIT = "reflectance"
@@ -32,26 +33,58 @@ Array = npt.NDArray[np.float32]
 Image = Tensor | npt.NDArray[Any]
 
 
-@dataclass(frozen=True)
-class SampleRow:
-    """One sample for `plot_samples`; images in reflectance."""
+class SamplePlots(Accumulator):
+    """Pictures of every N-th sample, and the first few of them on one sheet, `samples.png`.
 
-    inputs: Image  # (T,13,H,W) or (T,15,H,W) with radar first
-    target: Image  # (13,H,W)
-    prediction: Image  # (13,H,W)
-    variance: Image | None = None  # (13,H,W), total, reflectance squared
-    dates: Sequence[str] = ()  # T
-    coverage: Sequence[float] = ()  # T, share of cloud
-    title: str = ""
+    Args:
+        folder: of the pictures.
+        every: N.
+        network: name of the network.
+        title: of the sheet.
+    """
+
+    ROWS = 4  # of the sheet
+
+    def __init__(self, folder: Path, every: int, network: str, title: str) -> None:
+        self.folder, self.every, self.network, self.title = folder, every, network, title
+        self._sheet: dict[int, SampleImages] = {}  # by sample id
+
+    def update(self, batch: EvaluatedBatch) -> None:
+        """Plot those samples of a batch whose id is a multiple of `every`."""
+        assert batch.inputs is not None
+        assert batch.masks is not None
+        for position, sample_id in enumerate(batch.ids):
+            if sample_id % self.every:
+                continue
+            images = batch.inputs[position], batch.target[position], batch.prediction.item(position)
+            plot_sample(self.folder, sample_id, *images, batch.masks[position])
+            if sample_id // self.every < self.ROWS:
+                record = sample_record(sample_id, batch.infos[position], {})
+                self._sheet[sample_id] = SampleImages.from_batch(record, batch, position, self.network)
+
+    def state(self) -> dict[int, SampleImages]:
+        """The own samples of the sheet, for `merge`."""
+        return self._sheet
+
+    def merge(self, states: Sequence[dict[int, SampleImages]]) -> None:
+        """Bring the samples of the sheet together."""
+        self._sheet = {sample_id: images for state in states for sample_id, images in state.items()}
+
+    def compute(self) -> None:
+        """Draw the sheet, in the first process."""
+        if self._sheet and process_group.is_rank_zero():
+            plot_samples(
+                [self._sheet[number] for number in sorted(self._sheet)], self.folder / "samples.png", self.title
+            )
 
 
 def root_mean_square(image: Image) -> Array:
-    """(13,H,W) to (H,W): root of the mean square over bands."""
+    """Root of the mean square over bands of (13,H,W), (H,W)."""
     return np.sqrt(np.square(_array(image)).mean(axis=0))
 
 
 def standard_deviation(variance: Image) -> Array:
-    """(13,H,W) variances to (H,W): root of their mean over bands."""
+    """Root of the mean over bands of variances (13,H,W), (H,W)."""
     return np.sqrt(_array(variance).mean(axis=0))
 
 
@@ -60,21 +93,21 @@ def plot_sample(
     sample_id: int,
     inputs: Image | None,
     target: Image,
-    prediction: "Exportable",
+    prediction: Prediction,
     masks: Image | None = None,
 ) -> None:
     """Write the pictures of one sample under their published names, `img-ID_KIND.png`.
 
-    `in_t-K` (`in` for a single date), `pred` and `target` are true colour, pixel for pixel. `err` is the root mean
-    square error over bands, `var` the root of the mean predictive variance over bands (where there is one), both in
-    reflectance on one scale; `mask` counts the dates on which a pixel is clouded.
+    `in_t-K` (`in` for a single date), `pred` and `target` are true colour, one pixel each. `err` is the root mean
+    square error over bands, `var` the root of the mean predictive variance over bands, both in reflectance on one
+    scale; `mask` counts the dates on which a pixel is clouded.
 
     Args:
-        folder: where to; made if missing.
+        folder: created if missing.
         sample_id: number of the sample.
         inputs: (T,13,H,W) or (T,15,H,W), or None.
         target: (1,13,H,W) or (13,H,W).
-        prediction: of this sample alone, leading dimensions of 1.
+        prediction: of this sample alone.
         masks: (T,H,W) cloud masks; 0.5 and above is cloud.
     """
     folder = Path(folder)
@@ -93,30 +126,27 @@ def plot_sample(
 
 
 def plot_samples(
-    rows: Sequence[SampleRow], path: str | Path, title: str = "", deviation_max: float = DEVIATION_MAX
+    samples: Sequence[SampleImages], path: str | Path, title: str = "", deviation_max: float = DEVIATION_MAX
 ) -> Path:
-    """Draw samples below each other: inputs with dates and cloud cover, prediction, target, error, deviation.
+    """Draw one row per sample: inputs with dates and cloud cover, prediction, target, error, deviation.
 
     Args:
-        rows: at least one; the number of inputs may differ.
+        samples: at least one, with inputs and one prediction; the number of inputs may differ.
         path: .png or .pdf.
-        title: above all.
-        deviation_max: end of the scale that errors and deviations of all rows share, reflectance.
-
-    Returns:
-        The path.
+        title: of the figure.
+        deviation_max: end of the common scale of errors and deviations, reflectance.
     """
-    if not rows:
+    if not samples:
         raise ValueError("no sample to draw")
-    n_inputs = max(len(row.inputs) for row in rows)
-    with_variance = any(row.variance is not None for row in rows)
-    n_maps = 2 if with_variance else 1
+    predictions = [next(iter(sample.predictions.values())) for sample in samples]
+    n_inputs = max(len(sample.inputs) for sample in samples if sample.inputs is not None)
+    n_maps = 1 if all(prediction.total is None for prediction in predictions) else 2
     widths = [1.0] * n_inputs + [0.06] + [1.0, 1.0] + [0.06] + [1.0] * n_maps + [0.045]
     size, top = 1.75, 0.5 + 0.27 * bool(title)
-    figure = new_figure(sum(widths) * size * 1.045 + 0.75, len(rows) * size * 1.13 + top)
+    figure = new_figure(sum(widths) * size * 1.045 + 0.75, len(samples) * size * 1.13 + top)
     height = figure.get_figheight()
     grid = figure.add_gridspec(
-        len(rows),
+        len(samples),
         len(widths),
         width_ratios=widths,
         wspace=0.045,
@@ -127,29 +157,30 @@ def plot_samples(
         bottom=0.12 / height,
     )
     first_image, first_map = n_inputs + 1, n_inputs + 4
-    shown: AxesImage | None = None
-    for index, row in enumerate(rows):
-        for date, image in enumerate(row.inputs):
-            axes = _bare(figure.add_subplot(grid[index, date]), to_rgb(_array(image)))
-            axes.set_title(_input_caption(row, date), fontsize=7.5, pad=2.5, color="#333333")
-        error = root_mean_square(_array(row.prediction) - _array(row.target))
+    scaled: AxesImage | None = None
+    for index, (sample, prediction) in enumerate(zip(samples, predictions, strict=True)):
+        for date, image in enumerate(() if sample.inputs is None else sample.inputs):
+            axes = _image_axes(figure.add_subplot(grid[index, date]), to_rgb(image))
+            axes.set_title(_input_caption(sample.record, date), fontsize=7.5, pad=2.5, color="#333333")
+        error = root_mean_square(prediction.mean - sample.target)
         rmse = float(np.sqrt(np.square(error).mean()))
         images = (
-            (to_rgb(_array(row.prediction)), f"PSNR {-20 * np.log10(max(rmse, 1e-9)):.1f} dB"),
-            (to_rgb(_array(row.target)), row.title),
+            (to_rgb(prediction.mean), f"PSNR {-20 * np.log10(max(rmse, 1e-9)):.1f} dB"),
+            (to_rgb(sample.target), f"{sample.record.roi}, patch {sample.record.patch}"),
         )
         for column, (picture, caption) in enumerate(images, start=first_image):
-            _bare(figure.add_subplot(grid[index, column]), picture).set_title(caption, fontsize=7.5, pad=2.5)
+            _image_axes(figure.add_subplot(grid[index, column]), picture).set_title(caption, fontsize=7.5, pad=2.5)
         maps = [(error, f"RMSE {rmse:.3f}")]
-        if row.variance is not None:
-            deviation = standard_deviation(row.variance)
+        if prediction.total is not None:
+            deviation = standard_deviation(prediction.total)
             maps.append((deviation, f"root mean variance {np.sqrt(np.square(deviation).mean()):.3f}"))
         for column, (values, caption) in enumerate(maps, start=first_map):
-            axes = _bare(figure.add_subplot(grid[index, column]), values, cmap="viridis", vmin=0, vmax=deviation_max)
+            style: dict[str, Any] = {"cmap": "viridis", "vmin": 0, "vmax": deviation_max}
+            axes = _image_axes(figure.add_subplot(grid[index, column]), values, **style)
             axes.set_title(caption, fontsize=7.5, pad=2.5)
-            shown = axes.images[0]
-    assert shown is not None
-    bar = figure.colorbar(shown, cax=figure.add_subplot(grid[:, -1]), extend="max")
+            scaled = axes.images[0]
+    assert scaled is not None
+    bar = figure.colorbar(scaled, cax=figure.add_subplot(grid[:, -1]), extend="max")
     bar.set_label(f"error and standard deviation, {UNIT}", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     names = {first_image: "prediction", first_image + 1: "target", first_map: "error", first_map + 1: "total deviation"}
@@ -174,46 +205,43 @@ def plot_gate(
     error_max: float | None = None,
     difference_max: float | None = None,
 ) -> Path:
-    """Draw what a fusion gate did to one sample beside what it should have done.
+    """Draw the weights of a fusion gate on one sample next to the ideal ones.
 
-    Above the absolute errors of both experts and of the fusion, means over bands on one scale. Below the target, which
-    expert is nearer to it and by how much, and the gate's weight; these two share their colours, so that a good gate
-    looks like the picture to its left.
+    Upper row: the absolute errors of both experts and of the fusion, means over bands on one scale. Lower row: the
+    target, the expert with the smaller error and the difference, and the gate's weight. The last two share their
+    colours, so that an ideal gate looks like the map to its left.
 
     Args:
         path: .png or .pdf.
         target: (13,H,W), reflectance.
         experts: name -> predicted mean (13,H,W), two of them.
         fused: fused mean (13,H,W).
-        weight: of the first expert, in [0, 1]: (13,H,W), shown as its mean over bands, or (1,H,W).
-        title: above all.
-        error_max: end of the scale of errors, reflectance; None suits it to this sample.
-        difference_max: end of the scale of differences of errors, the same.
+        weight: of the first expert, in [0, 1]: (13,H,W), averaged over bands, or (1,H,W).
+        title: of the figure.
+        error_max: end of the scale of errors, reflectance; by default from this sample.
+        difference_max: end of the scale of differences of errors; by default from this sample.
 
     Raises:
         ValueError: if there are not two experts.
     """
     if len(experts) != 2:
         raise ValueError(f"expected two experts, got {len(experts)}: {', '.join(experts)}")
-    (first, one), (second, other) = experts.items()
+    first, second = experts
     truth, shares = _array(target), _array(weight).mean(axis=0)  # (13,H,W), (H,W)
-    errors = {
-        name: np.abs(_array(mean) - truth).mean(axis=0)
-        for name, mean in ((first, one), (second, other), ("fusion", fused))
-    }
+    errors = {name: np.abs(_array(mean) - truth).mean(axis=0) for name, mean in {**experts, "fusion": fused}.items()}
     ahead = errors[second] - errors[first]  # above 0 where the first expert is nearer
     error_end = error_max or _round_end(np.stack([errors[first], errors[second]]))
     ahead_end = difference_max or _round_end(np.abs(ahead))
     right = ((shares > 0.5) == (ahead > 0)).mean()
     figure, grid = _gate_page(truth.shape[-1] / truth.shape[-2], bool(title))
     for column, (name, error) in enumerate(errors.items()):
-        axes = _bare(figure.add_subplot(grid[0, column]), error, cmap="viridis", vmin=0, vmax=error_end)
+        axes = _image_axes(figure.add_subplot(grid[0, column]), error, cmap="viridis", vmin=0, vmax=error_end)
         axes.set_title(f"{name}: mean error {error.mean():.4f}", fontsize=9.5)
         if column == 2:
             bar = figure.colorbar(axes.images[0], cax=figure.add_subplot(grid[0, 3]), extend="max")
             bar.set_label(f"absolute error, {UNIT}", fontsize=8.5)
             bar.ax.tick_params(labelsize=8)
-    _bare(figure.add_subplot(grid[1, 0]), to_rgb(truth)).set_title("target", fontsize=9.5)
+    _image_axes(figure.add_subplot(grid[1, 0]), to_rgb(truth)).set_title("target", fontsize=9.5)
     maps = (
         (ahead, -ahead_end, ahead_end, f"nearer: {first} at {100 * (ahead > 0).mean():.0f} % of pixels"),
         (shares, 0.0, 1.0, f"gate leans to the nearer one at {100 * right:.0f} %"),
@@ -223,7 +251,7 @@ def plot_gate(
         f"weight, mean over bands\n\N{LEFTWARDS ARROW} all {second}    all {first} \N{RIGHTWARDS ARROW}",
     )
     for column, (values, low, high, caption) in enumerate(maps, start=1):
-        axes = _bare(figure.add_subplot(grid[1, column]), values, cmap="PuOr_r", vmin=low, vmax=high)
+        axes = _image_axes(figure.add_subplot(grid[1, column]), values, cmap="PuOr_r", vmin=low, vmax=high)
         axes.set_title(caption, fontsize=9.5)
         extend: Any = "neither" if low == 0 else "both"
         place, ticks = figure.add_subplot(grid[2, column]), np.linspace(low, high, 5)
@@ -239,13 +267,13 @@ def plot_gate(
 
 def new_figure(width: float, height: float) -> "Figure":
     """An empty figure of this size, inches."""
-    from matplotlib.figure import Figure  # here: it takes half a second, and most commands draw nothing
+    from matplotlib.figure import Figure  # deferred: matplotlib
 
     return Figure(figsize=(width, height), facecolor="white")
 
 
 def save_figure(figure: "Figure", path: str | Path, dpi: int = 150) -> Path:
-    """Write a figure, whole or not at all; the same figure is the same file."""
+    """Write a figure atomically; equal figures give equal files."""
     path = Path(path)
     metadata = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}.get(path.suffix)
     with atomic_file(path) as temporary:
@@ -260,16 +288,16 @@ def _array(image: Image, dims: int = 3) -> Array:
 
 
 def _round_end(values: Array) -> float:
-    """The end of a scale on which nearly all of these lie: their 95th percentile, rounded up to half a digit."""
+    """The end of a scale for nearly all values: their 95th percentile, rounded up to half a digit."""
     end = float(np.nanpercentile(values, 95))
     if not end > 0:
         return DEVIATION_MAX
     step = 0.5 * 10.0 ** np.floor(np.log10(end))
-    return float(np.ceil(end / step - 1e-4) * step)  # float32 may lie a trifle above a round number
+    return float(np.ceil(end / step - 1e-4) * step)  # float32 may lie slightly above a round number
 
 
 def _gate_page(aspect: float, titled: bool) -> tuple["Figure", "GridSpec"]:
-    """The page of `plot_gate`: two rows of three pictures, a bar beside the first row and bars below the second."""
+    """The layout of `plot_gate`: two rows of three pictures, a bar beside the first row and bars below the second."""
     side, bar = 2.9, 0.12  # inches: width of a picture, thickness of a bar
     top, bottom = 0.3 + 0.28 * titled, 0.62
     width, height = 3.205 * side + 0.75, 2 * side / aspect + 0.6 + bar + top + bottom
@@ -289,35 +317,33 @@ def _gate_page(aspect: float, titled: bool) -> tuple["Figure", "GridSpec"]:
     return figure, grid
 
 
-def _input_caption(row: SampleRow, date: int) -> str:
-    parts = [row.dates[date]] if date < len(row.dates) else []
-    if date < len(row.coverage):
-        parts.append(f"{100 * row.coverage[date]:.0f} % cloud")
-    return ", ".join(parts)
+def _input_caption(record: SampleRecord, date: int) -> str:
+    covers = [f"{100 * cover:.0f} % cloud" for cover in record.coverage[date : date + 1]]
+    return ", ".join([*record.dates[date : date + 1], *covers])
 
 
-def _bare(axes: "Axes", image: Array, **style: Any) -> "Axes":
+def _image_axes(axes: "Axes", image: Array, **style: Any) -> "Axes":
     axes.imshow(image, interpolation="nearest", **style)
     axes.set_xticks([])
     axes.set_yticks([])
-    for spine in axes.spines.values():  # a thin frame: clouds are as white as the page
+    for spine in axes.spines.values():  # a thin frame, as clouds are as white as the page
         spine.set(color="#bbbbbb", linewidth=0.4)
     return axes
 
 
 def _save_map(path: Path, values: Array, label: str) -> None:
     figure = new_figure(4.2, 3.6)
-    axes = _bare(figure.add_subplot(), values, cmap="viridis", vmin=0, vmax=DEVIATION_MAX)
+    axes = _image_axes(figure.add_subplot(), values, cmap="viridis", vmin=0, vmax=DEVIATION_MAX)
     figure.colorbar(axes.images[0], extend="max", fraction=0.046, pad=0.03).set_label(label)
     save_figure(figure, path)
 
 
 def _save_counts(path: Path, counts: npt.NDArray[np.integer], n_dates: int) -> None:
-    from matplotlib import colormaps
+    from matplotlib import colormaps  # deferred: matplotlib
 
     figure = new_figure(4.2, 3.6)
     style: dict[str, Any] = {"cmap": colormaps["cividis"].resampled(n_dates + 1), "vmin": -0.5, "vmax": n_dates + 0.5}
-    axes = _bare(figure.add_subplot(), counts.astype(np.float32), **style)
+    axes = _image_axes(figure.add_subplot(), counts.astype(np.float32), **style)
     bar = figure.colorbar(axes.images[0], ticks=range(n_dates + 1), fraction=0.046, pad=0.03)
     bar.set_label("dates with cloud")
     save_figure(figure, path)

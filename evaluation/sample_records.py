@@ -1,27 +1,32 @@
-"""What is remembered of each sample of a split: where it comes from and how well it was predicted, no pixels."""
+"""Records of the samples of a split, without pixels, and the images of the few samples that a report shows."""
 
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from common.errors import DataError
 from common.files import write_json
-from data.constants import DATE_ORIGIN
-from evaluation.metrics import IMAGE_METRICS
+from data.constants import DATE_ORIGIN, N_S1, N_S2, SAR_RANGE_DB
+from evaluation.accumulator import Accumulator, EvaluatedBatch
+from evaluation.image_metrics import IMAGE_METRICS
+from evaluation.mixture import Image, PredictedImages
 
 FILE = "test_samples.json"
 
 
 @dataclass(frozen=True)
 class SampleRecord:
-    """One sample: its number in the evaluation, its position in the split, its origin and its metrics."""
+    """One sample: its id in the evaluation, its position in the split, its origin and its metrics."""
 
     id: int
-    index: int  # differs from `id` where unreadable samples were skipped or a subset was taken
+    index: int  # differs from `id` if unreadable samples were skipped or a subset was taken
     roi: str
     patch: str
     dates: tuple[str, ...]  # of the inputs
@@ -31,7 +36,7 @@ class SampleRecord:
 
     @property
     def place(self) -> tuple[str, str, str]:
-        """What the sample is, whoever tested it: region, patch and date of the target."""
+        """Region, patch and date of the target, which identify a sample across runs."""
         return self.roi, self.patch, self.target_date
 
     @property
@@ -40,18 +45,94 @@ class SampleRecord:
         return self.metrics.get("RMSE", math.nan)
 
 
-def record_of(number: int, info: Mapping[str, Any], metrics: Mapping[str, float]) -> SampleRecord:
+class SampleRecorder(Accumulator):
+    """Records every sample of a split."""
+
+    def __init__(self) -> None:
+        self.records: list[SampleRecord] = []
+
+    def update(self, batch: EvaluatedBatch) -> None:
+        """Record the samples of a batch."""
+        rows = zip(batch.ids, batch.infos, batch.metrics, strict=True)
+        self.records += [sample_record(sample_id, info, metrics) for sample_id, info, metrics in rows]
+
+    def state(self) -> list[SampleRecord]:
+        """The records so far, for `merge`."""
+        return self.records
+
+    def merge(self, states: Sequence[list[SampleRecord]]) -> None:
+        """Replace the own records by those of all processes, in the order of their ids."""
+        self.records = sorted((record for records in states for record in records), key=lambda record: record.id)
+
+    def compute(self) -> list[SampleRecord]:
+        """The records, by id."""
+        return self.records
+
+
+@dataclass(frozen=True)
+class SampleImages:
+    """The images of one sample.
+
+    Attributes:
+        record: the sample.
+        target: (13,H,W), reflectance.
+        predictions: by the name of the network.
+        inputs: (T,13,H,W), reflectance; None if not available.
+        radar: VV of each date, dB, (T,H,W); None if the network uses none, or it is not available.
+        rmse: of each prediction on this sample, for captions.
+        baseline: the best trivial reconstruction of this sample and its RMSE, if known.
+        missing_inputs: why there are no inputs, if known.
+        label: why the sample is shown, such as "best".
+    """
+
+    record: SampleRecord
+    target: Image
+    predictions: Mapping[str, PredictedImages]
+    inputs: Image | None = None
+    radar: Image | None = None
+    rmse: Mapping[str, float] = field(default_factory=dict)
+    baseline: tuple[str, float] | None = None
+    missing_inputs: str = ""
+    label: str = ""
+
+    @classmethod
+    def from_batch(
+        cls, record: SampleRecord, batch: EvaluatedBatch, position: int, name: str, **options: Any
+    ) -> "SampleImages":
+        """The images of the sample at `position` of a batch with inputs, predicted by the network `name`."""
+        assert batch.inputs is not None
+        x = _array(batch.inputs[position])  # (T,C,H,W)
+        prediction = batch.prediction.item(position)
+        variances = (prediction.aleatoric, prediction.epistemic, prediction.total)
+        arrays = (None if variance is None else _array(variance[0, 0]) for variance in variances)
+        return cls(
+            record,
+            _array(batch.target[position, 0]),
+            {name: PredictedImages(_array(prediction.mean[0, 0]), *arrays)},
+            inputs=x[:, -N_S2:],
+            radar=decibels(x[:, 0]) if x.shape[1] == N_S1 + N_S2 else None,
+            **options,
+        )
+
+
+def decibels(radar: Image) -> Image:
+    """Radar in dB, from the range [0, 1] of network inputs."""
+    low, high = SAR_RANGE_DB
+    return (low + (high - low) * radar).astype(np.float32)
+
+
+def sample_record(sample_id: int, info: Mapping[str, Any], metrics: Mapping[str, float]) -> SampleRecord:
     """The record of a sample.
 
     Args:
-        number: of the sample in the evaluation.
+        sample_id: its number in the evaluation.
         info: as in a manifest of exports (`SampleInfo.to_json` and `coverage`); may be empty.
         metrics: of the image; IMAGE_METRICS are kept.
     """
     days = info.get("target_days")
     return SampleRecord(
-        number,
-        int(info.get("index", number)),
+        sample_id,
+        int(info.get("index", sample_id)),
         str(info.get("roi", "")),
         str(info.get("patch", "")),
         tuple(iso_date(day) for day in info.get("input_days") or ()),
@@ -62,16 +143,17 @@ def record_of(number: int, info: Mapping[str, Any], metrics: Mapping[str, float]
 
 
 def iso_date(days: float) -> str:
-    """The date so many days after the data set's day zero, such as 2018-06-21."""
+    """The date a number of days after the data set's origin, such as 2018-06-21."""
     return (DATE_ORIGIN + timedelta(days=int(days))).isoformat()
 
 
 def write_records(path: Path, records: Iterable[SampleRecord]) -> None:
-    """Write `test_samples.json`: the samples in the order of their numbers."""
-    ordered = sorted(records, key=lambda record: record.id)
-    rows = [{**asdict(record), **record.metrics} for record in ordered]
-    for row in rows:
-        del row["metrics"]
+    """Write `test_samples.json`: the samples in the order of their ids."""
+    rows = []
+    for record in sorted(records, key=lambda record: record.id):
+        row = asdict(record)
+        metrics = row.pop("metrics")
+        rows.append(row | metrics)
     write_json(path, {"samples": rows})
 
 
@@ -79,7 +161,7 @@ def read_records(path: Path) -> list[SampleRecord]:
     """The samples of a `test_samples.json`.
 
     Raises:
-        DataError: if it is none.
+        DataError: if the file is not valid.
     """
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["samples"]
@@ -100,15 +182,19 @@ def read_records(path: Path) -> list[SampleRecord]:
         raise DataError(f"{path} is not a list of tested samples ({error!r}); test the run again") from error
 
 
-def choose(records: Sequence[SampleRecord]) -> list[tuple[str, SampleRecord]]:
-    """The samples to show: best, median and worst by RMSE, each with these words; fewer where there are fewer.
+def choose_samples(records: Sequence[SampleRecord]) -> list[tuple[str, SampleRecord]]:
+    """The samples with the lowest, the median and the highest RMSE, each with its label; fewer if there are fewer.
 
-    Samples whose RMSE is not finite come last; of equal ones the first is the better.
+    Samples whose RMSE is not finite come last; of equal ones the first id comes first.
     """
-    of = f"of {len(records):,}"
+    total = f"of {len(records):,}"
     ordered = sorted(records, key=lambda record: (not math.isfinite(record.rmse), record.rmse, record.id))
     if len(ordered) < 3:
-        words = ("the only sample",) if len(ordered) == 1 else (f"best {of}", f"worst {of}")
-        return list(zip(words, ordered, strict=False))
-    middle = ordered[(len(ordered) - 1) // 2]
-    return [(f"best {of}", ordered[0]), (f"median {of}", middle), (f"worst {of}", ordered[-1])]
+        labels = ("the only sample",) if len(ordered) == 1 else (f"best {total}", f"worst {total}")
+        return list(zip(labels, ordered, strict=False))
+    median = ordered[(len(ordered) - 1) // 2]
+    return [(f"best {total}", ordered[0]), (f"median {total}", median), (f"worst {total}", ordered[-1])]
+
+
+def _array(image: torch.Tensor) -> Image:
+    return image.float().cpu().numpy()

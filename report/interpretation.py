@@ -1,30 +1,30 @@
-"""What the figures of calibration mean, in words for someone who meets them for the first time."""
+"""Calibration figures explained in words for readers who do not know them."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from report.tables import NARROW, number
+from report.tables import NARROW, format_figure
 
-_NEAR = 0.02  # a coverage this near to its level is right for all practical purposes
+_TOLERANCE = 0.02  # a coverage this close to its level is right in practice
 
 
 @dataclass(frozen=True)
 class Statement:
-    """A question, a short answer, and what stands behind it."""
+    """A question, a short answer, and the figures behind it."""
 
     question: str
     verdict: str
     text: str
 
 
-def calibration(metrics: Mapping[str, Any]) -> list[Statement]:
-    """ENCE, coverage, NLL, sharpness and AUSE told in words; empty for a network without a variance."""
+def interpret_calibration(metrics: Mapping[str, Any]) -> list[Statement]:
+    """Statements about ENCE, coverage, NLL, sharpness and AUSE; none for a network without a variance."""
     if "ENCE" not in metrics:
         return []
-    found = [_size(metrics), _coverage(metrics), _likelihood(metrics), _order(metrics)]
-    return [statement for statement in found if statement is not None]
+    statements = (_size(metrics), _coverage(metrics), _likelihood(metrics), _order(metrics))
+    return [statement for statement in statements if statement is not None]
 
 
 def _size(metrics: Mapping[str, Any]) -> Statement | None:
@@ -33,8 +33,8 @@ def _size(metrics: Mapping[str, Any]) -> Statement | None:
         return None
     verdict = "yes, nearly" if ence < 0.1 else "roughly" if ence < 0.3 else "no"
     text = (
-        f"The stated deviation is {number('RMSE', sharpness)} reflectance on the whole (root mean variance). Sorted "
-        f"into 20 groups by what the network states, the true error is off by {100 * ence:.0f}{NARROW}% of the "
+        f"The stated deviation is {format_figure('RMSE', sharpness)} reflectance on the whole (root mean variance). "
+        f"Sorted into 20 groups by what the network states, the true error is off by {100 * ence:.0f}{NARROW}% of the "
         f"stated one on average (ENCE {ence:.3f}; 0 is perfect)."
     )
     return Statement("Are errors as large as the network says?", verdict, text)
@@ -45,10 +45,10 @@ def _coverage(metrics: Mapping[str, Any]) -> Statement | None:
     if not math.isfinite(inside):
         return None
     verdict = "over-confident" if inside < 0.9 else "too cautious"
-    if abs(inside - 0.9) <= _NEAR:
+    if abs(inside - 0.9) <= _TOLERANCE:
         verdict = "about right"
     others = " and ".join(
-        f"{number('coverage', metrics[f'coverage {level}'])} in the {level}{NARROW}% interval"
+        f"{format_figure('coverage', metrics[f'coverage {level}'])} in the {level}{NARROW}% interval"
         for level in (50, 95)
         if f"coverage {level}" in metrics
     )
@@ -64,11 +64,11 @@ def _likelihood(metrics: Mapping[str, Any]) -> Statement | None:
     if not math.isfinite(nll):
         return None
     text = (
-        f"The negative log-likelihood of a true value is {number('NLL', nll)} on average. It judges mean and deviation "
-        "at once. Alone it says little: compare it with that of another network on the same samples, where lower is "
-        "better; 0.1 lower means that the truth was given a density 1.1 times as high."
+        f"The negative log-likelihood of a true value is {format_figure('NLL', nll)} on average. It scores mean and "
+        "deviation at once. Alone it says little: compare it with that of another network on the same samples, where "
+        "lower is better; 0.1 lower means that the truth was given a density 1.1 times as high."
     )
-    return Statement("How plausible does it find the truth?", f"NLL {number('NLL', nll)}", text)
+    return Statement("How plausible does it find the truth?", f"NLL {format_figure('NLL', nll)}", text)
 
 
 def _order(metrics: Mapping[str, Any]) -> Statement | None:
@@ -79,4 +79,4 @@ def _order(metrics: Mapping[str, Any]) -> Statement | None:
         "If the pixels that it trusts least are left out, the error of the rest should fall as if the worst pixels had "
         f"been known. The area between the two curves is {ause:.2f} (AUSE; 0 is perfect)."
     )
-    return Statement("Does it know where it is wrong?", "AUSE " + number("AUSE", ause), text)
+    return Statement("Does it know where it is wrong?", "AUSE " + format_figure("AUSE", ause), text)

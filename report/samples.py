@@ -1,74 +1,48 @@
-"""The samples that a page shows, with their pixels: from a network that is at hand, or from exports."""
+"""Images of samples to show, read from exports and the data set."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from common.errors import DataError
 from data.constants import N_S1, SAR_RANGE_DB
-from evaluation.ensemble import read_inputs
-from evaluation.exports import NIG_FIELDS
-from evaluation.sample_records import SampleRecord
-
-Image = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Output:
-    """What one network says about a sample, (13,H,W): reflectance, and variances in reflectance squared."""
-
-    mean: Image
-    aleatoric: Image | None = None
-    epistemic: Image | None = None
-    total: Image | None = None
+from data.raster.image_store import open_images
+from evaluation.exports import exported_target, read_inputs
+from evaluation.mixture import Fields, Image, PredictedImages
+from evaluation.sample_records import SampleImages, SampleRecord
 
 
-@dataclass(frozen=True)
-class Case:
-    """One sample to be shown.
+def exported_sample(
+    label: str,
+    record: SampleRecord,
+    fields: Sequence[Fields],
+    predictions: Mapping[str, PredictedImages],
+    info: Mapping[str, Any],
+    root: str,
+) -> SampleImages:
+    """The images of an exported sample.
 
-    Attributes:
+    Args:
         label: why it is shown, such as "best".
-        record: what it is.
-        target: (13,H,W), reflectance.
-        inputs: (T,13,H,W), reflectance; None where they are not at hand.
-        radar: VV of each date, dB, (T,H,W); None where the network uses none, or it is not at hand.
-        outputs: by the name of the network.
-        rmse: of each output on this sample, for captions.
-        baseline: the best trivial reconstruction of this sample and its RMSE, if known.
-        no_inputs: why there are no inputs, if that is known.
+        record: the sample.
+        fields: as exported by each model.
+        predictions: by name.
+        info: of the sample, from a manifest.
+        root: the data set; may be empty.
+
+    Raises:
+        DataError, UsageError: if the target cannot be read.
     """
-
-    label: str
-    record: SampleRecord
-    target: Image
-    inputs: Image | None
-    radar: Image | None
-    outputs: Mapping[str, Output]
-    rmse: Mapping[str, float]
-    baseline: tuple[str, float] | None = None
-    no_inputs: str = ""
+    target = exported_target(fields, info, root, record.id)
+    inputs, radar, reason = read_series(info, root)
+    errors = {name: rmse(prediction.mean, target) for name, prediction in predictions.items()}
+    return SampleImages(record, target, predictions, inputs, radar, errors, missing_inputs=reason, label=label)
 
 
-def decibels(radar: Image) -> Image:
-    """Radar as networks take it, in [0, 1], in dB."""
-    low, high = SAR_RANGE_DB
-    return (low + (high - low) * radar).astype(np.float32)
-
-
-def output_of(fields: Mapping[str, Image]) -> Output:
-    """An output from the exported fields of one sample; NIG parameters tell the two kinds of variance apart."""
-    mean, total = np.array(fields["pred"]), fields.get("var")
-    if not all(name in fields for name in NIG_FIELDS):
-        variance = None if total is None else np.array(total)
-        return Output(mean, variance, None, variance)
-    gamma, alpha, beta = (np.asarray(fields[name]) for name in NIG_FIELDS)
-    aleatoric = beta / (alpha - 1)
-    epistemic = aleatoric / gamma
-    return Output(mean, aleatoric, epistemic, aleatoric + epistemic if total is None else np.array(total))
+def rmse(prediction: Image, target: Image) -> float:
+    """Root mean squared error over pixels and bands, reflectance."""
+    return float(np.sqrt(np.square(prediction - target, dtype=np.float64).mean()))
 
 
 def read_series(info: Mapping[str, Any], root: str) -> tuple[Image | None, Image | None, str]:
@@ -76,28 +50,25 @@ def read_series(info: Mapping[str, Any], root: str) -> tuple[Image | None, Image
 
     Args:
         info: of its manifest.
-        root: the data set; empty if it is not at hand.
+        root: the data set; may be empty.
 
     Returns:
-        Both, None for what cannot be read, and why the inputs cannot be: no root, no paths in the manifest, files that
-        are missing or broken. A page does without them.
+        Both, None if they cannot be read, and the reason of missing inputs: no root, no paths in the manifest, or
+        missing or damaged files.
     """
     if not root:
         return None, None, "Name the data set by --root to see the inputs."
     try:
         inputs = read_inputs(info, root)
-        reason = "" if inputs is not None else "The exports do not tell which files the inputs are."
-        return inputs, read_radar(info.get("sar_paths"), root), reason
+        reason = "" if inputs is not None else "The exports do not name the files of the inputs."
+        return inputs, _read_radar(info.get("sar_paths"), root), reason
     except DataError as error:
         return None, None, f"The inputs cannot be read: {error}"
 
 
-def read_radar(paths: Sequence[str] | None, root: str) -> Image | None:
-    """VV in dB, (T,H,W), within the range that networks are given; None without a root or paths."""
-    from data.raster.image_store import open_images
-
-    if not root or not paths or any(not path or ";" in path for path in paths):
+def _read_radar(paths: Sequence[str] | None, root: str) -> Image | None:
+    """VV in dB, (T,H,W), clipped to the range of network inputs; None without paths."""
+    if not paths or any(not path or ";" in path for path in paths):
         return None
     images = open_images(root)
-    low, high = SAR_RANGE_DB
-    return np.stack([np.clip(np.nan_to_num(images.read(path, N_S1)[0][0]), low, high) for path in paths])
+    return np.stack([np.clip(np.nan_to_num(images.read(path, N_S1)[0][0]), *SAR_RANGE_DB) for path in paths])

@@ -1,14 +1,14 @@
-"""A picture of a part of a page of HTML, by a headless browser where one is installed."""
+"""Screenshots of elements of an HTML page, with a headless browser if one is installed."""
 
 import shutil
 from pathlib import Path
 
 from common.errors import DataError
-from common.files import whole_file
+from common.files import atomic_file
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
-    "--no-sandbox",  # in containers there is no other way; the page is our own, and loads nothing
+    "--no-sandbox",  # required in containers; the page is our own, and loads nothing
     "--disable-gpu",
     "--disable-quic",
     "--no-first-run",
@@ -19,8 +19,8 @@ FLAGS = (
 
 
 def find_browser() -> str | None:
-    """The path of a Chromium or Chrome; None if there is none."""
-    return next((found for name in _BROWSERS if (found := shutil.which(name))), None)
+    """The path of Chromium or Chrome; None if neither is installed."""
+    return next((path for name in _BROWSERS if (path := shutil.which(name))), None)
 
 
 def take_screenshot(
@@ -32,26 +32,26 @@ def take_screenshot(
         page: an .html file.
         path: the .png file.
         selector: CSS selector of the element.
-        number: which of those that it selects.
+        number: index of the element among those that match.
         width: of the window, pixels.
-        wait_s: how long to wait for the element.
+        wait_s: time to wait for the element.
 
     Returns:
-        The path; None without a browser or without playwright (requirements-dev.txt), which steers it.
+        The path; None without a browser or without playwright (requirements-dev.txt), which controls it.
 
     Raises:
         DataError: if the browser fails, or there is no such element.
     """
     browser = find_browser()
     try:
-        from playwright.sync_api import Error, sync_playwright
+        from playwright.sync_api import Error, sync_playwright  # deferred: optional
     except ImportError:
         return None
     if browser is None:
         return None
     path = Path(path)
     try:
-        with sync_playwright() as playwright, whole_file(path) as temporary:
+        with sync_playwright() as playwright, atomic_file(path) as temporary:
             chromium = playwright.chromium.launch(executable_path=browser, args=list(FLAGS))
             window = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme="light")
             window.goto(Path(page).resolve().as_uri())

@@ -1,22 +1,20 @@
-"""Tables of a page, from what metrics files tell; the best of a column is marked by a word and a star."""
+"""Tables of a page, from metrics files; the best of a column is marked with a word and a star."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from evaluation.baselines import EVERY_CLOUDED, OVERALL
-from evaluation.metrics import IMAGE_METRICS
+from evaluation.baselines import EVERY_CLOUDED, HIGHER_IS_BETTER, OVERALL
+from evaluation.image_metrics import IMAGE_METRICS
 
 BASELINES = {
     "least_cloudy": "the input with the least cloud",
     "mean": "the mean of the inputs",
     "clear_mean": "the mean of their clear pixels",
 }
-LOWER, HIGHER = "lower is better", "higher is better"
-_BETTER = {"PSNR": HIGHER, "SSIM": HIGHER}
 _COVERAGES = {"coverage 50": 0.5, "coverage 90": 0.9, "coverage 95": 0.95}
-_NO_RANKING = ("sharpness",)
+_UNRANKED = ("sharpness",)
 _CALIBRATION = ("NLL", "CRPS", "ENCE", "UCE", "AUSE", "coverage 90", "sharpness")
 _BAND_NAMES = {
     "B01": "coastal aerosol, 443 nm",
@@ -50,7 +48,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """The head of a column, and which way is better."""
+    """The head of a column; the hint says which values are better."""
 
     name: str
     hint: str = ""
@@ -63,7 +61,7 @@ class Row:
     name: str
     cells: tuple[Cell, ...]
     note: str = ""
-    strong: bool = False  # the row of a network, beside baselines
+    strong: bool = False  # the row of a network among baselines
 
 
 @dataclass(frozen=True)
@@ -76,8 +74,8 @@ class Table:
     rows: tuple[Row, ...]
 
 
-def number(name: str, value: float) -> str:
-    """A figure as people read it, by the name of its metric."""
+def format_figure(name: str, value: float) -> str:
+    """The text of a figure; its format depends on the name of the metric."""
     if not math.isfinite(value):
         return UNKNOWN if math.isnan(value) else "infinite"
     if name.startswith("coverage"):
@@ -86,20 +84,19 @@ def number(name: str, value: float) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def methods(comparison: Mapping[str, Mapping[str, Metrics]], networks: Sequence[str]) -> Table | None:
-    """Networks (and members of ensembles) beside the trivial baselines over all samples.
+def methods_table(comparison: Mapping[str, Mapping[str, Metrics]], networks: Sequence[str]) -> Table | None:
+    """Networks or ensembles and their members, and the trivial baselines, over all samples.
 
     Args:
         comparison: as in `comparison.json`: group -> method -> figures.
-        networks: methods whose rows are to stand out.
+        networks: methods with highlighted rows.
     """
     group = comparison.get(OVERALL)
     if not group:
         return None
-    columns = tuple(Column(name, _BETTER.get(name, LOWER)) for name in IMAGE_METRICS)
     cells = ranked({name: {key: entry.get(key, math.nan) for key in IMAGE_METRICS} for name, entry in group.items()})
     rows = tuple(Row(name, cells[name], BASELINES.get(name, ""), name in networks) for name in group)
-    return Table("All samples: means over images", "method", columns, rows)
+    return Table("All samples: means over images", "method", _columns(IMAGE_METRICS), rows)
 
 
 def by_cover(comparison: Mapping[str, Mapping[str, Metrics]]) -> Table | None:
@@ -109,49 +106,51 @@ def by_cover(comparison: Mapping[str, Mapping[str, Metrics]]) -> Table | None:
         return None
     names = list(next(iter(groups.values())))
     rows = []
-    for title, group in groups.items():
-        figures = {name: {"PSNR": group[name]["PSNR"]} if name in group else {} for name in names}
-        cells = ranked(figures)
+    for name, group in groups.items():
+        cells = ranked({method: {"PSNR": group[method]["PSNR"]} if method in group else {} for method in names})
         images = max(entry["images"] for entry in group.values())
-        words = f"{images} sample" + ("" if images == 1 else "s")
-        shown = "every input clouded by 30 % or more" if title == EVERY_CLOUDED else title
-        rows.append(Row(shown, tuple(cells[name][0] if cells[name] else Cell("") for name in names), words))
-    columns = tuple(Column(name) for name in names)
-    return Table(
-        "PSNR in dB by the mean cloud cover of a sample's inputs; higher is better", "samples", columns, tuple(rows)
-    )
+        note = f"{images} sample" + ("" if images == 1 else "s")
+        title = "every input clouded by 30 % or more" if name == EVERY_CLOUDED else name
+        rows.append(Row(title, tuple(cells[method][0] if cells[method] else Cell("") for method in names), note))
+    return cover_table(names, rows)
+
+
+def cover_table(names: Sequence[str], rows: Sequence[Row]) -> Table:
+    """A table of PSNR by cloud cover, with one column per method or run."""
+    caption = "PSNR in dB by the mean cloud cover of a sample's inputs; higher is better"
+    return Table(caption, "samples", tuple(Column(name) for name in names), tuple(rows))
 
 
 def by_stratum(runs: Mapping[str, Metrics]) -> Table | None:
-    """Figures by the cloudiness of a pixel: of one run many figures, of several runs their RMSE and coverage."""
+    """Figures by the cloudiness of a pixel: many for one run, RMSE and coverage for several runs."""
     strata = list(dict.fromkeys(name for run in runs.values() for name in run.get("strata", {})))
     if not strata:
         return None
-    everything = {"all pixels": runs} | {
-        name: {run: metrics["strata"][name] for run, metrics in runs.items() if name in metrics.get("strata", {})}
-        for name in strata
+    # the RMSE and MAE of a metrics file are means over images; here pixels count
+    by_run = {
+        run: {"all pixels": {**metrics, **_pooled(metrics)}, **metrics.get("strata", {})}
+        for run, metrics in runs.items()
     }
+    names = ["all pixels", *strata]
     if len(runs) > 1:
-        return _several_strata(everything, list(runs))
-    (metrics,) = runs.values()
-    total = sum(stratum.get("elements", 0) for stratum in metrics["strata"].values())
-    keys = [key for key in ("RMSE", "MAE", *_CALIBRATION) if key in metrics["strata"][strata[0]]]
+        return _several_strata(by_run, names)
+    (groups,) = by_run.values()
+    total = sum(groups[name].get("elements", 0) for name in strata)
+    keys = [key for key in ("RMSE", "MAE", *_CALIBRATION) if key in groups[strata[0]]]
     rows = []
-    for name, of in everything.items():
-        figures = next(iter(of.values()))
-        if name == "all pixels":  # the RMSE of a metrics file is a mean over images; here pixels count
-            figures = {**figures, **_pooled(metrics)}
-        share = figures.get("elements", 0) / total if total and name != "all pixels" else math.nan
-        note = "" if math.isnan(share) else f"{100 * share:.0f} % of pixels"
-        rows.append(Row(name, tuple(Cell(number(key, figures.get(key, math.nan))) for key in keys), note))
-    columns = tuple(Column(key, _hint(key)) for key in keys)
-    return Table("By the cloudiness of the pixel: over all pixels and bands", "pixels", columns, tuple(rows))
+    for name in names:
+        note = f"{100 * groups[name].get('elements', 0) / total:.0f} % of pixels" if total and name in strata else ""
+        cells = tuple(Cell(format_figure(key, groups[name].get(key, math.nan))) for key in keys)
+        rows.append(Row(name, cells, note))
+    return Table("By the cloudiness of the pixel: over all pixels and bands", "pixels", _columns(keys), tuple(rows))
 
 
 def _pooled(metrics: Metrics) -> dict[str, float]:
     """RMSE and MAE over all pixels and bands, from those of bands or of strata."""
-    parts = [(1, of["RMSE"], of["MAE"]) for of in metrics.get("bands", {}).values()] or [
-        (of["elements"], of["RMSE"], of["MAE"]) for of in metrics.get("strata", {}).values() if of.get("elements")
+    parts = [(1, band["RMSE"], band["MAE"]) for band in metrics.get("bands", {}).values()] or [
+        (stratum["elements"], stratum["RMSE"], stratum["MAE"])
+        for stratum in metrics.get("strata", {}).values()
+        if stratum.get("elements")
     ]
     total = sum(share for share, _, _ in parts)
     if not total:
@@ -160,90 +159,90 @@ def _pooled(metrics: Metrics) -> dict[str, float]:
     return {"RMSE": square**0.5, "MAE": sum(share * mae for share, _, mae in parts) / total}
 
 
-def _several_strata(everything: Mapping[str, Mapping[str, Metrics]], runs: Sequence[str]) -> Table:
+def _several_strata(by_run: Mapping[str, Mapping[str, Metrics]], names: Sequence[str]) -> Table:
     rows = []
-    for name, of in everything.items():
-        figures = dict(of)
-        for key in ("RMSE", "coverage 90"):
-            values = {run: figures.get(run, {}).get(key, math.nan) for run in runs}
-            if name == "all pixels" and key == "RMSE":
-                values = {run: _pooled(figures[run])["RMSE"] for run in runs}
+    for name in names:
+        for key, note in (("RMSE", "RMSE"), ("coverage 90", "targets inside the 90 % interval")):
+            values = {run: groups.get(name, {}).get(key, math.nan) for run, groups in by_run.items()}
             if all(math.isnan(value) for value in values.values()):
                 continue
             cells = ranked({run: {key: value} for run, value in values.items()})
-            words = "RMSE" if key == "RMSE" else "targets inside the 90 % interval"
-            rows.append(Row(name, tuple(cells[run][0] for run in runs), words))
-    return Table("By the cloudiness of the pixel", "pixels", tuple(Column(run) for run in runs), tuple(rows))
+            rows.append(Row(name, tuple(cells[run][0] for run in by_run), note))
+    return Table("By the cloudiness of the pixel", "pixels", tuple(Column(run) for run in by_run), tuple(rows))
 
 
 def by_band(runs: Mapping[str, Metrics]) -> Table | None:
-    """Figures of each band: of one run many figures, of several runs their RMSE."""
-    known = {name: metrics["bands"] for name, metrics in runs.items() if metrics.get("bands")}
-    if not known:
+    """Figures by band: many for one run, RMSE for several runs."""
+    by_run = {name: metrics["bands"] for name, metrics in runs.items() if metrics.get("bands")}
+    if not by_run:
         return None
-    bands = list(next(iter(known.values())))
+    rows = []
     if len(runs) > 1:
-        figures = {band: {run: {"RMSE": table[band]["RMSE"]} for run, table in known.items()} for band in bands}
-        marked = {band: ranked(of) for band, of in figures.items()}
-        rows = tuple(
-            Row(band, tuple(marked[band][run][0] for run in known), _BAND_NAMES.get(band, "")) for band in bands
-        )
-        return Table("RMSE by band, reflectance; lower is better", "band", tuple(Column(run) for run in known), rows)
-    (table,) = known.values()
-    has_variance = "RMV" in table[bands[0]]
+        for band in next(iter(by_run.values())):
+            cells = ranked({run: {"RMSE": bands[band]["RMSE"]} for run, bands in by_run.items()})
+            rows.append(Row(band, tuple(cells[run][0] for run in by_run), _BAND_NAMES.get(band, "")))
+        columns = [Column(run) for run in by_run]
+        return Table("RMSE by band, reflectance; lower is better", "band", tuple(columns), tuple(rows))
+    (bands,) = by_run.values()
+    has_variance = "RMV" in next(iter(bands.values()))
     columns = [Column("RMSE"), Column("MAE"), Column("bias", "prediction minus target")]
     if has_variance:
         columns += [Column("stated deviation", "root mean variance"), Column("stated / true", "1 is calibrated")]
         columns.append(Column("verdict"))
-    found = []
-    for band, values in table.items():
-        cells = [Cell(number(key, values[key])) for key in ("RMSE", "MAE", "bias")]
+    for band, values in bands.items():
+        row = [Cell(format_figure(key, values[key])) for key in ("RMSE", "MAE", "bias")]
         if has_variance:
             ratio = values["RMV"] / values["RMSE"] if values["RMSE"] else math.nan
-            cells += [Cell(number("RMV", values["RMV"])), Cell(f"{ratio:.2f}"), Cell(_verdict(ratio))]
-        found.append(Row(band, tuple(cells), _BAND_NAMES.get(band, "")))
-    return Table("By band, over all pixels, in reflectance", "band", tuple(columns), tuple(found))
+            row += [Cell(format_figure("RMV", values["RMV"])), Cell(f"{ratio:.2f}"), Cell(_verdict(ratio))]
+        rows.append(Row(band, tuple(row), _BAND_NAMES.get(band, "")))
+    return Table("By band, over all pixels, in reflectance", "band", tuple(columns), tuple(rows))
 
 
-def of_runs(runs: Mapping[str, Metrics]) -> list[Table]:
-    """All figures of several runs beside each other, with differences to the first run: errors; calibration."""
+def runs_tables(runs: Mapping[str, Metrics]) -> list[Table]:
+    """All figures of several runs, with differences to the first run: a table of errors and one of calibration."""
     kinds = {"All samples: errors": IMAGE_METRICS, "All samples: calibration and scores": _CALIBRATION}
     return [
-        _beside(caption, keys, runs)
+        _runs_table(caption, keys, runs)
         for caption, names in kinds.items()
         if (keys := [key for key in names if any(key in metrics for metrics in runs.values())])
     ]
 
 
-def _beside(caption: str, keys: Sequence[str], runs: Mapping[str, Metrics]) -> Table:
+def _runs_table(caption: str, keys: Sequence[str], runs: Mapping[str, Metrics]) -> Table:
     figures = {run: {key: metrics.get(key, math.nan) for key in keys} for run, metrics in runs.items()}
     marked = ranked(figures)
     first = next(iter(figures.values()))
     rows = []
-    for at, (run, values) in enumerate(figures.items()):
-        cells = []
-        for cell, key in zip(marked[run], keys, strict=True):
-            difference = "" if at == 0 else _difference(key, values[key] - first[key])
-            cells.append(Cell(cell.text, cell.best, difference))
-        rows.append(Row(run, tuple(cells), "the reference" if at == 0 else ""))
-    return Table(caption, "run", tuple(Column(key, _hint(key)) for key in keys), tuple(rows))
+    for run, values in figures.items():
+        cells = marked[run]
+        if values is not first:
+            cells = tuple(
+                replace(cell, note=_difference(key, values[key] - first[key]))
+                for cell, key in zip(cells, keys, strict=True)
+            )
+        rows.append(Row(run, cells, "the reference" if values is first else ""))
+    return Table(caption, "run", _columns(keys), tuple(rows))
+
+
+def _columns(keys: Sequence[str]) -> tuple[Column, ...]:
+    return tuple(Column(key, _hint(key)) for key in keys)
 
 
 def _difference(key: str, value: float) -> str:
     if not math.isfinite(value):
         return ""
-    text = (
-        f"{100 * value:+.1f} points"
-        if key.startswith("coverage")
-        else f"{value:+.{2 if key in ('PSNR', 'SAM') else 4}f}"
-    )
+    text = f"{value:+.{2 if key in ('PSNR', 'SAM') else 4}f}"
+    if key.startswith("coverage"):
+        text = f"{100 * value:+.1f} points"
     return text.replace("-", "\N{MINUS SIGN}")
 
 
 def _hint(key: str) -> str:
     if key in _COVERAGES:
         return f"nearest to {100 * _COVERAGES[key]:.0f} % is best"
-    return "" if key in _NO_RANKING else _BETTER.get(key, LOWER)
+    if key in _UNRANKED:
+        return ""
+    return "higher is better" if key in HIGHER_IS_BETTER else "lower is better"
 
 
 def _verdict(ratio: float) -> str:
@@ -255,23 +254,22 @@ def _verdict(ratio: float) -> str:
 
 
 def ranked(figures: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[Cell, ...]]:
-    """Cells of each row; the best of each column is marked where there is something to compare it with."""
-    found: dict[str, list[Cell]] = {name: [] for name in figures}
+    """The cells of each row; the best of each column is marked if at least two rows have a value."""
+    rows: dict[str, list[Cell]] = {name: [] for name in figures}
     for key in next((list(values) for values in figures.values() if values), []):
-        known = {name: values[key] for name, values in figures.items() if not math.isnan(values.get(key, math.nan))}
-        shown = {name: number(key, value) for name, value in known.items()}
-        winner = min(known, key=lambda name: _loss(key, known[name])) if len(known) > 1 else None
+        valid = {name: values[key] for name, values in figures.items() if not math.isnan(values.get(key, math.nan))}
+        best = None  # as text, so that values that look equal are marked alike
+        if len(valid) > 1 and key not in _UNRANKED:
+            best = format_figure(key, min(valid.values(), key=lambda value: _loss(key, value)))
         for name, values in figures.items():
-            if key not in values:
-                continue
-            # what reads alike is alike
-            best = winner is not None and shown.get(name) == shown[winner] and key not in _NO_RANKING
-            found[name].append(Cell(number(key, values[key]), best))
-    return {name: tuple(cells) for name, cells in found.items()}
+            if key in values:
+                text = format_figure(key, values[key])
+                rows[name].append(Cell(text, text == best))
+    return {name: tuple(cells) for name, cells in rows.items()}
 
 
 def _loss(key: str, value: float) -> float:
-    """What is to be small."""
+    """A quantity that is smaller for better values."""
     if key in _COVERAGES:
         return abs(value - _COVERAGES[key])
-    return -value if _BETTER.get(key) == HIGHER else value
+    return -value if key in HIGHER_IS_BETTER else value

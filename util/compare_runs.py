@@ -1,4 +1,4 @@
-"""Tested runs side by side on one page: `python -m util.compare_runs RUN RUN ... --out compare.html`."""
+"""Compare tested runs on one page: `python -m util.compare_runs RUN RUN ... --out compare.html`."""
 
 import argparse
 import shlex
@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.errors import UsageError, run_command
+from common.cli import run_command
+from common.errors import UsageError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,11 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.root and not Path(args.root).is_dir():
         raise UsageError(f"--root {args.root}: there is no such folder; name the data set that the runs were tested on")
-    from report.comparison_page import read_run, report_runs, require_names
+    from report.comparison_page import read_runs, write_comparison_page  # deferred: torch, which --help does not need
 
-    runs = require_names([read_run(Path(folder)) for folder in args.runs])
+    runs = read_runs([Path(folder) for folder in args.runs])
     command = shlex.join(["python", "-m", "util.compare_runs", *(sys.argv[1:] if argv is None else argv)])
-    print(f"comparison: {report_runs(runs, Path(args.out), args.root, command)}")
+    print(f"comparison: {write_comparison_page(runs, Path(args.out), args.root, command)}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Trivial reconstructions and the table in which methods are compared."""
+"""Trivial reconstructions and the table that compares methods."""
 
 import json
 import math
@@ -6,7 +6,14 @@ import math
 import pytest
 import torch
 
-from evaluation.baselines import EVERY_CLOUDED, OVERALL, ComparisonTable, cloud_cover_bins, trivial_predictions
+from evaluation.baselines import (
+    EVERY_CLOUDED,
+    OVERALL,
+    ComparisonTable,
+    cloud_cover_bins,
+    comparison_markdown,
+    trivial_predictions,
+)
 from evaluation.image_metrics import batch_metrics
 
 
@@ -49,12 +56,12 @@ def test_comparison_table():
     target = torch.full((2, 1, 13, 4, 4), 0.4)
     target[:, :, 0] = 0.2
     coverage = torch.tensor([[0.0, 0.1], [0.5, 0.8]])
-    table = ComparisonTable()
+    table = ComparisonTable("good")
     for name, errors in {"good": (0.1, 0.01), "perfect on one": (0.0, 0.1)}.items():
         shift = torch.tensor(errors).reshape(2, 1, 1, 1, 1)
         table.add(name, batch_metrics(target, target + shift), coverage)
     table.add("no coverage known", batch_metrics(target, target + 0.2))
-    report = table.to_json()
+    report = table.compute()
     assert json.loads(json.dumps(report)) == report
     assert list(report) == [OVERALL, "inputs 0-10 % clouded", "inputs 60-100 % clouded", EVERY_CLOUDED]
     assert list(report[OVERALL]) == ["good", "perfect on one", "no coverage known"]
@@ -65,7 +72,7 @@ def test_comparison_table():
     assert report[OVERALL]["perfect on one"]["PSNR"] == pytest.approx(20, abs=1e-3)
     assert report[OVERALL]["perfect on one"]["left out"]["PSNR"] == {"nan": 0, "inf": 1}
     assert report["inputs 0-10 % clouded"]["perfect on one"]["PSNR"] == math.inf
-    text = table.markdown()
+    text = comparison_markdown(report)
     assert "| good              | 0.0550 " in text
     assert "20.00 (1 inf)" in text
     assert f"{EVERY_CLOUDED} (1 images)" in text

@@ -39,7 +39,7 @@ def fill(error, variance, dof=None, meter=None, **kwargs):
     meter = meter or CalibrationMeter()
     nll = normal_nll(error, variance)
     arrays = [None if a is None else torch.as_tensor(a) for a in (error, variance, nll, dof)]
-    meter.add(*arrays, **kwargs)
+    meter.update(*arrays, **kwargs)
     return meter
 
 
@@ -63,7 +63,7 @@ def test_published_figures_at_the_edges():
 
 
 def test_a_calibrated_model_scores_zero():
-    # known issue 5: published UCE sets the mean signed error of an image, about 0, against the root of its mean variance
+    # known issue 5: published UCE compares the mean signed error of an image, about 0, with the root mean variance
     rng = np.random.default_rng(1)
     meter, variances, errors = CalibrationMeter(), [], []
     for _ in range(40):
@@ -72,7 +72,7 @@ def test_a_calibrated_model_scores_zero():
         fill(error, variance, meter=meter)
         variances.append(variance.mean())
         errors.append(error.mean())
-    figures = calibration_figures(meter.sums())
+    figures = calibration_figures(meter.compute())
     assert uce_auce(variances, errors)[0] > 0.05
     assert figures["ENCE"] < 0.006  # 60,000 elements a bin: a relative error of an RMSE of 0.3 %
     assert figures["UCE"] < 0.0004
@@ -83,7 +83,7 @@ def test_a_calibrated_model_scores_zero():
 def test_an_overconfident_model_is_found_out():
     # known issue 1: at batch 4 the published loss has its optimum at a quarter of the true variance
     error, variance = draw()
-    figures = calibration_figures(fill(error, variance / 4).sums())
+    figures = calibration_figures(fill(error, variance / 4).compute())
     assert figures["ENCE"] == pytest.approx(1.0, abs=0.01)  # errors are twice the stated deviation
     assert figures["coverage 90"] == pytest.approx(2 * stats.norm.cdf(1.6449 / 2) - 1, abs=0.005)
 
@@ -91,7 +91,7 @@ def test_an_overconfident_model_is_found_out():
 def test_streamed_bins_equal_sorting():
     error, variance = draw(n=100_000)
     error *= 1 + 0.5 * np.tanh(np.log(variance) + 6)  # miscalibrated, so that the figures are not near 0
-    sums = fill(error, variance).sums()
+    sums = fill(error, variance).compute()
     order = np.argsort(variance)
     rmv = np.sqrt(variance[order].reshape(20, -1).mean(axis=1))
     rmse = np.sqrt(np.square(error)[order].reshape(20, -1).mean(axis=1))
@@ -108,7 +108,7 @@ def test_streamed_bins_equal_sorting():
 
 def test_streamed_ause_equals_sorting():
     error, variance = draw(n=100_000)
-    sums = fill(error, variance).sums()
+    sums = fill(error, variance).compute()
     curves = []
     for key in (variance, np.abs(error)):
         squared = np.square(error)[np.argsort(key)]
@@ -119,13 +119,13 @@ def test_streamed_ause_equals_sorting():
     gap = curves[0] - curves[1]
     area = (gap[1:] + gap[:-1]).sum() / 200 / curves[0][0]
     assert calibration_figures(sums)["AUSE"] == pytest.approx(area, rel=5e-3)
-    oracle = fill(error, np.square(error) + 1e-12).sums()
+    oracle = fill(error, np.square(error) + 1e-12).compute()
     assert calibration_figures(oracle)["AUSE"] == pytest.approx(0, abs=1e-3)  # sorting by V is sorting by |e|
 
 
 def test_one_variance_for_all_is_shared_between_bins():
     error = np.full(1000, 0.3)
-    rmv, rmse = reliability(fill(error, np.full(1000, 0.04)).sums())
+    rmv, rmse = reliability(fill(error, np.full(1000, 0.04)).compute())
     np.testing.assert_allclose(rmv, 0.2, rtol=1e-9)
     np.testing.assert_allclose(rmse, 0.3, rtol=1e-9)
 
@@ -136,12 +136,12 @@ def test_strata_add_up_and_state_does_not_grow():
     meter = CalibrationMeter(n_strata=3)
     for part in np.array_split(np.arange(30_000), 7):
         fill(error[part], variance[part], meter=meter, stratum=stratum[part])
-    whole, total = fill(error, variance).sums(), meter.sums()
-    parts = meter.sums(0) + meter.sums(1) + meter.sums(2)
+    unstratified, total = fill(error, variance).compute(), meter.compute()
+    parts = meter.compute(0) + meter.compute(1) + meter.compute(2)
     assert calibration_figures(parts) == pytest.approx(calibration_figures(total), rel=1e-9)
-    assert calibration_figures(whole) == pytest.approx(calibration_figures(total), rel=1e-9)
-    alone = fill(error[1::3], variance[1::3]).sums()
-    assert calibration_figures(meter.sums(1)) == pytest.approx(calibration_figures(alone), rel=1e-9)
+    assert calibration_figures(unstratified) == pytest.approx(calibration_figures(total), rel=1e-9)
+    alone = fill(error[1::3], variance[1::3]).compute()
+    assert calibration_figures(meter.compute(1)) == pytest.approx(calibration_figures(alone), rel=1e-9)
     held = [value for value in vars(meter).values() if isinstance(value, torch.Tensor)]
     assert sum(value.numel() * value.element_size() for value in held) < 600_000
 
@@ -149,10 +149,10 @@ def test_strata_add_up_and_state_does_not_grow():
 def test_what_is_not_finite_is_left_out_and_counted():
     # known issue 15
     error, variance = draw(n=1000)
-    clean = fill(error[4:], variance[4:]).sums()
+    clean = fill(error[4:], variance[4:]).compute()
     error[0], variance[1], variance[2], variance[3] = math.nan, math.inf, 0.0, -1.0
     with np.errstate(all="ignore"):
-        sums = fill(error, variance).sums()
+        sums = fill(error, variance).compute()
     assert sums.left_out == 4
     assert error_figures(sums)["elements"] == 996
     assert calibration_figures(sums) == pytest.approx(calibration_figures(clean), rel=1e-9)
@@ -163,19 +163,19 @@ def test_bands_of_a_pixel_share_its_stratum():
     error, variance = (torch.rand(3, 50, 40, generator=generator) for _ in range(2))
     nll, stratum = error + variance, torch.randint(0, 2, (50, 40), generator=generator)
     shared, spread = CalibrationMeter(n_strata=2), CalibrationMeter(n_strata=2)
-    shared.add(error, variance, nll, None, stratum)
-    spread.add(error, variance, nll, None, stratum.expand(3, 50, 40))
-    for one, other in zip(shared.parts(), spread.parts(), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-12)  # float64, another order of sums
+    shared.update(error, variance, nll, None, stratum)
+    spread.update(error, variance, nll, None, stratum.expand(3, 50, 40))
+    for left, right in zip(shared.state(), spread.state(), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-12)  # float64, another order of sums
     with pytest.raises(ValueError, match=r"strata of shape \(40,\) for elements of shape \(3, 50, 40\)"):
-        shared.add(error, stratum=stratum[0])
+        shared.update(error, stratum=stratum[0])
 
 
 def test_an_empty_stratum_has_no_figures():
-    sums = CalibrationMeter(n_strata=2).sums(1)
+    sums = CalibrationMeter(n_strata=2).compute(1)
     assert all(math.isnan(value) for name, value in calibration_figures(sums).items() if name != "AUSE")
     with pytest.raises(ValueError, match="go together"):
-        CalibrationMeter().add(torch.zeros(3), torch.ones(3))
+        CalibrationMeter().update(torch.zeros(3), torch.ones(3))
 
 
 @pytest.mark.parametrize("dof", DOFS)
@@ -205,11 +205,11 @@ def test_student_t_figures():
     error = scale * stats.t.rvs(dof, random_state=rng)
     nll = scoringrules.logs_t(error, dof, 0.0, scale)
     meter = CalibrationMeter()
-    meter.add(*(torch.tensor(array) for array in (error, scale**2 * dof / (dof - 2), nll, dof)))
-    figures = calibration_figures(meter.sums())
+    meter.update(*(torch.tensor(array) for array in (error, scale**2 * dof / (dof - 2), nll, dof)))
+    figures = calibration_figures(meter.compute())
     assert figures["CRPS"] == pytest.approx(scoringrules.crps_t(error, dof, 0.0, scale).mean(), rel=1e-6)
     assert figures["NLL"] == pytest.approx(nll.mean(), rel=1e-9)
-    nominal, inside = coverage_curve(meter.sums())
+    nominal, inside = coverage_curve(meter.compute())
     np.testing.assert_allclose(inside, nominal, atol=0.004)  # 3.5 standard errors of a share of 200,000
     assert figures["coverage 90"] == inside[89]
 
@@ -221,6 +221,8 @@ def test_a_gpu_gives_the_same_figures():
     figures = []
     for device in ("cpu", "cuda"):
         meter = CalibrationMeter()
-        meter.add(*(torch.tensor(array, dtype=torch.float32, device=device) for array in (error, variance, nll, dof)))
-        figures.append(calibration_figures(meter.sums()))
+        meter.update(
+            *(torch.tensor(array, dtype=torch.float32, device=device) for array in (error, variance, nll, dof))
+        )
+        figures.append(calibration_figures(meter.compute()))
     assert figures[0] == pytest.approx(figures[1], rel=1e-4)  # the last bit of a log decides an element's cell

@@ -1,4 +1,4 @@
-"""Curves: what lies in them, several runs in one picture, and that they appear whole or not at all."""
+"""Charts: their curves, several runs in one chart, atomic writes."""
 
 import numpy as np
 import pytest
@@ -6,15 +6,15 @@ from PIL import Image
 
 from evaluation import charts
 from evaluation.charts import (
+    metrics_by_stratum,
     plot_calibration,
     plot_coverage,
     plot_discard,
     plot_reliability,
-    plot_strata,
     plot_training,
 )
 
-REPORT = {
+METRICS = {
     "ENCE": 0.05,
     "NLL": -1.5,
     "AUSE": 0.4,
@@ -66,33 +66,33 @@ def test_discard_curve_under_its_published_names(tmp_path):
 
 
 def test_reliability_of_several_runs(tmp_path, figures):
-    gaps = {**REPORT, "reliability": {"RMV": [0.01, float("nan"), 0.04], "RMSE": [0.012, 0.02, 0.0]}}
-    assert drawn(plot_reliability({"uncrtaints": REPORT, "other": gaps}, tmp_path / "reliability.png"))
+    gaps = {**METRICS, "reliability": {"RMV": [0.01, float("nan"), 0.04], "RMSE": [0.012, 0.02, 0.0]}}
+    assert drawn(plot_reliability({"uncrtaints": METRICS, "other": gaps}, tmp_path / "reliability.png"))
     (axes,) = figures[0].axes
     # a bin without mass, and one without error, have no place on logarithmic axes
     assert curves(axes) == [([0.01, 0.02, 0.04], [0.012, 0.02, 0.05]), ([0.01], [0.012])]
     assert written(figures[0]) == ["calibrated", "uncrtaints, ENCE 0.050", "other, ENCE 0.050"]
     assert axes.get_xlim() == axes.get_ylim() == pytest.approx((0.01 / 1.25, 0.05 * 1.25))
     assert len({line.get_color() for line in axes.get_lines()}) == 3
-    nothing = {**REPORT, "reliability": {"RMV": [float("nan")] * 3, "RMSE": [float("nan")] * 3}}
+    nothing = {**METRICS, "reliability": {"RMV": [float("nan")] * 3, "RMSE": [float("nan")] * 3}}
     assert drawn(plot_reliability({"empty": nothing}, tmp_path / "empty.png"))
 
 
 def test_coverage_of_several_runs(tmp_path, figures):
-    assert drawn(plot_coverage({"uncrtaints": REPORT, "other": REPORT}, tmp_path / "coverage.png"))
+    assert drawn(plot_coverage({"uncrtaints": METRICS, "other": METRICS}, tmp_path / "coverage.png"))
     assert curves(figures[0].axes[0]) == [([0.25, 0.5, 0.75], [0.2, 0.5, 0.7])] * 2
     assert written(figures[0])[1] == "uncrtaints, 90 % interval holds 88.0 %"
 
 
 def test_both_side_by_side_and_by_cloudiness(tmp_path, figures):
-    clouded = {**REPORT, "elements": 30, "ENCE": 0.3, "reliability": {"RMV": [0.05], "RMSE": [0.1]}}
+    clouded = {**METRICS, "elements": 30, "ENCE": 0.3, "reliability": {"RMV": [0.05], "RMSE": [0.1]}}
     strata = {
-        "clouded at no date": {**REPORT, "elements": 10},
+        "clouded at no date": {**METRICS, "elements": 10},
         "clouded at some dates": {"elements": 0, "reliability": {"RMV": [], "RMSE": []}},
         "clouded at all dates": clouded,
     }
-    assert drawn(plot_calibration({"a": REPORT, "b": clouded}, tmp_path / "runs.png", "Two runs"))
-    assert drawn(plot_strata({**REPORT, "strata": strata}, tmp_path / "strata.png"))
+    assert drawn(plot_calibration({"a": METRICS, "b": clouded}, tmp_path / "runs.png", "Two runs"))
+    assert drawn(plot_calibration(metrics_by_stratum({**METRICS, "strata": strata}), tmp_path / "strata.png"))
     left, right = figures[1].axes
     assert [len(x) for x, _ in curves(left)] == [3, 3, 1]  # all pixels, then the strata that have any
     assert len(curves(right)) == 3
@@ -102,7 +102,7 @@ def test_both_side_by_side_and_by_cloudiness(tmp_path, figures):
         "clouded at all dates, 75 % of all: ENCE 0.300, 90 % interval holds 88.0 %, NLL -1.50, AUSE 0.40",
         "calibrated",
     ]
-    assert drawn(plot_strata({**REPORT, "strata": {}}, tmp_path / "unknown.png"))
+    assert drawn(plot_calibration(metrics_by_stratum({**METRICS, "strata": {}}), tmp_path / "unknown.png"))
 
 
 def test_training(tmp_path):

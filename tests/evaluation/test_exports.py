@@ -1,4 +1,4 @@
-"""Exports and their manifest: what is written comes back, and what is damaged is named."""
+"""Exports and their manifest: round trips, background writing, damaged files."""
 
 import contextlib
 import json
@@ -49,12 +49,12 @@ def test_what_is_written_comes_back(tmp_path, prediction, fields):
     np.testing.assert_array_equal(loaded["target"], target[0, 0])
     if prediction.total is not None:
         np.testing.assert_array_equal(loaded["var"], prediction.total[0, 0])
-    for name in fields & {"gamma", "alpha", "beta"}:  # exact: the belief can be summed again
+    for name in fields & {"gamma", "alpha", "beta"}:  # exact, so that predictions can be summed later
         np.testing.assert_array_equal(loaded[name], getattr(prediction, name)[0, 0])
 
 
 def test_files_are_written_while_the_next_batch_is_predicted(tmp_path, monkeypatch):
-    """The writer returns at once, holds a bounded number of samples, and lists those whose files are there."""
+    """The writer returns at once, holds a bounded number of samples, and lists those whose files exist."""
     gate, release = threading.Event(), exports._write_fields
 
     def slow(*args):
@@ -71,14 +71,14 @@ def test_files_are_written_while_the_next_batch_is_predicted(tmp_path, monkeypat
         gate.set()
         for sample_id in range(3, 30):
             writer.write(sample_id, Mean(image(sample_id)))
-            assert len(writer._writing) <= 8
+            assert len(writer._pending) <= 8
     assert read_exports(tmp_path).ids == tuple(range(30))
 
 
 def test_a_file_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
     def full(folder, sample_id, images):
         if sample_id >= 1:
-            raise OSError(f"No space left on device: img-{sample_id}")  # the first of them is told
+            raise OSError(f"No space left on device: img-{sample_id}")  # the first one is raised
         written(folder, sample_id, images)
 
     written = exports._write_fields
@@ -114,7 +114,7 @@ def test_a_smaller_last_batch_overwrites_nothing(tmp_path):
 
 def test_a_later_writer_replaces_all_samples_of_an_earlier_one(tmp_path):
     for name in ("img-7_covar.npy", "img-7_note.npy", "readme.txt"):
-        (tmp_path / name).write_bytes(b"not ours to judge")
+        (tmp_path / name).write_bytes(b"of another program")
     for sample_ids in ((0, 1, 2), (0, 2)):
         with ExportWriter(tmp_path) as writer:
             for sample_id in sample_ids:

@@ -1,4 +1,4 @@
-"""Pictures: names, sizes and colours, and what the picture of a gate shows; that they need no pyplot."""
+"""Pictures: names, sizes and colours, the maps of a gate, and no need of pyplot."""
 
 import subprocess
 import sys
@@ -12,13 +12,14 @@ from data.raster.rgb import to_rgb
 from evaluation import images as plotting
 from evaluation.images import (
     DEVIATION_MAX,
-    SampleRow,
     plot_gate,
     plot_sample,
     plot_samples,
     root_mean_square,
     standard_deviation,
 )
+from evaluation.mixture import PredictedImages
+from evaluation.sample_records import SampleImages, SampleRecord
 from model.predictions import Gaussian, Mean
 
 
@@ -77,20 +78,21 @@ def test_error_and_deviation_share_a_unit_and_a_scale(tmp_path):
 
 def test_contact_sheet(tmp_path):
     rng = np.random.default_rng(0)
-    rows = []
+    samples = []
     for n_inputs, variance in ((3, rng.random((13, 16, 16)) * 1e-3), (2, None)):
         inputs = rng.random((n_inputs, 13, 16, 16)) * 0.3
-        target, prediction = rng.random((2, 13, 16, 16)) * 0.3
-        dates, coverage = ["2018-06-21", "2018-07-01"], [0.4, 1.0]
-        rows.append(SampleRow(inputs, target, prediction, variance, dates, coverage, "ROIs1868/73, patch 171"))
-    assert drawn(plot_samples(rows, tmp_path / "samples.png", "Two samples"), share=0.3)
+        target, mean = rng.random((2, 13, 16, 16)) * 0.3
+        dates, coverage = ("2018-06-21", "2018-07-01"), (0.4, 1.0)
+        record = SampleRecord(0, 0, "ROIs1868/73", "171", dates, "", coverage, {})
+        samples.append(SampleImages(record, target, {"net": PredictedImages(mean, total=variance)}, inputs))
+    assert drawn(plot_samples(samples, tmp_path / "samples.png", "Two samples"), share=0.3)
     with pytest.raises(ValueError, match="no sample"):
         plot_samples([], tmp_path / "none.png")
     assert names(tmp_path) == ["samples.png"]
 
 
 def gate_sample():
-    """The first expert is nearer on the left half, by 0.02; the gate knows, save for the lowest quarter."""
+    """The first expert is nearer on the left half, by 0.02; the gate is wrong in the lowest quarter only."""
     target = np.full((13, 16, 24), 0.2, np.float32)
     first, second = target + 0.03, target - 0.03
     first[:, :, :12], second[:, :, 12:] = 0.21, 0.19

@@ -1,4 +1,4 @@
-"""Reports in a real browser, headless: pictures load, the divider moves, nothing complains, a phone has no sideways."""
+"""Reports in a headless browser: pictures load, the divider moves, there are no errors and no sideways scrolling."""
 
 from pathlib import Path
 
@@ -7,10 +7,10 @@ import torch
 
 from evaluation.exports import ExportWriter, read_exports
 from model.predictions import NIG
-from report.comparison_page import RunResult, report_runs
+from report.comparison_page import RunResult, write_comparison_page
 from report.screenshot import FLAGS, find_browser
-from report.test_page import write_report
-from tests.support.report_pages import fake_tested
+from report.test_page import write_test_page
+from tests.support.report_pages import fake_report
 
 PHONE, DESK = {"width": 375, "height": 812}, {"width": 1280, "height": 900}
 
@@ -29,14 +29,16 @@ def browser():
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    return write_report(tmp_path_factory.mktemp("run"), fake_tested("a_rather_long_name_of_an_experiment_0123456789"))
+    return write_test_page(
+        tmp_path_factory.mktemp("run"), fake_report("a_rather_long_name_of_an_experiment_0123456789")
+    )
 
 
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory):
     """Three runs with exports of two samples, and long names."""
     folder, runs = tmp_path_factory.mktemp("a_folder_with_a_name_that_is_far_too_long_for_any_phone"), []
-    tested = fake_tested(n=2)
+    report = fake_report(n=2)
     for number in range(3):
         name = f"conv3d_mamba_with_a_long_name_{number}"
         field = torch.full((1, 1, 13, 24, 24), 0.1 * (number + 1))
@@ -44,23 +46,23 @@ def comparison(tmp_path_factory):
             for sample in range(2):
                 writer.write(sample, NIG(field, field + 1, field + 2, field), torch.full_like(field, 0.15))
         exports = read_exports(folder / name / "export")
-        records = [case.record for case in tested.cases]
-        found = (tested.metrics, tested.comparison, records, exports, {"use_sar": True})
-        runs.append(RunResult(name, Path(folder / name), *found))
-    return report_runs(runs, folder / "compare.html", "", f"python -m util.compare_runs {runs[0].folder}")
+        records = [sample.record for sample in report.samples]
+        content = (report.metrics, report.comparison, records, exports, {"use_sar": True})
+        runs.append(RunResult(name, Path(folder / name), *content))
+    return write_comparison_page(runs, folder / "compare.html", "", f"python -m util.compare_runs {runs[0].folder}")
 
 
 @pytest.fixture
 def opened(browser, report, comparison):
-    """Opens a page in a window; afterwards nothing must have complained or asked the network."""
-    complaints, windows = [], []
+    """Opens a page in a window; fails at the end if there were console messages, errors or network requests."""
+    problems, windows = [], []
 
     def open_window(size, page=report, **options):
         window = browser.new_page(viewport=size, **options)
         windows.append(window)
-        window.on("console", lambda message: complaints.append(message.text))
-        window.on("pageerror", lambda error: complaints.append(str(error)))
-        window.on("request", lambda request: None if is_local(request.url) else complaints.append(request.url))
+        window.on("console", lambda message: problems.append(message.text))
+        window.on("pageerror", lambda error: problems.append(str(error)))
+        window.on("request", lambda request: None if is_local(request.url) else problems.append(request.url))
         window.goto(page.as_uri())
         return window
 
@@ -70,11 +72,11 @@ def opened(browser, report, comparison):
     yield open_window
     for window in windows:
         window.close()
-    assert complaints == []
+    assert problems == []
 
 
 def clip(window):
-    """Where the upper picture of the first card ends, per cent of its width from the left."""
+    """The right edge of the upper picture of the first card, per cent of its width from the left."""
     style = window.evaluate("getComputedStyle(document.querySelector('.over')).clipPath")
     width = window.evaluate("document.querySelector('.over').getBoundingClientRect().width")
     inside = style.removeprefix("inset(").removesuffix(")").split()[1]  # such as "50%", "calc(100% - 50%)" or pixels
@@ -128,8 +130,8 @@ def test_the_divider_moves_by_keyboard(opened):
     assert slider.get_attribute("aria-valuetext") == "53 % from the left"
     slider.press("Home")
     assert clip(window) == pytest.approx(0)
-    others = window.locator(".slider input")
-    assert others.nth(1).input_value() == "50"  # cards move one by one
+    sliders = window.locator(".slider input")
+    assert sliders.nth(1).input_value() == "50"  # each card has its own divider
 
 
 def test_the_divider_follows_the_mouse(opened):

@@ -1,4 +1,4 @@
-"""Reports that commands write: of tests, of trainings, of ensembles, of several runs beside each other."""
+"""Comparisons of runs: figures, cards, notes, and runs that cannot be compared."""
 
 import json
 import shutil
@@ -8,95 +8,8 @@ import pytest
 
 from common.errors import DataError, UsageError
 from evaluation.sample_records import read_records, write_records
-from report.screenshot import find_browser, take_screenshot
-from report.test_page import write_report
-from tests.support.commands import TINY
-from tests.support.report_pages import check_page, fake_tested
+from tests.support.report_pages import check_page
 from util import compare_runs
-from util.demo import picture_report
-
-
-def test_a_test_writes_its_report_and_what_it_remembers(members):
-    folder = members / "inference" / "nig"
-    page = check_page(folder / "report.html")
-    assert "nig" in page.words
-    assert "python test_reconstruct.py --device cpu --weight_folder" in page.words
-    assert "Radar of the same dates, VV" in page.words
-    assert '"experiment_name": "nig"' in page.words
-    assert "least_cloudy" in page.words
-    records = read_records(folder / "test_samples.json")
-    metrics = json.loads((folder / "test_metrics.json").read_text())
-    comparison = json.loads((folder / "comparison.json").read_text())
-    assert len(records) == metrics["images"] == 2
-    assert sum(record.rmse for record in records) / 2 == pytest.approx(metrics["RMSE"])
-    manifest = json.loads(next(folder.glob("export/*/test/manifest.json")).read_text())
-    for record in records:
-        info = manifest["samples"][str(record.id)]["info"]
-        assert (record.roi, record.patch, list(record.coverage)) == (info["roi"], info["patch"], info["coverage"])
-        assert len(record.dates) == 2
-        assert f"RMSE {record.rmse:.4f}" in page.words
-    bands = metrics["bands"].values()
-    mean_square = sum(record.rmse**2 for record in records) / 2
-    assert sum(band["RMSE"] ** 2 for band in bands) / 13 == pytest.approx(mean_square, rel=1e-5)
-    assert f"{comparison['all samples']['uncrtaints']['PSNR']:.2f}" in page.words
-
-
-def test_a_network_without_radar_says_so(members):
-    page = check_page(members / "inference" / "gaussian" / "report.html")
-    assert "No radar: this network takes optical images only (--use_sar was not given)." in page.words
-    assert "does not tell epistemic uncertainty apart" in page.words
-
-
-@pytest.fixture(scope="module")
-def without_variance(commands, sample_data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    line = "--loss l2 --head mean --input_t 2 --epochs 1 --experiment_name mean --res_dir"
-    run = commands.run("train_reconstruct.py", TINY, line, folder, sample_data.roots).ok()
-    assert f"report: {folder / 'mean' / 'report.html'}" in run.text
-    return folder / "mean"
-
-
-def test_a_training_ends_with_a_report_that_tells_how_to_test(without_variance):
-    page = check_page(without_variance / "report.html")
-    assert "there is nothing to calibrate" in page.words
-    assert "This test ended a training. The same test by itself:" in page.words
-    assert "test_reconstruct.py --experiment_name mean --root1 " in page.words
-
-
-def test_the_command_of_a_training_s_report_runs(without_variance, commands, sample_data, tmp_path):
-    import shlex
-
-    page = check_page(without_variance / "report.html")
-    words = shlex.split(page.text[page.text.index("python test_reconstruct.py") :].splitlines()[0])
-    commands.run("test_reconstruct.py", words[2:], "--res_dir", tmp_path).ok()
-    ours, again = (
-        json.loads((folder / "test_metrics.json").read_text()) for folder in (without_variance, tmp_path / "mean")
-    )
-    assert again["RMSE"] == pytest.approx(ours["RMSE"], rel=1e-6)
-
-
-def test_an_ensemble_reports_its_parts(members, commands, sample_data, tmp_path):
-    exports = [members / "inference" / name for name in ("gaussian", "nig")]
-    flags = ["--root", sample_data.series, "--res_dir", tmp_path / "both"]
-    run = commands.run("ensemble_reconstruct.py", exports, flags).ok()
-    assert f"report: {tmp_path / 'both' / 'report.html'}" in run.text
-    page = check_page(tmp_path / "both" / "report.html")
-    alts = " ".join(image["alt"] for image in page.named("img"))
-    for words in ("Map of the aleatoric", "Map of the epistemic", "Map of the total deviation", "Radar of 20"):
-        assert words in alts
-    assert "The other rows are its members." in page.words
-    assert "the mean of the members' variances plus the variance of their means" in page.words
-    assert len(read_records(tmp_path / "both" / "test_samples.json")) == 2
-
-
-def test_an_ensemble_without_the_data_set_tells_how_to_see_inputs(members, commands, tmp_path):
-    exports = [members / "inference" / name for name in ("gaussian", "nig")]
-    commands.run("ensemble_reconstruct.py", exports, "--uncertainty epistemic --res_dir", tmp_path).ok()
-    page = check_page(tmp_path / "report.html")
-    assert "Name the data set by --root to see the inputs." in page.words
-    alts = " ".join(image["alt"] for image in page.named("img"))
-    assert "Map of the epistemic" in alts
-    assert "Map of the aleatoric" not in alts
 
 
 def compare(members, out, *more, names=("gaussian", "nig")):
@@ -164,23 +77,3 @@ def test_what_cannot_be_compared(members, tmp_path):
     (tmp_path / "inference" / "bad" / "test_metrics.json").write_text("{")
     with pytest.raises(DataError, match="test_metrics.json cannot be read as JSON .*test the run again"):
         compare(tmp_path, tmp_path / "x.html", names=("bad", "bad2"))
-
-
-def test_a_picture_of_a_card_or_a_line_without_a_browser(tmp_path, monkeypatch, capsys):
-    report = write_report(tmp_path, fake_tested(n=3))
-    monkeypatch.setattr("report.screenshot.find_browser", lambda: None)
-    picture_report(report, tmp_path / "card.png")
-    assert f"no picture of {report}: it needs chromium and playwright" in capsys.readouterr().out
-    assert not (tmp_path / "card.png").exists()
-    monkeypatch.undo()
-    pytest.importorskip("playwright", reason="playwright is not installed")
-    if find_browser() is None:
-        pytest.skip("no chromium on this machine")
-    from PIL import Image
-
-    picture_report(report, tmp_path / "card.png")
-    with Image.open(tmp_path / "card.png") as image:
-        assert image.width == 1152  # the page's 1,200 less its margins of 24
-    with pytest.raises(DataError, match="made no picture of .nothing in .*report.html: "):
-        take_screenshot(report, tmp_path / "x.png", ".nothing", wait_s=0.3)
-    assert not (tmp_path / "x.png").exists()

@@ -1,25 +1,28 @@
-"""Made-up tests for reports, and what a page of HTML consists of."""
+"""Reports of synthetic tests, and a parser of HTML pages."""
 
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from evaluation.accumulator import EvaluatedBatch
 from evaluation.bands import BandMeter
 from evaluation.baselines import ComparisonTable
-from evaluation.metrics import EvaluationMeter, batch_metrics
-from evaluation.sample_records import SampleRecord, choose
-from model.predictions import Gaussian
-from report.cards import Missing
-from report.samples import Case, Output
-from report.test_page import Tested
+from evaluation.image_metrics import batch_metrics
+from evaluation.mixture import PredictedImages
+from evaluation.sample_records import SampleImages, SampleRecord, choose_samples
+from evaluation.split_metrics import SplitMetrics
+from model.predictions import Gaussian, Mean
+from report.cards import Placeholders
+from report.test_page import TestReport
 
 SIZE, N_DATES = 24, 3
 
 
 class Page(HTMLParser):
-    """The elements of a page: tags with their attributes, the visible text, and the levels of headings in order."""
+    """The elements of a page: tags with their attributes, the visible text, and the levels of headings."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -55,7 +58,7 @@ class Page(HTMLParser):
 
 
 def check_page(path: Path) -> Page:
-    """What holds for every page: whole, alone, described, and headings that skip no level."""
+    """Check that a page is self-contained and accessible: images with text, headings that skip no level."""
     page = Page(path)
     images = page.named("img")
     assert images
@@ -75,7 +78,7 @@ def check_page(path: Path) -> Page:
     return page
 
 
-def fake_tested(
+def fake_report(
     title: str = "run",
     *,
     variance: bool = True,
@@ -83,46 +86,51 @@ def fake_tested(
     n: int = 5,
     size: int = SIZE,
     n_dates: int = N_DATES,
-) -> Tested:
-    """A test of n samples, sample k with an error of (k + 1) hundredths; the stated deviation is 0.02."""
+) -> TestReport:
+    """A test of n samples, sample k with an error of (k + 1) hundredths; the predicted deviation is 0.02."""
     generator = torch.Generator().manual_seed(0)
-    meter, table, bands = EvaluationMeter(has_variance=variance), ComparisonTable(), BandMeter()
-    records, cases = [], {}
+    metrics, table, bands = SplitMetrics(), ComparisonTable("net"), BandMeter()
+    images = {}
     for number in range(n):
         target = torch.rand(1, 1, 13, size, size, generator=generator) * 0.3
         mean = target + 0.01 * (number + 1) * torch.randn(target.shape, generator=generator).sign()
         total = torch.full_like(mean, 0.02**2)
         masks = torch.zeros(1, n_dates, size, size)
         masks[:, 0, size // 3 :], masks[:, :, size // 2 :] = 1, 1
-        (row,) = meter.add(target, Gaussian(mean, total) if variance else mean, masks)
-        bands.add(target, mean, total if variance else None)
         cover = tuple(np.linspace(0.1, 0.9, n_dates).tolist())
-        table.add("net", [row], torch.tensor([cover]))
+        coverage = torch.tensor([cover])
+        batch = EvaluatedBatch(target, Gaussian(mean, total) if variance else Mean(mean), masks, coverage)
+        for accumulator in (metrics, table, bands):
+            accumulator.update(batch)
         for name in ("least_cloudy", "mean"):
-            table.add(name, batch_metrics(target, target + 0.2), torch.tensor([cover]))
+            table.add(name, batch_metrics(target, target + 0.2), coverage)
         days = tuple(f"2018-01-{date % 28 + 1:02d}" for date in range(n_dates))
-        metrics = {name: row[name] for name in ("RMSE", "MAE", "PSNR", "SAM", "SSIM")}
-        record = SampleRecord(number, number, "ROIs1868/73", str(number), days, "2018-06-21", cover, metrics)
-        records.append(record)
+        row = {name: batch.metrics[0][name] for name in ("RMSE", "MAE", "PSNR", "SAM", "SSIM")}
+        record = SampleRecord(number, number, "ROIs1868/73", str(number), days, "2018-06-21", cover, row)
         half = total[0, 0].numpy() / 2
-        output = Output(mean[0, 0].numpy(), *((half, half, 2 * half) if variance else ()))
+        prediction = PredictedImages(mean[0, 0].numpy(), *((half, half, 2 * half) if variance else ()))
         inputs = np.random.default_rng(number).random((n_dates, 13, size, size), np.float32)
         backscatter = np.full((n_dates, size, size), -12.5, np.float32) if radar else None
-        rmse = {"net": record.rmse}
-        cases[number] = Case(
-            "", record, target[0, 0].numpy(), inputs, backscatter, {"net": output}, rmse, ("mean", 0.2)
+        images[number] = SampleImages(
+            record,
+            target[0, 0].numpy(),
+            {"net": prediction},
+            inputs,
+            backscatter,
+            rmse={"net": record.rmse},
+            baseline=("mean", 0.2),
         )
-    chosen = [Case(**{**vars(cases[record.id]), "label": label}) for label, record in choose(records)]
-    return Tested(
+    chosen = choose_samples([sample.record for sample in images.values()])
+    return TestReport(
         kicker="Test report",
         title=title,
         facts=[("model", "net"), ("samples", str(n))],
-        metrics={**meter.summary(), "bands": bands.summary()},
-        comparison=table.to_json(),
+        metrics={**metrics.compute(), "bands": bands.compute()},
+        comparison=table.compute(),
         networks=["net"],
-        cases=chosen,
+        samples=[replace(images[record.id], label=label) for label, record in chosen],
         command=f"python test_reconstruct.py --experiment_name {title}",
-        command_words="The command line of this test:",
+        command_note="The command line of this test:",
         configuration={"experiment_name": title, "input_t": n_dates},
-        missing=Missing(radar="No radar here."),
+        placeholders=Placeholders(radar="No radar here."),
     )

@@ -9,9 +9,11 @@ from common.errors import UsageError
 from config.resolve import resolve_config, resolve_training
 from config.schema import ModelConfig
 from data.loaders import EpochOrder, ShardedBatchSampler, count_workers
+from evaluation.accumulator import EvaluatedBatch
 from evaluation.baselines import ComparisonTable
-from evaluation.metrics import EvaluationMeter
+from evaluation.split_metrics import SplitMetrics
 from model.build import build_model
+from model.predictions import Mean
 from model.runtime import choose_device
 from parse_args import parse
 from training.distributed import CpuSyncBatchNorm, convert_sync_batchnorm
@@ -100,24 +102,31 @@ def test_meters_join_to_the_meter_of_all():
     torch.manual_seed(0)
     target, mean = torch.rand(5, 1, 13, 16, 16), torch.rand(5, 1, 13, 16, 16)
     masks, coverage = (torch.rand(5, 3, 16, 16) > 0.5).float(), torch.rand(5, 3)
-    whole, table = EvaluationMeter(), ComparisonTable()
-    table.add("net", whole.add(target, mean, masks), coverage)
-    parts, tables = [EvaluationMeter(), EvaluationMeter(), EvaluationMeter()], [ComparisonTable() for _ in range(3)]
-    for rank, (first, last) in ((1, (0, 2)), (0, (2, 3)), (1, (3, 5))):  # the third has seen nothing
-        rows = parts[rank].add(target[first:last], mean[first:last], masks[first:last], first)
-        tables[rank].add("net", rows, coverage[first:last])
-    parts[0].join([part.parts() for part in parts])
-    tables[0].join(tables)
-    assert parts[0].per_image == whole.per_image  # in the order of the data set
-    found, expected = parts[0].summary(), whole.summary()
-    assert list(found) == list(expected)
+
+    def batch(first, last):
+        rows = slice(first, last)
+        return EvaluatedBatch(target[rows], Mean(mean[rows]), masks[rows], coverage[rows], first=first)
+
+    metrics, table = SplitMetrics(), ComparisonTable("net")
+    own_metrics, own_tables = [SplitMetrics() for _ in range(3)], [ComparisonTable("net") for _ in range(3)]
+    for accumulator in (metrics, table):
+        accumulator.update(batch(0, 5))
+    for rank, (first, last) in ((1, (0, 2)), (0, (2, 3)), (1, (3, 5))):  # the third has no sample
+        for accumulator in (own_metrics[rank], own_tables[rank]):
+            accumulator.update(batch(first, last))
+    for accumulators in (own_metrics, own_tables):
+        accumulators[0].merge([accumulator.state() for accumulator in accumulators])
+    merged, merged_table = own_metrics[0], own_tables[0]
+    assert merged.per_image == metrics.per_image  # in the order of the data set
+    figures, expected = merged.compute(), metrics.compute()
+    assert list(figures) == list(expected)
     for name in ("RMSE", "SSIM", "SAM"):
-        assert found[name] == expected[name]
-    assert found["strata"].keys() == expected["strata"].keys()
-    for name, figures in expected["strata"].items():
-        assert found["strata"][name] == pytest.approx(figures, rel=1e-12)  # sums in another order
-    for group, methods in table.to_json().items():
-        assert tables[0].to_json()[group]["net"] == pytest.approx(methods["net"], rel=1e-12)
+        assert figures[name] == expected[name]
+    assert figures["strata"].keys() == expected["strata"].keys()
+    for name, stratum in expected["strata"].items():
+        assert figures["strata"][name] == pytest.approx(stratum, rel=1e-12)  # sums in another order
+    for group, methods in table.compute().items():
+        assert merged_table.compute()[group]["net"] == pytest.approx(methods["net"], rel=1e-12)
 
 
 def two_processes(monkeypatch, rank=0):

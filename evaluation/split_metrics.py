@@ -1,0 +1,131 @@
+"""Metrics of a split: means over images, and calibration over pixels, overall and by cloud cover of the pixel."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evaluation.accumulator import Accumulator, EvaluatedBatch, Part
+from evaluation.calibration import (
+    Array,
+    CalibrationMeter,
+    CalibrationSums,
+    calibration_figures,
+    coverage_curve,
+    discard_curve,
+    error_figures,
+    reliability,
+    uce_auce,
+)
+from evaluation.image_metrics import at_least_float32, average_metrics
+from model.predictions import NIG
+
+VARIANCE_METRICS = ("error", "mean ae", "mean se", "mean var")
+STRATA = ("clouded at no date", "clouded at some dates", "clouded at all dates")
+_UNKNOWN = len(STRATA)  # stratum of samples without masks
+
+# has_variance, (id, metrics) of each image, sums of the pixels
+State = tuple[bool | None, list[tuple[int, dict[str, float]]], tuple[Array, ...]]
+
+
+class SplitMetrics(Accumulator):
+    """Accumulates the metrics of each image and the calibration of pixels by stratum.
+
+    Attributes:
+        has_variance: whether the predictions have a variance; None before the first batch.
+        per_image: the metrics of each image, by id.
+    """
+
+    def __init__(self) -> None:
+        self.has_variance: bool | None = None
+        self.per_image: list[dict[str, float]] = []
+        self._ids: list[int] = []
+        self._pixels = CalibrationMeter(n_strata=len(STRATA) + 1)
+
+    @torch.no_grad()
+    def update(self, batch: EvaluatedBatch) -> None:
+        """Take a batch into account.
+
+        Raises:
+            ValueError: if only some of the predictions have a variance.
+        """
+        if self.has_variance not in (None, batch.has_variance):
+            raise ValueError("expected predictions with a variance in every batch or in none")
+        self.has_variance = batch.has_variance
+        self._ids += batch.ids
+        self.per_image += batch.metrics
+        for part in batch.parts:
+            self._update_pixels(part, None if batch.masks is None else batch.masks[part.rows])
+
+    def _update_pixels(self, part: Part, masks: Tensor | None) -> None:
+        target, prediction = part.reference.target, part.prediction  # (B,1,13,H,W)
+        error = _bands_first(at_least_float32(target - prediction.mean))
+        stratum = torch.full_like(error[0], _UNKNOWN, dtype=torch.int64) if masks is None else _strata(masks)
+        if part.variance is None:
+            self._pixels.update(error, stratum=stratum)
+            return
+        dof = _bands_first(2 * prediction.alpha) if isinstance(prediction, NIG) else None
+        nll = prediction.nll(target)
+        self._pixels.update(error, _bands_first(part.variance), _bands_first(nll), dof, stratum)
+
+    def state(self) -> State:
+        """All that was accumulated so far, for `merge`."""
+        return self.has_variance, list(zip(self._ids, self.per_image, strict=True)), self._pixels.state()
+
+    def merge(self, states: Sequence[State]) -> None:
+        """Replace the own state by that of all processes, images in the order of their ids."""
+        self.has_variance = next((has_variance for has_variance, _, _ in states if has_variance is not None), None)
+        images = sorted((image for _, per_image, _ in states for image in per_image), key=lambda image: image[0])
+        self._ids, self.per_image = [number for number, _ in images], [metrics for _, metrics in images]
+        self._pixels.merge([pixels for _, _, pixels in states])
+
+    def compute(self) -> dict[str, Any]:
+        """The content of a metrics file, ready for JSON.
+
+        Returns:
+            `images`, the averages by their published names, with a variance `UCE SE`, `AUCE SE` and the
+            calibration figures; then nested: `strata` (figures and curves by cloud cover of the pixel), `left out`
+            (counts of NaN and infinite values that no average contains), `discard curve SE`, `reliability`,
+            `coverage curve`.
+        """
+        means, left_out = average_metrics(self.per_image)
+        sums = self._pixels.compute()
+        report: dict[str, Any] = {"images": len(self.per_image), **means}
+        if self.has_variance:
+            columns = {name: [metrics[name] for metrics in self.per_image] for name in VARIANCE_METRICS}
+            report["UCE SE"], report["AUCE SE"] = uce_auce(columns["mean var"], columns["error"])
+            report |= calibration_figures(sums)
+        strata = {name: self._pixels.compute(index) for index, name in enumerate(STRATA)}
+        report["strata"] = {
+            name: error_figures(part) | (calibration_figures(part) | _curves(part) if self.has_variance else {})
+            for name, part in strata.items()
+            if part.count + part.left_out > 0
+        }
+        report["left out"] = {**left_out, "elements": int(sums.left_out)}
+        if self.has_variance:
+            report["discard curve SE"] = discard_curve(columns["mean var"], columns["mean se"])
+            report |= _curves(sums)
+        return report
+
+
+def _curves(sums: CalibrationSums) -> dict[str, dict[str, list[float]]]:
+    """The curves of the reliability and coverage plots, ready for JSON."""
+    rmv, rmse = reliability(sums)
+    nominal, inside = coverage_curve(sums)
+    return {
+        "reliability": {"RMV": rmv.tolist(), "RMSE": rmse.tolist()},
+        "coverage curve": {"nominal": nominal.tolist(), "inside": inside.tolist()},
+    }
+
+
+def _strata(masks: Tensor) -> Tensor:
+    """(B,T,H,W) masks to (B,1,H,W) positions in STRATA."""
+    clouded = masks >= 0.5
+    at_some, at_all = clouded.any(dim=1), clouded.all(dim=1)  # (B,H,W)
+    return (at_some.long() + at_all.long())[:, None]  # (B,1,H,W)
+
+
+def _bands_first(image: Tensor) -> Tensor:
+    """(B,1,13,H,W) to (13,B,1,H,W)."""
+    return image.movedim(2, 0)
