@@ -1,7 +1,7 @@
 """What a run needs before it computes: device, precision, folder, seeds and logs."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from common.files import write_json
 from common.memory import keep_freed_memory
 from common.run_folder import RunFolder
 from config.schema import Config
+from data.batch import Skipped
 from model.build import describe_scan
 from model.runtime import Compute, choose_device, choose_precision, seed_everything
 
@@ -106,3 +107,22 @@ def tensorboard_log(folder: Path, purge_step: int | None = None) -> "Iterator[Su
         ) from error
     finally:
         threading.excepthook = excepthook
+
+
+@contextmanager
+def print_skipped_at_exit(skipped: Callable[[], Sequence[Skipped]]) -> Iterator[None]:
+    """List the patches that any process could not read at the end of the block; after an error those of this one."""
+    try:
+        yield
+    except BaseException:
+        _print_skipped(skipped())
+        raise
+    _print_skipped([entry for own in process_group.all_gather_object(skipped()) for entry in own])
+
+
+def _print_skipped(skipped: Sequence[Skipped]) -> None:
+    reasons = {entry.path: entry.reason for entry in skipped}
+    if reasons:
+        print(f"{len(reasons)} unreadable patches were skipped:")
+        for path, reason in reasons.items():
+            print(f"  {path}: {reason}")

@@ -13,7 +13,7 @@ from config.schema import Config
 from data.holdout import held_out_rois
 from data.loaders import Loaders, PatchLoader, build_loaders
 from evaluation.charts import plot_training
-from evaluation.evaluate import Evaluation, reporting
+from evaluation.evaluate import Evaluation
 from model.build import build_loss, build_model, build_optimizer, build_scheduler
 from model.registry import FUSION
 from model.runtime import count_parameters
@@ -22,7 +22,15 @@ from training.distributed import convert_sync_batchnorm
 from training.engine import TrainState, profile_step, train_one_epoch
 from training.fusion import train_fusion
 from training.pretrained import freeze, load_pretrained, unfreeze
-from training.run import RunSetup, seed_rank, set_up_run, start_run_folder, tensorboard_log
+from training.run import (
+    RunSetup,
+    print_skipped_at_exit,
+    seed_rank,
+    set_up_run,
+    start_run_folder,
+    tensorboard_log,
+)
+from training.tester import evaluate_and_report
 
 MEMORY_FLAGS = (
     "lower --batch_size (--accumulate N keeps the gradient that of the larger batch), --input_t or the widths, "
@@ -69,7 +77,7 @@ def _fit(config: Config, checkpoint: str) -> None:
         if process_group.is_rank_zero():
             purge_step = state.epoch * len(loaders.train) if state.epoch else None
             log = stack.enter_context(tensorboard_log(setup.folder.logs, purge_step))
-        stack.enter_context(reporting(lambda: loaders.skipped))
+        stack.enter_context(print_skipped_at_exit(lambda: loaders.skipped))
         evaluation = Evaluation(config, setup.folder, criterion, setup.compute, log)
         run_epochs(config, state, loaders, evaluation)
         test_best(config, state, loaders, evaluation)
@@ -148,7 +156,7 @@ def run_epochs(config: Config, state: TrainState, loaders: Loaders, evaluation: 
 def validate(config: Config, state: TrainState, loader: PatchLoader, evaluation: Evaluation) -> dict[str, float]:
     """Validate the current weights, and save them if they are the best so far; the figures for the training log."""
     epoch, folder = state.epoch, evaluation.folder
-    metrics, _ = evaluation.run(state.model, loader, "val", epoch)
+    metrics = evaluation.run(state.model, loader, "val", epoch).metrics
     if process_group.is_rank_zero():
         folder.write_metrics(f"val_epoch_{epoch}", metrics)
     best = metrics["loss"] <= state.best_loss
@@ -172,4 +180,4 @@ def test_best(config: Config, state: TrainState, loaders: Loaders, evaluation: E
     if loaders.test is None:
         print("note: there is no test split to test on")
     else:
-        evaluation.test(state.model, loaders.test, epoch)
+        evaluate_and_report(evaluation, state.model, loaders.test, epoch)
