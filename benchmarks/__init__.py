@@ -1,1 +1,1 @@
-"""What is measured, and how; results with commit, device and command."""
+"""Benchmarks of speed, memory and accuracy; results with commit, device and command."""

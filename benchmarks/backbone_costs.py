@@ -1,8 +1,10 @@
-"""Time, peak memory and FLOPs of a network's training step, on random images, alone in its process.
+"""Time, peak memory and FLOPs of a network's training step on random images, alone in its process.
 
 Network and loss are those of a training command line; precision and allocator are those of training:
 
     python -m benchmarks.backbone_costs --size 256 --batch 1 --line "--model utae --loss NIG --use_sar --device cpu"
+
+Under `torchrun` the processes share the samples of a step.
 """
 
 import argparse
@@ -13,19 +15,21 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import in_turns, run_worker
 from benchmarks.measure import peak_memory, resident_memory, time_steps
+from common import process_group
 from common.cli import run_command
 from common.memory import keep_freed_memory
 from config.resolve import resolve_config
 from config.schema import Config
-from data.batch import Batch
+from data.batch import Batch, SampleInfo
 from data.constants import N_S1, N_S2
 from model.build import build_loss, build_model, build_optimizer
-from model.runtime import Compute, choose_device, choose_precision, seed_everything
+from model.runtime import Compute, choose_device, choose_precision, count_parameters, seed_everything
 from parse_args import parse
-from training.engine import profile_step
+from training.distributed import LossModule, convert_sync_batchnorm, wrap_ddp
 
 MEASURED = ("wall_s", "cpu_s", "peak_mb")  # differ from round to round; the others do not
 
@@ -39,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after a warm-up step")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(argv)
-    print(json.dumps(measure(shlex.split(options.line), options.size, options.batch, options.steps)))
+    with process_group.session():
+        print(json.dumps(measure(shlex.split(options.line), options.size, options.batch, options.steps)))
     return 0
 
 
@@ -53,41 +58,46 @@ def measure(words: Sequence[str], size: int, batch_size: int, steps: int) -> dic
         steps: timed steps, after a warm-up step.
 
     Returns:
-        `wall_s` and `cpu_s` (processor time of all threads) of the median step; `peak_mb`, on a CPU the growth of the
-        process since before the network was built, on a GPU the peak of allocated memory; `parameters`;
-        `gflops_forward` of one sample (multiplications and additions counted separately, convolutions and matrix
-        products only); `precision`.
+        `wall_s` and `cpu_s` (processor time of all threads and processes) of the median step; `peak_mb`, on a CPU the
+        growth of the largest process since before the network was built, on a GPU the peak of allocated memory;
+        `parameters`; `gflops_forward` of one sample (multiplications and additions counted separately, convolutions
+        and matrix products only); `precision`.
     """
     config, _ = resolve_config(*parse("train", words))
     device = choose_device(config.device)
+    process_group.init_process_group(device)
     dtype, precision = choose_precision(config.precision, device)
     if device.type == "cpu":
         keep_freed_memory()
     seed_everything(config.rdm_seed)
-    batch = random_batch(config, size, batch_size).to(device)
+    batch = _random_batch(config, size, batch_size // process_group.world_size()).to(device)
     before = 0 if device.type == "cuda" else resident_memory()
     model = build_model(config).to(device).train()
-    criterion, optimizer, compute = build_loss(config), build_optimizer(model, config.lr), Compute(device, dtype)
+    convert_sync_batchnorm(model)
+    optimizer, compute = build_optimizer(model, config.lr), Compute(device, dtype)
+    loss_of = wrap_ddp(LossModule(model, build_loss(config), compute.predict), device)
 
     def step() -> None:
-        loss = criterion(compute.predict(model, batch), batch.target * model.scale_by)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss_of(batch).backward()
         optimizer.step()
+        process_group.barrier()
 
     times = time_steps(step, steps, device=device)
     peak = peak_memory(device) - before
-    report = profile_step(model, criterion, batch, compute)
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        compute.predict(model, batch)
     return {
-        **times,
-        "peak_mb": peak / 1e6,
-        "parameters": report["parameters"],
-        "gflops_forward": report["gflops_forward"] / batch_size,
+        "wall_s": times["wall_s"],
+        "cpu_s": sum(process_group.all_gather_object(times["cpu_s"])),
+        "peak_mb": max(process_group.all_gather_object(peak)) / 1e6,
+        "parameters": count_parameters(model),
+        "gflops_forward": flops.get_total_flops() / 1e9 / batch.n,
         "precision": precision,
     }
 
 
-def random_batch(config: Config, size: int, batch_size: int) -> Batch:
+def _random_batch(config: Config, size: int, batch_size: int) -> Batch:
     """Noise in the shape of a batch: `input_t` dates, with radar if the flags ask for it."""
     generator = torch.Generator().manual_seed(0)
     n_dates, channels = config.input_t, N_S2 + N_S1 * config.use_sar
@@ -98,7 +108,7 @@ def random_batch(config: Config, size: int, batch_size: int) -> Batch:
         dates=None if config.pretrain else dates,
         masks=torch.zeros(batch_size, n_dates, size, size),
         coverage=torch.zeros(batch_size, n_dates),
-        info=(),
+        info=(SampleInfo(0, "", "", (), None, (), (), ""),) * batch_size,
     )
 
 
@@ -117,7 +127,7 @@ def measure_in_turns(
         name -> "SIZExBATCH" -> the results of `measure`, medians over rounds.
     """
     variants = [(name, size, batch) for size, batch in sizes for name in lines]
-    runs = in_turns(variants, rounds, lambda variant: _measure_in_worker(lines[variant[0]], *variant[1:], steps))
+    runs = in_turns(variants, rounds, lambda variant: measure_in_worker(lines[variant[0]], *variant[1:], steps))
     costs: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in lines}
     for (name, size, batch), measured in runs.items():
         medians = {key: median(run[key] for run in measured) for key in MEASURED}
@@ -125,9 +135,12 @@ def measure_in_turns(
     return costs
 
 
-def _measure_in_worker(line: str, size: int, batch: int, steps: int) -> dict[str, Any]:
+def measure_in_worker(line: str, size: int, batch: int, steps: int, processes: int = 1) -> dict[str, Any]:
+    """The results of `measure` in a fresh process, or in several that share the samples; one thread per process."""
     words = ["--line", line, "--size", str(size), "--batch", str(batch), "--steps", str(steps)]
-    return run_worker("backbone_costs", words, f"measuring '{line}'", {"OMP_NUM_THREADS": "1"})
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes))
+    launcher = torchrun if processes > 1 else ()
+    return run_worker("backbone_costs", words, f"measuring '{line}'", {"OMP_NUM_THREADS": "1"}, launcher)
 
 
 if __name__ == "__main__":

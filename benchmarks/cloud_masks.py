@@ -9,7 +9,6 @@ Both alternate on the same image, with the same number of threads. One thread is
 process, which other load on the machine hardly affects; more are timed by the clock.
 """
 
-import argparse
 import os
 import tempfile
 import time
@@ -39,7 +38,12 @@ _HOUR = 3600
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; with --out write the same as JSON."""
-    args = _parser().parse_args(argv)
+    parser = benchmark_parser("cloud_masks", __doc__)
+    parser.add_argument("--root", type=Path, nargs="+", required=True, help="folders of SEN12MS-CR-TS or SEN12MS-CR")
+    parser.add_argument("--images", type=int, default=10, help="images of each folder, evenly spaced (default: 10)")
+    parser.add_argument("--rounds", type=int, default=5, help="alternating measurements of an image (default: 5)")
+    parser.add_argument("--threads", type=int, default=1, help="of both detectors (default: 1)")
+    args = parser.parse_args(argv)
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     torch.set_num_threads(args.threads)
     results = {
@@ -125,15 +129,6 @@ def _images(root: Path, n_images: int) -> tuple[list[str], list[np.ndarray]]:
         raise DataError(f"no optical images in {root}")
     chosen = [names[int(i)] for i in np.unique(np.linspace(0, len(names) - 1, n_images).round())]
     return chosen, [read_bands(root / name, N_S2) for name in chosen]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = benchmark_parser("cloud_masks", __doc__)
-    parser.add_argument("--root", type=Path, nargs="+", required=True, help="folders of SEN12MS-CR-TS or SEN12MS-CR")
-    parser.add_argument("--images", type=int, default=10, help="images of each folder, evenly spaced (default: 10)")
-    parser.add_argument("--rounds", type=int, default=5, help="alternating measurements of an image (default: 5)")
-    parser.add_argument("--threads", type=int, default=1, help="of both detectors (default: 1)")
-    return parser
 
 
 if __name__ == "__main__":

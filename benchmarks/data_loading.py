@@ -1,4 +1,4 @@
-"""Samples per second of a `DataLoader`, batch by batch: the published way, plain rasterio, our loader, and a pack.
+"""Samples per second of a `DataLoader`, batch by batch: as published, by plain rasterio, by our loader, and from a pack.
 
     python -m util.make_sample_data OUT --size 256 --rois 3 --patches 4
     python -m benchmarks.data_loading --root OUT/SEN12MSCRTS --out benchmarks/results/data_loading.json
@@ -100,7 +100,14 @@ class Plain(Dataset[Any]):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; with --out write the same as JSON."""
-    args = _parser().parse_args(argv)
+    parser = benchmark_parser("data_loading", __doc__)
+    parser.add_argument("--root", type=Path, required=True, help="a folder in the layout of SEN12MS-CR-TS")
+    parser.add_argument("--work", type=Path, help="where to write the trees (default: the system's temporary folder)")
+    parser.add_argument("--rounds", type=int, default=7, help="of every loader, alternating; medians are reported")
+    parser.add_argument("--samples", type=int, default=96, help="in a round")
+    parser.add_argument("--published_samples", type=int, default=3, help="of the published loader, one per round")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # a single round, --root being the prepared folder
+    args = parser.parse_args(argv)
     if args.one is not None:
         print(json.dumps(_measure_round(args)))
         return 0
@@ -251,17 +258,6 @@ def _processor_s() -> float:
 def _bytes(folder: Path) -> int:
     """Size of the images, without masks."""
     return sum(path.stat().st_size for kind in ("*.tif", "*.h5") for path in folder.rglob(kind))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = benchmark_parser("data_loading", __doc__)
-    parser.add_argument("--root", type=Path, required=True, help="a folder in the layout of SEN12MS-CR-TS")
-    parser.add_argument("--work", type=Path, help="where to write the trees (default: the system's temporary folder)")
-    parser.add_argument("--rounds", type=int, default=7, help="of every loader, alternating; medians are reported")
-    parser.add_argument("--samples", type=int, default=96, help="in a round")
-    parser.add_argument("--published_samples", type=int, default=3, help="of the published loader, one per round")
-    parser.add_argument("--one", help=argparse.SUPPRESS)  # one round, --root being what this script has prepared
-    return parser
 
 
 if __name__ == "__main__":

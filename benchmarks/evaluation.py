@@ -40,7 +40,16 @@ GOAL = 1.2  # of the forward passes
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; with --out write the same as JSON."""
-    args = _parser().parse_args(argv)
+    parser = benchmark_parser("evaluation", __doc__)
+    parser.add_argument("--root", type=Path, required=True, help="data in the layout of SEN12MS-CR-TS")
+    parser.add_argument("--samples", type=int, default=24, help="samples of a test (default: 24)")
+    parser.add_argument("--batch_size", type=int, default=4, help="samples of a forward pass (default: 4)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load data (default: 0)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
+    parser.add_argument("--precision", default="auto", help="as for tests (default: auto)")
+    parser.add_argument("--device", default="cpu", help="as for tests (default: cpu)")
+    parser.add_argument("--rounds", type=int, default=3, help="alternating measurements (default: 3)")
+    args = parser.parse_args(argv)
     if args.device == "cpu":
         keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
@@ -104,19 +113,6 @@ def repeated_loader(config: Config, n: int, workers: int) -> PatchLoader:
     subset = Subset(dataset, [index % len(dataset) for index in range(n)], config.use_sar)
     options = {"num_workers": workers, "collate_fn": Collate(config.use_sar)}
     return PatchLoader(subset, EpochOrder(n, 0, False), False, config.batch_size, **options)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = benchmark_parser("evaluation", __doc__)
-    parser.add_argument("--root", type=Path, required=True, help="data in the layout of SEN12MS-CR-TS")
-    parser.add_argument("--samples", type=int, default=24, help="samples of a test (default: 24)")
-    parser.add_argument("--batch_size", type=int, default=4, help="samples of a forward pass (default: 4)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that load data (default: 0)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
-    parser.add_argument("--precision", default="auto", help="as for tests (default: auto)")
-    parser.add_argument("--device", default="cpu", help="as for tests (default: cpu)")
-    parser.add_argument("--rounds", type=int, default=3, help="alternating measurements (default: 3)")
-    return parser
 
 
 if __name__ == "__main__":

@@ -39,21 +39,9 @@ WEAK, STRONG = EXPERTS  # of the controls; conv3d_mamba is useful from its first
 FUSION = "fusion_net"
 USELESS_STEPS = 10
 SAME = 1e-3  # relative difference of RMSE: the same network on the same images, on any device
-FIGURES = {  # name -> decimals; all of the whole test split
-    "RMSE": 4,
-    "MAE": 4,
-    "PSNR": 2,
-    "SAM": 2,
-    "SSIM": 4,
-    "NLL": 3,
-    "CRPS": 4,
-    "UCE": 4,
-    "ENCE": 3,
-    "coverage 50": 3,
-    "coverage 90": 3,
-    "coverage 95": 3,
-    "AUSE": 3,
-}
+# name -> decimals; all of the whole test split
+FIGURES = {"RMSE": 4, "MAE": 4, "PSNR": 2, "SAM": 2, "SSIM": 4, "NLL": 3, "CRPS": 4, "UCE": 4, "ENCE": 3}
+FIGURES |= {"coverage 50": 3, "coverage 90": 3, "coverage 95": 3, "AUSE": 3}
 RESAMPLES, BOOTSTRAP_SEED = 2000, 0
 INTERVAL = (2.5, 97.5)  # per cent
 MAX_LOSS = 1.005  # upper end of the interval of the ratio
@@ -171,7 +159,7 @@ def summarise(
 
 
 def settings(expert: Run, flags: Mapping[str, str], options: argparse.Namespace) -> dict[str, Any]:
-    """What all runs share, and what distinguishes them."""
+    """Settings that all runs share, and the flags of each model."""
     held_out = max(expert.config.fit_rois, 0)  # by --fit_rois, or within --training
     regions = f"{held_out} held-out training region{'s' if held_out != 1 else ''}"
     return runner.common_settings(expert, flags, options) | {

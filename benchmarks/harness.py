@@ -98,7 +98,7 @@ def in_turns(
     return results
 
 
-def publish(name: str, argv: Sequence[str] | None, results: Mapping[str, Any], out: str | None) -> int:
+def publish(name: str, argv: Sequence[str] | None, results: dict[str, Any], out: str | None) -> int:
     """Print results with their provenance as JSON, and write them to `out` if given; the exit code 0."""
     report = provenance(name, argv) | results
     print(json.dumps(report, indent=4))

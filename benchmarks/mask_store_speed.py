@@ -5,7 +5,6 @@ Works on any folder in the layout of SEN12MS-CR-TS, such as one of `python -m ut
     python -m benchmarks.mask_store_speed --root OUT/SEN12MSCRTS
 """
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -31,7 +30,11 @@ _INPUTS = 3  # dates whose masks a training sample reads, in addition to the tar
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; with --out write the same as JSON."""
-    args = _parser().parse_args(argv)
+    parser = benchmark_parser("mask_store_speed", __doc__)
+    parser.add_argument("--root", type=Path, required=True, help="a folder in the layout of SEN12MS-CR-TS")
+    parser.add_argument("--detector", choices=DETECTORS, default=DETECTORS[0])
+    parser.add_argument("--patches", type=int, default=1, help="number of patches to measure")
+    args = parser.parse_args(argv)
     series = list(image_series(args.root, SERIES, "all", "all"))[: args.patches]
     if not series:
         raise DataError(f"no patches of {SERIES} in {args.root}")
@@ -96,14 +99,6 @@ def _cold_median(record: Path, load: Callable[[], object]) -> float:
         evict(record)
         times.append(seconds(load))
     return median(times)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = benchmark_parser("mask_store_speed", __doc__)
-    parser.add_argument("--root", type=Path, required=True, help="a folder in the layout of SEN12MS-CR-TS")
-    parser.add_argument("--detector", choices=DETECTORS, default=DETECTORS[0])
-    parser.add_argument("--patches", type=int, default=1, help="number of patches to measure")
-    return parser
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ def run_all(runs: Sequence[Run], out: Path, jobs: int) -> None:
         DataError: naming the runs that failed, after all runs that do not depend on them are done.
     """
     for run in runs:
-        _ = run.config
+        _ = run.config  # raises UsageError
     waiting = [(run, "train") for run in runs if progress(run, out) != "done"]
     unfinished = {run for run, _ in waiting}
     print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them done already", flush=True)
@@ -246,7 +246,7 @@ def portable_command(words: Sequence[str], options: argparse.Namespace) -> str:
 
 
 def common_settings(run: Run, flags: Mapping[str, str], options: argparse.Namespace) -> dict[str, Any]:
-    """What all runs share, and the flags of each model.
+    """Settings that all runs share, and the flags of each model.
 
     Args:
         run: any of them that trained a backbone.

@@ -7,34 +7,19 @@ tables of docs/scaling.md:
     python -m benchmarks.scaling --out benchmarks/results/scaling.json --page docs/scaling.md
 """
 
-import argparse
-import json
 import math
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
-import torch
-
-from benchmarks.backbone_costs import MEASURED, random_batch
-from benchmarks.harness import benchmark_parser, in_turns, provenance, read_json, run_worker
-from benchmarks.measure import median_range, peak_memory
+from benchmarks.backbone_costs import MEASURED, measure_in_worker
+from benchmarks.harness import benchmark_parser, in_turns, provenance, read_json
+from benchmarks.measure import median_range
 from benchmarks.tables import header, line, write_section
-from common import process_group
 from common.cli import run_command
 from common.files import write_json
-from common.memory import keep_freed_memory
-from config.resolve import resolve_config
-from data.batch import SampleInfo
-from model.build import build_loss, build_model, build_optimizer
-from model.runtime import Compute, count_parameters, seed_everything
-from parse_args import parse
-from training.distributed import LossModule, convert_sync_batchnorm, wrap_ddp
 
-FLAGS = "--use_sar --loss NIG --scale_by 10 --device cpu --root1 none --root2 none"
+FLAGS = "--use_sar --loss NIG --scale_by 10 --device cpu --precision fp32 --root1 none --root2 none"
 MODELS = ("uncrtaints", "conv3d_mamba")
 PATCHES, DATES, ROIS, TRAIN_ROIS = 15_578, 30, 53, 35  # of SEN12MS-CR-TS; the last: data/splits.json
 EPOCHS = 20  # of the published training
@@ -61,17 +46,18 @@ PUBLISHED = Point(256, 3, 1)  # patches and dates of the published training
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure every point, then write results and page."""
-    options = _parser().parse_args(argv)
-    if options.worker:
-        with process_group.session():
-            model, size, dates, batch = options.worker
-            work(model, size, dates, batch, options.steps)
-        return 0
+    parser = benchmark_parser("scaling", __doc__, "benchmarks/results/scaling.json")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="networks")
+    parser.add_argument("--rounds", type=int, default=3, help="of every point, alternating")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps in a round, after a warm-up step")
+    parser.add_argument("--page", type=Path, default=Path("docs/scaling.md"), help="page whose section is written")
+    parser.add_argument("--only_page", action="store_true", help="write the page from the JSON file")
+    options = parser.parse_args(argv)
     if options.only_page:
         report = read_json(Path(options.out))
     else:
         variants = [(model, point) for point in POINTS for model in options.models]
-        runs = in_turns(variants, options.rounds, lambda variant: _measure_in_worker(*variant, options.steps))
+        runs = in_turns(variants, options.rounds, lambda variant: _measure(*variant, options.steps))
         report = {
             **provenance("scaling", argv),
             "flags": FLAGS,
@@ -85,48 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def work(model: str, size: str, dates: str, batch: str, steps: int) -> None:
-    """Measure training steps in this process, one of those that share a batch, and print one line of JSON.
-
-    `wall_s` is the median step from barrier to barrier, `cpu_s` the processor time of all processes, `peak_mb` the
-    growth of the largest of them; `weights` the number of parameters.
-    """
-    device = torch.device("cpu")
-    process_group.init_process_group(device)
-    keep_freed_memory()
-    values, typed = parse("train", [*FLAGS.split(), "--model", model, "--input_t", dates, "--batch_size", batch])
-    with process_group.rank_zero_only():
-        config, _ = resolve_config(values, typed)
-    seed_everything(config.rdm_seed)
-    n = config.batch_size // process_group.world_size()
-    unknown = SampleInfo(0, "", "", (), None, (), (), "")
-    share = replace(random_batch(config, int(size), n), info=(unknown,) * n)
-    before = peak_memory()
-    network = build_model(config).train()
-    convert_sync_batchnorm(network)
-    optimizer = build_optimizer(network, config.lr)
-    loss_of = wrap_ddp(LossModule(network, build_loss(config), Compute(device).predict), device)
-    walls, cpus = [], []
-    for _ in range(steps + 1):
-        process_group.barrier()
-        wall, cpu = time.perf_counter(), time.process_time()
-        loss_of(share).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        cpus.append(sum(process_group.all_gather_object(time.process_time() - cpu)))
-        walls.append(time.perf_counter() - wall)
-    peak = max(process_group.all_gather_object((peak_memory() - before) / 1e6))
-    if process_group.is_rank_zero():
-        figures = {"wall_s": median(walls[1:]), "cpu_s": median(cpus[1:]), "peak_mb": peak}
-        print(json.dumps({**figures, "weights": count_parameters(network)}))
-
-
-def _measure_in_worker(model: str, point: Point, steps: int) -> dict[str, Any]:
-    """The results of `work` at a point, in as many fresh processes as the point has."""
-    words = ["--worker", model, str(point.size), str(point.dates), str(point.batch), "--steps", str(steps)]
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(point.processes))
-    launcher = torchrun if point.processes > 1 else ()
-    return run_worker("scaling", words, f"measuring {model} at {point}", {"OMP_NUM_THREADS": "1"}, launcher)
+def _measure(model: str, point: Point, steps: int) -> dict[str, Any]:
+    line = f"{FLAGS} --model {model} --input_t {point.dates} --batch_size {point.batch}"
+    return measure_in_worker(line, point.size, point.batch, steps, point.processes)
 
 
 def summarise(runs: Mapping[Point, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
@@ -151,7 +98,7 @@ def summarise(runs: Mapping[Point, Sequence[Mapping[str, float]]]) -> dict[str, 
                 key: math.log(rows[-1][key]["median"] / rows[0][key]["median"]) / math.log(x[-1] / x[0])
                 for key in ("cpu_s", "peak_mb")
             }
-    return {"weights": next(iter(runs.values()))[0]["weights"], "points": points, "powers": powers}
+    return {"weights": next(iter(runs.values()))[0]["parameters"], "points": points, "powers": powers}
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -216,17 +163,6 @@ def _row(points: Sequence[Mapping[str, Any]], point: Point) -> Mapping[str, Any]
 
 def _along(name: str, point: Point) -> int:
     return {"pixels": point.size**2, "dates": point.dates, "samples of a step": point.batch}[name]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = benchmark_parser("scaling", __doc__, "benchmarks/results/scaling.json")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="networks")
-    parser.add_argument("--rounds", type=int, default=3, help="of every point, alternating")
-    parser.add_argument("--steps", type=int, default=2, help="timed steps in a round, after a warm-up step")
-    parser.add_argument("--page", type=Path, default=Path("docs/scaling.md"), help="page whose section is written")
-    parser.add_argument("--only_page", action="store_true", help="write the page from the JSON file")
-    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
-    return parser
 
 
 if __name__ == "__main__":

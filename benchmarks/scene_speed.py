@@ -42,7 +42,14 @@ sys.exit(code)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; with --out write the same as JSON."""
-    args = _parser().parse_args(argv)
+    parser = benchmark_parser("scene_speed", __doc__)
+    parser.add_argument("--weights", type=Path, help="a trained run (default: random weights)")
+    parser.add_argument("--model", default="uncrtaints", choices=("uncrtaints", "conv3d_mamba"))
+    parser.add_argument("--side", type=int, default=1000, help="pixels across of the smaller scene (default: 1000)")
+    parser.add_argument("--tile", type=int, default=256, help="pixels across of a tile (default: 256)")
+    parser.add_argument("--workers", type=int, default=2, help="processes of the last measurement (default: 2)")
+    parser.add_argument("--work", type=Path, help="folder for scenes and maps (default: the system's temporary folder)")
+    args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(dir=args.work) as folder:
         work = Path(folder).resolve()
         run = args.weights.resolve() if args.weights else write_run(work / "run", args.model)
@@ -113,17 +120,6 @@ def write_run(folder: Path, model: str) -> Path:
     write_json(folder / "conf.json", config.to_json())
     save_checkpoint(folder / "model.pth.tar", {"state_dict_G": network.netG.state_dict(), "epoch": 0, "version": 1})
     return folder
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = benchmark_parser("scene_speed", __doc__)
-    parser.add_argument("--weights", type=Path, help="a trained run (default: random weights)")
-    parser.add_argument("--model", default="uncrtaints", choices=("uncrtaints", "conv3d_mamba"))
-    parser.add_argument("--side", type=int, default=1000, help="pixels across of the smaller scene (default: 1000)")
-    parser.add_argument("--tile", type=int, default=256, help="pixels across of a tile (default: 256)")
-    parser.add_argument("--workers", type=int, default=2, help="processes of the last measurement (default: 2)")
-    parser.add_argument("--work", type=Path, help="folder for scenes and maps (default: the system's temporary folder)")
-    return parser
 
 
 if __name__ == "__main__":

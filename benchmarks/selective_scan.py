@@ -166,27 +166,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for _ in range(options.repeats + 1):
             for parameter in parameters:
                 parameter.grad = None
-            times = one_step(options.only, arguments, grad_y, device)
+            times = _time_step(options.only, arguments, grad_y, device)
             forward.append(times[0])
             step.append(times[1])
     results = {"forward_s": forward[1:], "step_s": step[1:], "peak_mb": peak_memory(device) / 2**20}
     return results if device.type == "cpu" else {**results, "copy_gb_per_s": copy_bandwidth(device) / 1e9}
 
 
-def run_scan(name: str, arguments: dict[str, Any]) -> Tensor:
-    """The output y of the scan of that name."""
-    if name == LOOP:
-        return naive_scan(**arguments)[0]
-    y = selective_scan(**arguments, backend=name)
-    assert isinstance(y, Tensor)
-    return y
-
-
-def one_step(name: str, arguments: dict[str, Any], grad_y: Tensor, device: torch.device) -> tuple[float, float]:
+def _time_step(name: str, arguments: dict[str, Any], grad_y: Tensor, device: torch.device) -> tuple[float, float]:
     """Seconds of the forward pass, and of both passes."""
     synchronize(device)
     start = time.perf_counter()
-    y = run_scan(name, arguments)
+    y: Any = naive_scan(**arguments)[0] if name == LOOP else selective_scan(**arguments, backend=name)
     synchronize(device)
     middle = time.perf_counter()
     y.backward(grad_y)

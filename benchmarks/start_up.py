@@ -6,7 +6,6 @@ The data set is a temporary one in --work: empty files under the names of SEN12M
 two sensors in 53 regions. Every figure is of a fresh process.
 """
 
-import argparse
 import os
 import tempfile
 import time
@@ -23,19 +22,19 @@ from data.datasets.index_cache import SWITCH
 from data.splits import SERIES, rois
 
 PATCHES = 15_578  # of SEN12MS-CR-TS
-COMMANDS = (
-    ("train_reconstruct.py",),
-    ("test_reconstruct.py",),
-    ("ensemble_reconstruct.py",),
-    ("reconstruct_scene.py",),
-    ("standalone_dataloader.py",),
-    ("-m", "util.pre_compute_data_samples"),
-    ("-m", "util.pack_dataset"),
-    ("-m", "util.export_hdf5"),
-    ("-m", "util.compare_runs"),
-    ("-m", "util.make_sample_data"),
-    ("-m", "util.download_data"),
-)
+COMMANDS = [
+    "train_reconstruct.py",
+    "test_reconstruct.py",
+    "ensemble_reconstruct.py",
+    "reconstruct_scene.py",
+    "standalone_dataloader.py",
+    "util.pre_compute_data_samples",
+    "util.pack_dataset",
+    "util.export_hdf5",
+    "util.compare_runs",
+    "util.make_sample_data",
+    "util.download_data",
+]
 HELP_GOAL_S, INDEX_GOAL_S = 1.0, 10.0
 _CACHE_DELAY_S = 4  # folders that have changed within three seconds are not cached
 _INDEX = """
@@ -50,8 +49,12 @@ print(len(patches), time.perf_counter() - start, time.process_time() - spent)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; with --out write the same as JSON."""
-    args = _parser().parse_args(argv)
-    helps: dict[str, Any] = {" ".join(words).removeprefix("-m "): _help_s(words, args.rounds) for words in COMMANDS}
+    parser = benchmark_parser("start_up", __doc__)
+    parser.add_argument("--patches", type=int, default=PATCHES, help="of the temporary data set")
+    parser.add_argument("--rounds", type=int, default=5, help="of every figure; medians are reported")
+    parser.add_argument("--work", type=Path, help="folder for the data set (default: the system's temporary folder)")
+    args = parser.parse_args(argv)
+    helps: dict[str, Any] = {command: _help_s(command, args.rounds) for command in COMMANDS}
     met = all(row["median"] < HELP_GOAL_S for row in helps.values())
     results = {
         "help, s": helps | {"goal": HELP_GOAL_S, "met": met},
@@ -112,19 +115,9 @@ def _index(root: Path, expected: int, environment: Mapping[str, str]) -> tuple[f
     return float(wall), float(cpu)
 
 
-def _help_s(words: Sequence[str], rounds: int) -> dict[str, float]:
-    line = [*words, "--help"]
-    return median_range([seconds(lambda: run_python(line, " ".join(line))) for _ in range(rounds)], ".3f")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = benchmark_parser("start_up", __doc__)
-    parser.add_argument("--patches", type=int, default=PATCHES, help="of the temporary data set")
-    parser.add_argument("--rounds", type=int, default=5, help="of every figure; medians are reported")
-    parser.add_argument(
-        "--work", type=Path, help="where to write the data set (default: the system's temporary folder)"
-    )
-    return parser
+def _help_s(command: str, rounds: int) -> dict[str, float]:
+    words = [*([] if command.endswith(".py") else ["-m"]), command, "--help"]
+    return median_range([seconds(lambda: run_python(words, command)) for _ in range(rounds)], ".3f")
 
 
 if __name__ == "__main__":

@@ -25,8 +25,6 @@ from util.demo import run_step
 
 RESULTS, PAGE, PLOT = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "RESULTS.md", ROOT / "docs" / "images"
 DATA = "--size 256 --rois 6 --patches 1 --seed 1"
-LARGER = "larger"  # kinds of goals
-SMALLER = "smaller"
 
 Result = Mapping[str, Any]
 
@@ -41,7 +39,7 @@ class Row:
         least: smallest of the rounds.
         most: largest of the rounds.
         goal: NaN if there is none.
-        sense: whether the goal is reached by a `LARGER` or a `SMALLER` figure.
+        smaller: whether figures at most the goal reach it; else those at least the goal.
         unit: of the figure.
     """
 
@@ -50,7 +48,7 @@ class Row:
     least: float
     most: float
     goal: float = math.nan
-    sense: str = LARGER
+    smaller: bool = False
     unit: str = "times"
 
     @property
@@ -58,30 +56,14 @@ class Row:
         """Whether the median reaches the goal; None without one."""
         if math.isnan(self.goal):
             return None
-        return self.median >= self.goal if self.sense == LARGER else self.median <= self.goal
+        return self.median <= self.goal if self.smaller else self.median >= self.goal
 
     def cells(self) -> list[str]:
         """Cells of the table: title, figure, range, goal, reached."""
-        sign = {LARGER: ">=", SMALLER: "<="}[self.sense]
-        goal = "" if math.isnan(self.goal) else f"{sign} {_number(self.goal)}"
+        goal = "" if math.isnan(self.goal) else f"{'<=' if self.smaller else '>='} {_number(self.goal)}"
         spread = "" if self.least == self.most else f"{_number(self.least)} to {_number(self.most)}"
         reached = {True: "yes", False: "**no**", None: ""}[self.reached]
         return [self.title, f"{_number(self.median)} {self.unit}".strip(), spread, goal, reached]
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """A module of this folder, its command line, and how to read its result.
-
-    Attributes:
-        module: its name; its result is `results/MODULE.json`.
-        words: of its command line; {root} and {triplets} are those of the sample data.
-        rows: the rows of the table from its result.
-    """
-
-    module: str
-    words: str
-    rows: Callable[[Result], list[Row]]
 
 
 def _row(title: str, figures: Mapping[str, float] | float, goal: float = math.nan, **options: Any) -> Row:
@@ -104,7 +86,7 @@ def _data_loading(result: Result) -> list[Row]:
     rows = [_row(title, ratios[key]) for key, title in titles.items() if ratios.get(key)]
     return [
         *rows,
-        _row("disk space: packed data set / GeoTIFFs", sizes["pack over geotiff"], sizes["goal"], sense=SMALLER),
+        _row("disk space: packed data set / GeoTIFFs", sizes["pack over geotiff"], sizes["goal"], smaller=True),
     ]
 
 
@@ -121,13 +103,13 @@ def _training_step(result: Result) -> list[Row]:
         _row(
             "the same training step in processor time", 1 / result["median of rounds"][AUTO["cpu"]]["cpu_s ratio"], goal
         ),
-        _row("peak memory of these steps", auto["share of peak"], sense=SMALLER),
+        _row("peak memory of these steps", auto["share of peak"], smaller=True),
     ]
 
 
 def _evaluation(result: Result) -> list[Row]:
     title = "complete test (files, masks, metrics, baselines, exports) / its forward passes"
-    return [_row(title, result["test / forward"], sense=SMALLER)]
+    return [_row(title, result["test / forward"], smaller=True)]
 
 
 def _start_up(result: Result) -> list[Row]:
@@ -135,9 +117,9 @@ def _start_up(result: Result) -> list[Row]:
     slowest = max((row for row in helps.values() if isinstance(row, Mapping)), key=lambda row: row["median"])
     title = f"index of {index['patches']:,} patches, {index['files']:,} files"
     return [
-        _row("slowest --help of all commands", slowest, helps["goal"], sense=SMALLER, unit="s"),
-        _row(title, index["listed, s"], index["goal"], sense=SMALLER, unit="s"),
-        _row("the same, from its cache", index["kept, s"], sense=SMALLER, unit="s"),
+        _row("slowest --help of all commands", slowest, helps["goal"], smaller=True, unit="s"),
+        _row(title, index["listed, s"], index["goal"], smaller=True, unit="s"),
+        _row("the same, from its cache", index["kept, s"], smaller=True, unit="s"),
     ]
 
 
@@ -145,7 +127,7 @@ def _selective_scan(result: Result) -> list[Row]:
     row = result["rows"]["torch"]
     return [
         _row("selective scan, forward and backward, vs. a loop over time", row["times_faster"]),
-        _row("peak memory: selective scan / loop", row["share_of_peak"], sense=SMALLER),
+        _row("peak memory: selective scan / loop", row["share_of_peak"], smaller=True),
     ]
 
 
@@ -157,36 +139,42 @@ def _scene_speed(result: Result) -> list[Row]:
         rows.append(_row(title, figures["megapixels_per_s"], unit="megapixels/s"))
     return [
         *rows,
-        _row("peak memory: this scene / a quarter of its area", growth["ratio"], growth["goal"], sense=SMALLER),
+        _row("peak memory: this scene / a quarter of its area", growth["ratio"], growth["goal"], smaller=True),
     ]
 
 
-BENCHMARKS = (
-    Benchmark("data_loading", "--root {root} --samples 24 --rounds 3", _data_loading),
-    Benchmark("cloud_masks", "--root {root} {triplets} --images 6 --rounds 3", _cloud_masks),
-    Benchmark("training_step", "--rounds 3 --steps 2 --variants 'published fp32' 'ours bf16+keep'", _training_step),
-    Benchmark("evaluation", "--root {root}", _evaluation),
-    Benchmark("scene_speed", "--side 600", _scene_speed),
-    Benchmark("start_up", "", _start_up),
-    Benchmark("selective_scan", "", _selective_scan),
-)
+# module -> its command line, {root} and {triplets} being those of the sample data, and the rows of its result
+BENCHMARKS: dict[str, tuple[str, Callable[[Result], list[Row]]]] = {
+    "data_loading": ("--root {root} --samples 24 --rounds 3", _data_loading),
+    "cloud_masks": ("--root {root} {triplets} --images 6 --rounds 3", _cloud_masks),
+    "training_step": ("--rounds 3 --steps 2 --variants 'published fp32' 'ours bf16+keep'", _training_step),
+    "evaluation": ("--root {root}", _evaluation),
+    "scene_speed": ("--side 600", _scene_speed),
+    "start_up": ("", _start_up),
+    "selective_scan": ("", _selective_scan),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Run the selected benchmarks, and write the page."""
-    args = _parser().parse_args(argv)
-    unknown = set(args.only) - {benchmark.module for benchmark in BENCHMARKS}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("bench"), help="folder for sample data (default: bench)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="run only these; the page lists all")
+    parser.add_argument("--page", action="store_true", help="run nothing, write the page from the results")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args(argv)
+    unknown = set(args.only) - set(BENCHMARKS)
     if unknown:
-        raise UsageError(f"--only {' '.join(sorted(unknown))}: expected {', '.join(b.module for b in BENCHMARKS)}")
+        raise UsageError(f"--only {' '.join(sorted(unknown))}: expected {', '.join(BENCHMARKS)}")
     if not args.page:
-        run([benchmark for benchmark in BENCHMARKS if not args.only or benchmark.module in args.only], args.work)
+        run([module for module in BENCHMARKS if not args.only or module in args.only], args.work)
     rows = write_page()
     missed = [row for row in rows if row.reached is False]
     print(f"{len(rows)} figures, {len(missed)} miss their goals: {PAGE.relative_to(ROOT)}")
     return 0
 
 
-def run(benchmarks: Sequence[Benchmark], work: Path) -> None:
+def run(modules: Sequence[str], work: Path) -> None:
     """Make the sample data if it is missing, and run some benchmarks.
 
     Raises:
@@ -196,9 +184,9 @@ def run(benchmarks: Sequence[Benchmark], work: Path) -> None:
     places = {"root": data / "SEN12MSCRTS", "triplets": data / "SEN12MSCR"}
     if not data.is_dir():
         run_step("sample data", f"-m util.make_sample_data {data} {DATA}")
-    for benchmark in benchmarks:
-        words = f"{benchmark.words.format(**places)} --out {_path(benchmark).relative_to(ROOT)}"
-        run_step(benchmark.module, f"-m benchmarks.{benchmark.module} {words}")
+    for module in modules:
+        words = BENCHMARKS[module][0].format(**places)
+        run_step(module, f"-m benchmarks.{module} {words} --out {_path(module).relative_to(ROOT)}")
 
 
 def write_page() -> list[Row]:
@@ -207,8 +195,8 @@ def write_page() -> list[Row]:
     Returns:
         All rows.
     """
-    results = {benchmark: read_json(path) for benchmark in BENCHMARKS if (path := _path(benchmark)).is_file()}
-    rows = [row for benchmark, result in results.items() for row in benchmark.rows(result)]
+    results = {module: read_json(path) for module in BENCHMARKS if (path := _path(module)).is_file()}
+    rows = [row for module, result in results.items() for row in BENCHMARKS[module][1](result)]
     lines = [
         "# Speed benchmarks",
         "",
@@ -223,21 +211,21 @@ def write_page() -> list[Row]:
         "",
         *header(["result", "commit", "device", "command"]),
     ]
-    for benchmark, result in results.items():
-        link = f"[{benchmark.module}](results/{benchmark.module}.json)"
+    for module, result in results.items():
+        link = f"[{module}](results/{module}.json)"
         lines.append(line([link, result["commit"], result.get("gpu") or result["device"], f"`{result['command']}`"]))
     write_text(PAGE, "\n".join(lines) + "\n")
     bars = {
         textwrap.fill(row.title, 44): {key: getattr(row, key) for key in ("median", "least", "most", "goal")}
         for row in rows
-        if row.sense == LARGER and row.unit == "times"
+        if not row.smaller and row.unit == "times"
     }
     plot_speed_ups(bars, PLOT / "speed.png", "times faster")
     return rows
 
 
-def _path(benchmark: Benchmark) -> Path:
-    return RESULTS / f"{benchmark.module}.json"
+def _path(module: str) -> Path:
+    return RESULTS / f"{module}.json"
 
 
 def _number(value: float) -> str:
@@ -246,15 +234,6 @@ def _number(value: float) -> str:
     if value < 0.1:
         return f"{value:.3f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("bench"), help="folder for sample data (default: bench)")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="run only these; the page lists all")
-    parser.add_argument("--page", action="store_true", help="run nothing, write the page from the results")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return parser
 
 
 if __name__ == "__main__":

@@ -37,25 +37,10 @@ from model.build import build_loss, build_model
 
 PUBLISHED = "published fp32"
 VARIANTS = {
-    "cpu": (
-        PUBLISHED,
-        "ours fp32",
-        "ours fp32+keep",
-        "published bf16",
-        "ours bf16",
-        "ours bf16+keep",
-        f"{PUBLISHED}+keep",
-    ),
-    "cuda": (
-        PUBLISHED,
-        "published bf16",
-        "ours fp32",
-        "ours bf16",
-        "ours bf16+last",
-        "ours bf16+compile",
-        "ours bf16+last+compile",
-        "ours bf16+last+graphs",
-    ),
+    "cpu": (PUBLISHED, "ours fp32", "ours fp32+keep", "published bf16", "ours bf16", "ours bf16+keep")
+    + ("published fp32+keep",),
+    "cuda": (PUBLISHED, "published bf16", "ours fp32", "ours bf16", "ours bf16+last", "ours bf16+compile")
+    + ("ours bf16+last+compile", "ours bf16+last+graphs"),
 }
 NETWORKS, PRECISIONS, OPTIONS = ("published", "ours"), ("fp32", "bf16"), ("keep", "last", "compile", "graphs")
 AUTO = {"cpu": "ours bf16+keep", "cuda": "ours bf16+last+compile"}  # the variants with goals
@@ -68,7 +53,16 @@ Run = dict[str, float]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print a table for each batch size; with --out write them as JSON too."""
-    args = _parser().parse_args(argv)
+    parser = benchmark_parser("training_step", __doc__)
+    parser.add_argument("--device", choices=tuple(VARIANTS), default="cpu")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="samples in a step; a table for each")
+    parser.add_argument("--rounds", type=int, default=3, help="of every variant, alternating; medians are reported")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps in a round, after the warm-up")
+    parser.add_argument("--size", type=int, default=256, help="pixels across")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="the first is the reference")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
     variants = args.variants or VARIANTS[args.device]
     if args.worker:
         print(json.dumps(measure(args.worker, args.steps, args.size, args.threads, args.batch[0], args.device)))
@@ -253,19 +247,6 @@ def _print(table: Mapping[str, Any], base: str, batch: int) -> None:
         ranges = f"{faster['median']:.2f} ({faster['least']:.2f} to {faster['most']:.2f}); {share['median']:.2f}"
         limit = f"; {row['of_limit']:.0%} of the bandwidth" if "of_limit" in row else ""
         print(f"{name:28}{row['wall_s']:9.3g}{row['cpu_s']:9.3g}{row['peak_mb']:9.0f}   {ranges}{limit}")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = benchmark_parser("training_step", __doc__)
-    parser.add_argument("--device", choices=tuple(VARIANTS), default="cpu")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="samples in a step; a table for each")
-    parser.add_argument("--rounds", type=int, default=3, help="of every variant, alternating; medians are reported")
-    parser.add_argument("--steps", type=int, default=3, help="timed steps in a round, after the warm-up")
-    parser.add_argument("--size", type=int, default=256, help="pixels across")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
-    parser.add_argument("--variants", nargs="+", metavar="NAME", help="the first is the reference")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    return parser
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     where = (
         f"--weights {results / SCENE_NETWORK} --folder {series / SCENE} --numbers {SCENE_DATES} --tile {DATA['size']}"
     )
-    run_step("a whole region, as maps", f"reconstruct_scene.py {where} --out {out / 'scene'}")
+    run_step("maps of a region", f"reconstruct_scene.py {where} --out {out / 'scene'}")
     summary = summarise(inference, list(runs), _read(results / FUSION / "guard.json"))
     write_text(out / "summary.md", summary)
     print(f"\n{summary}\n{_places(out, inference)}\ndone in {(time.perf_counter() - started) / 60:.1f} min")

@@ -38,8 +38,8 @@ def test_the_experts_are_the_runs_of_the_comparison_of_backbones(tmp_path):
     flags = runner.flags_by_model(given.flags, list(EXPERTS))
     for fused, seed in zip(fusions, (1, 2), strict=True):
         for run, model in zip(fused.after, EXPERTS, strict=True):
-            other = runner.plan(model, seed, runner.network_line(model, flags, given), given)
-            assert run.record() == other.record()
+            expert = runner.plan(model, seed, runner.network_line(model, flags, given), given)
+            assert run.record() == expert.record()
             assert f"{model}={tmp_path}/results/{model}_seed{seed}" in fused.train
     names = [run.name for run in fusion_evidence.all_of([*fusions, useless, twins])]
     assert names == [
@@ -61,9 +61,9 @@ def test_a_fusion_is_done_only_with_its_own_experts(tmp_path):
         finish(tmp_path, run)
     assert runner.progress(fused, tmp_path) == "done"
     # the line of the fusion is the same, that of an expert is not
-    other = planned(tmp_path, "--flags", "uncrtaints=--lr 0.1")[0][0]
-    assert other.train == fused.train
-    assert runner.progress(other, tmp_path) == "new"
+    changed = planned(tmp_path, "--flags", "uncrtaints=--lr 0.1")[0][0]
+    assert changed.train == fused.train
+    assert runner.progress(changed, tmp_path) == "new"
     shutil.rmtree(tmp_path / "inference" / "uncrtaints_seed1")
     assert runner.progress(fused, tmp_path) == "new"
 
@@ -77,18 +77,18 @@ def test_a_fusion_waits_for_its_experts_and_is_not_started_without_them(tmp_path
     assert "train fusion_net_seed2" not in calls
     assert calls.index("train fusion_net_seed1") > calls.index("test uncrtaints_seed1")
     assert calls.index("train fusion_net_seed1") > calls.index("test conv3d_mamba_seed1")
-    assert "test fusion_net_seed1" in calls  # the other seed's failure does not stop it
+    assert "test fusion_net_seed1" in calls  # the failure of seed 2 does not stop it
 
 
 def test_bootstrap_draws_regions():
-    found = fusion_evidence.paired_bootstrap([1.0, 3.0, 2.0, 2.0], [2.0, 2.0, 4.0, 8.0], ROIS)
-    assert found["ratio"]["value"] == pytest.approx(8 / 16)
-    assert found["difference"]["value"] == pytest.approx(-2)
+    bootstrap = fusion_evidence.paired_bootstrap([1.0, 3.0, 2.0, 2.0], [2.0, 2.0, 4.0, 8.0], ROIS)
+    assert bootstrap["ratio"]["value"] == pytest.approx(8 / 16)
+    assert bootstrap["difference"]["value"] == pytest.approx(-2)
     # the ends are draws of one region alone: a has ratio 1, b 1/2, c 1/4; one in 27 draws is each of them
-    assert found["ratio"]["low"] == pytest.approx(1 / 4)
-    assert found["ratio"]["high"] == pytest.approx(1)
-    assert (found["difference"]["low"], found["difference"]["high"]) == pytest.approx((-6, 0))
-    assert found == fusion_evidence.paired_bootstrap([1.0, 3.0, 2.0, 2.0], [2.0, 2.0, 4.0, 8.0], ROIS)
+    assert bootstrap["ratio"]["low"] == pytest.approx(1 / 4)
+    assert bootstrap["ratio"]["high"] == pytest.approx(1)
+    assert (bootstrap["difference"]["low"], bootstrap["difference"]["high"]) == pytest.approx((-6, 0))
+    assert bootstrap == fusion_evidence.paired_bootstrap([1.0, 3.0, 2.0, 2.0], [2.0, 2.0, 4.0, 8.0], ROIS)
 
 
 def test_the_error_of_the_bootstrap_is_that_of_a_mean():
@@ -99,8 +99,8 @@ def test_the_error_of_the_bootstrap_is_that_of_a_mean():
 
 def test_equal_images_are_a_ratio_of_exactly_one():
     values = [0.1, 0.7, 0.3, 0.9]
-    found = fusion_evidence.paired_bootstrap(values, values, ROIS)["ratio"]
-    assert (found["value"], found["low"], found["high"], found["error"]) == (1, 1, 1, 0)
+    ratio = fusion_evidence.paired_bootstrap(values, values, ROIS)["ratio"]
+    assert (ratio["value"], ratio["low"], ratio["high"], ratio["error"]) == (1, 1, 1, 0)
 
 
 @pytest.fixture(scope="module")
@@ -122,14 +122,14 @@ def test_all_rows_answer_for_the_same_images(scored):
     rows = scored["rows"]
     assert rows[GUARDED]["RMSE"] == rows["gated"]["RMSE"]  # accepted
     assert rows["best"]["RMSE"] == rows["uncrtaints"]["RMSE"]
-    assert rows["ivw"]["RMSE"] < rows["average"]["RMSE"] < rows["best"]["RMSE"]  # variances tell who is right where
+    assert rows["ivw"]["RMSE"] < rows["average"]["RMSE"] < rows["best"]["RMSE"]  # variances predict who is right where
     for name, values in scored["per image"].items():
         assert np.mean(values["RMSE"]) == pytest.approx(rows[name]["RMSE"])
         assert np.mean(values["NLL"]) == pytest.approx(rows[name]["NLL"], rel=1e-5)  # summed in another order
-    # errors share 0.36 of their variance where the deviations are equal; here one is 0.05 where the other is 0.02
+    # errors share 0.36 of their variance where the deviations are equal; here they are 0.05 and 0.02
     assert scored["rho"] == pytest.approx(0.36 * 2 * 0.05 * 0.02 / (0.05**2 + 0.02**2), abs=0.02)
     assert scored["r"] == pytest.approx(1, abs=0.02)
-    assert scored["AUC"]["average"] == 0.5  # says nothing
+    assert scored["AUC"]["average"] == 0.5  # chance
     assert scored["AUC"]["ivw"] > 0.6
     json.dumps(scored)
 
@@ -139,17 +139,17 @@ def guard(**changes):
     return {**decision, "clustered_by": "region", **changes}
 
 
-def test_what_is_compared(scored):
-    found = fusion_evidence.compare(2, scored, guard(), resamples=50)
-    rows, figures = found["compared"], found["figures"]
-    assert (found["seed"], found["images"], found["regions"]) == (2, 4, 3)
-    assert found["better"] == min(EXPERTS, key=lambda name: figures[name]["RMSE"])
-    assert rows[found["better"]]["RMSE ratio"]["value"] == 1
-    ratio = figures["gated"]["RMSE"] / figures[found["better"]]["RMSE"]
+def test_rules_are_compared_with_the_best_expert_by_each_figure(scored):
+    comparison = fusion_evidence.compare(2, scored, guard(), resamples=50)
+    rows, figures = comparison["compared"], comparison["figures"]
+    assert (comparison["seed"], comparison["images"], comparison["regions"]) == (2, 4, 3)
+    assert comparison["better"] == min(EXPERTS, key=lambda name: figures[name]["RMSE"])
+    assert rows[comparison["better"]]["RMSE ratio"]["value"] == 1
+    ratio = figures["gated"]["RMSE"] / figures[comparison["better"]]["RMSE"]
     assert rows["gated"]["RMSE ratio"]["value"] == pytest.approx(ratio)
     likeliest = min(figures[recalibrated(name)]["NLL"] for name in EXPERTS)
     assert rows["ivw"]["NLL difference"]["value"] == pytest.approx(figures["ivw"]["NLL"] - likeliest, abs=1e-5)
-    assert found["held"]["RMSE at or below the better expert's"]
+    assert comparison["held"]["RMSE at or below the better expert's"]
 
 
 def row(ratio=0.98, high=1.0, ssim=0.0, nll=-0.1, ence=0.0, coverage=0.9):
@@ -182,14 +182,14 @@ def test_criteria(changes, lost):
 
 
 def test_averages_over_seeds(scored):
-    found = [fusion_evidence.compare(seed, scored, guard(), resamples=20) for seed in (1, 2)]
-    found[1]["figures"] = {name: {key: 3 * v for key, v in row.items()} for name, row in found[0]["figures"].items()}
-    found[1]["compared"]["gated"]["RMSE ratio"]["value"] = 1.5
-    found[1]["held"] = dict.fromkeys(found[0]["held"], False)
-    total = fusion_evidence.aggregate(found)
+    seeds = [fusion_evidence.compare(seed, scored, guard(), resamples=20) for seed in (1, 2)]
+    seeds[1]["figures"] = {name: {key: 3 * v for key, v in row.items()} for name, row in seeds[0]["figures"].items()}
+    seeds[1]["compared"]["gated"]["RMSE ratio"]["value"] = 1.5
+    seeds[1]["held"] = dict.fromkeys(seeds[0]["held"], False)
+    total = fusion_evidence.aggregate(seeds)
     assert total["summary"]["monig"]["NLL"]["mean"] == pytest.approx(2 * scored["rows"]["monig"]["NLL"])
     assert total["ratios"]["gated"]["largest"] == 1.5
-    assert total["held"] == {text: int(holds) for text, holds in found[0]["held"].items()}
+    assert total["held"] == {text: int(holds) for text, holds in seeds[0]["held"].items()}
 
 
 def test_variance_of_twins():

@@ -6,37 +6,31 @@ import math
 import pytest
 
 from benchmarks import suite
-from benchmarks.suite import BENCHMARKS, LARGER, SMALLER, Row
+from benchmarks.suite import BENCHMARKS, Row
 
 SPREAD = {"median": 17.79, "least": 16.98, "most": 1234.5}
 
 
 @pytest.mark.parametrize(
-    ("sense", "goal", "reached"),
-    [
-        (LARGER, 4.0, True),
-        (LARGER, 20.0, False),
-        (SMALLER, 20.0, True),
-        (SMALLER, 4.0, False),
-        (LARGER, math.nan, None),
-    ],
+    ("smaller", "goal", "reached"),
+    [(False, 4.0, True), (False, 20.0, False), (True, 20.0, True), (True, 4.0, False), (False, math.nan, None)],
 )
-def test_a_goal_is_reached_or_not(sense, goal, reached):
-    assert Row("what", **SPREAD, goal=goal, sense=sense).reached is reached
+def test_a_goal_is_reached_or_not(smaller, goal, reached):
+    assert Row("what", **SPREAD, goal=goal, smaller=smaller).reached is reached
 
 
 def test_the_cells_of_a_row():
     assert Row("a", **SPREAD, goal=4.0).cells() == ["a", "17.8 times", "17.0 to 1,234", ">= 4.00", "yes"]
-    assert Row("a", **SPREAD, goal=0.5, sense=SMALLER).cells()[3:] == ["<= 0.50", "**no**"]
+    assert Row("a", **SPREAD, goal=0.5, smaller=True).cells()[3:] == ["<= 0.50", "**no**"]
     assert Row("a", 2.0, 2.0, 2.0, unit="s").cells() == ["a", "2.00 s", "", "", ""]
 
 
 def test_committed_results_have_their_median_within_their_range():
-    present = [b for b in BENCHMARKS if (suite.RESULTS / f"{b.module}.json").is_file()]
-    assert present
-    for benchmark in present:
-        result = json.loads((suite.RESULTS / f"{benchmark.module}.json").read_text())
-        for row in benchmark.rows(result):
+    results = {module: path for module in BENCHMARKS if (path := suite.RESULTS / f"{module}.json").is_file()}
+    assert results
+    for module, path in results.items():
+        _, rows_of = BENCHMARKS[module]
+        for row in rows_of(json.loads(path.read_text())):
             assert row.least <= row.median <= row.most, row.title
 
 

@@ -43,13 +43,13 @@ def test_ratios_are_taken_within_a_round(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(training_step, "_measure_in_worker", run)
     out = tmp_path / "results" / "step.json"
     training_step.main(["--rounds", "3", "--variants", "published fp32", "ours bf16+keep", "--out", str(out)])
-    found = json.loads(out.read_text(encoding="utf-8"))
-    assert found["median of rounds"]["published fp32"]["wall_s"] == 3.0
-    assert found["median of rounds"]["ours bf16+keep"]["wall_s ratio"] == pytest.approx(1 / 3)
+    report = json.loads(out.read_text(encoding="utf-8"))
+    assert report["median of rounds"]["published fp32"]["wall_s"] == 3.0
+    assert report["median of rounds"]["ours bf16+keep"]["wall_s ratio"] == pytest.approx(1 / 3)
     faster = {"median": 2.0, "least": 1.5, "most": 4.0}
-    assert found["times faster"]["ours bf16+keep"] == faster
-    assert found["of auto"]["times faster"] == {**faster, "goal": 4.0}
-    assert found["of auto"]["share of peak"] == {"median": 0.5, "least": 0.5, "most": 0.5, "goal": 0.5}
+    assert report["times faster"]["ours bf16+keep"] == faster
+    assert report["of auto"]["times faster"] == {**faster, "goal": 4.0}
+    assert report["of auto"]["share of peak"] == {"median": 0.5, "least": 0.5, "most": 0.5, "goal": 0.5}
     assert "times faster than published fp32" in capsys.readouterr().out
 
 
