@@ -117,6 +117,10 @@ class ModelConfig:
         """The part of a `Config` that defines the network."""
         return cls(**{entry.name: getattr(config, entry.name) for entry in fields(cls)})
 
+    def to_json(self) -> dict[str, Any]:
+        """All flags by name, as in conf.json."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
 
 @dataclass(frozen=True)
 class Config(ModelConfig):
@@ -171,7 +175,3 @@ class Config(ModelConfig):
     export_every: int = flag("run", -1, "export every N-th sample of validation and test; -1 none")
     profile: bool = flag("run", False, "report FLOPs, parameters, time and memory of one step, then stop")
     debug: bool = flag("run", False, "show the traceback of an error")
-
-    def to_json(self) -> dict[str, Any]:
-        """All flags by name, as in conf.json."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}

@@ -21,13 +21,13 @@ from evaluation.evaluate import Evaluation
 from evaluation.images import plot_gate
 from model.build import build_loss, build_model, build_optimizer, build_scheduler
 from model.fusion.acceptance import AcceptanceResult, FusionEvaluator, choose_clusters, clustered_gain
-from model.fusion.experts import load_experts
 from model.fusion.fit import fit_with_acceptance_test
 from model.fusion.gate import FitSettings, GateEpoch
 from model.fusion.network import FusionReconstructor
 from model.losses.fusion import fusion_loss
 from model.predictions import NIG, Prediction
 from model.registry import EXPERTS, WITH_SCAN
+from model.restore import load_model
 from model.runtime import Compute, autocast, count_parameters, seed_everything
 from training.checkpoint import save_state
 from training.engine import ScalarLog, TrainState, train_one_epoch
@@ -127,9 +127,17 @@ def expert_config(config: Config, name: str, folder: RunFolder) -> Config:
 def build_from_experts(
     config: Config, runs: Sequence[ExpertRun], device: torch.device
 ) -> tuple[FusionReconstructor, Config]:
-    """The fusion with the experts' weights, and its flags with theirs."""
-    networks, entries = load_experts(runs)
-    config = replace(config, expert_configs=entries)
+    """The fusion with the experts' weights, and its flags with theirs, from which it is rebuilt.
+
+    Raises:
+        DataError: if weights are missing or do not fit; the keys are listed.
+    """
+    networks = [load_model(run.path).model for run in runs]
+    entries = [
+        {"name": run.name, "run": str(run.path), "flags": network.config.to_json()}
+        for run, network in zip(runs, networks, strict=True)
+    ]
+    config = replace(config, expert_configs=tuple(entries))
     model = build_model(config)
     assert isinstance(model, FusionReconstructor)
     for expert, network in zip(model.fusion.experts, networks, strict=True):

@@ -1,5 +1,6 @@
 """The acceptance test: a fusion is used only if it is better than each expert in regions that nothing was fitted on."""
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -137,7 +138,7 @@ class Row:
     accepted: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AcceptanceResult:
     """The decision and its reasons, as in guard.json.
 
@@ -160,22 +161,22 @@ class AcceptanceResult:
 
     rule: str
     better: str
-    lead: float
-    accepted: bool
-    variance: str
+    lead: float = math.nan
+    accepted: bool = False
+    variance: str = "own"
     experts: tuple[str, ...]
-    clustered_by: str
-    n_clusters: int
-    n_images: int
-    r: float
-    rho: float
-    hopeless: tuple[str, ...]
-    rows: tuple[Row, ...]
+    clustered_by: str = "patch"
+    n_clusters: int = 0
+    n_images: int = 0
+    r: float = math.nan
+    rho: float = math.nan
+    hopeless: tuple[str, ...] = ()
+    rows: tuple[Row, ...] = ()
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; NaN and infinity as None."""
-        plain: dict[str, Any] = _plain(asdict(self))
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)), parse_constant=lambda _: None)
         return plain
 
     def sentence(self) -> str:
@@ -213,16 +214,6 @@ class AcceptanceResult:
 
 def _number(value: float, spec: str) -> str:
     return format(value, spec) if math.isfinite(value) else ""
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 class CalibrationMeter(Protocol):
@@ -390,21 +381,9 @@ class FusionEvaluator:
         net.better_expert.fill_(int(net.expert_mse.mean(1).argmin()))
         net.accepted.fill_(False)
         net.variance_source.fill_(OWN)
+        note = "there are no images to test on besides those of the fit: no fusion can be accepted"
         return AcceptanceResult(
-            rule=net.rule,
-            better=self.names[int(net.better_expert)],
-            lead=math.nan,
-            accepted=False,
-            variance=VARIANCE_SOURCES[OWN],
-            experts=self.names,
-            clustered_by="patch",
-            n_clusters=0,
-            n_images=0,
-            r=math.nan,
-            rho=math.nan,
-            hopeless=(),
-            rows=(),
-            notes=("there are no images to test on besides those of the fit: no fusion can be accepted",),
+            rule=net.rule, better=self.names[int(net.better_expert)], experts=self.names, notes=(note,)
         )
 
     def _rule_row(self, rule: str, better: int, gain: Gain, accepted: bool, level: float) -> Row:

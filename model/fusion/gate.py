@@ -36,17 +36,16 @@ class Gate(nn.Module):
     Args:
         n_experts: K.
         n_bands: C.
-        extra: additional input channels, such as cloud masks of the inputs.
     """
 
     feature_mean: Tensor
     feature_std: Tensor
 
-    def __init__(self, n_experts: int, n_bands: int, extra: int = 0) -> None:
+    def __init__(self, n_experts: int, n_bands: int) -> None:
         super().__init__()
-        self.n_experts, self.n_bands, self.extra = n_experts, n_bands, extra
+        self.n_experts, self.n_bands = n_experts, n_bands
         pairs = n_experts * (n_experts - 1) // 2
-        channels = (2 * n_experts + 4 * pairs) * n_bands + extra
+        channels = (2 * n_experts + 4 * pairs) * n_bands
         self.register_buffer("feature_mean", torch.zeros(channels))
         self.register_buffer("feature_std", torch.ones(channels))
         self.slope = nn.Parameter(torch.zeros(()))
@@ -68,16 +67,15 @@ class Gate(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
-    def features(self, means: Tensor, variances: Tensor, extra: Tensor | None = None) -> Tensor:
+    def features(self, means: Tensor, variances: Tensor) -> Tensor:
         """Input of the convolutional network, before standardisation.
 
         Args:
             means: (K, B, C, H, W), reflectance.
             variances: recalibrated, same shape.
-            extra: (B, extra, H, W), if the gate was built for it.
 
         Returns:
-            (B, F C + extra, H, W). Of two experts F = 8 in each band: ln V1, d1, ln V2, d2, ln V1/V2,
+            (B, F C, H, W). Of two experts F = 8 in each band: ln V1, d1, ln V2, d2, ln V1/V2,
             ln(1 + D/(V1 + V2)), ln box5(D) and d1 - d2, with D = (d1 - d2)^2.
         """
         logs = (variances + _TINY).log()
@@ -89,7 +87,7 @@ class Gate(nn.Module):
                 box = F.avg_pool2d(squared, BOX, stride=1, padding=BOX // 2, count_include_pad=False)
                 maps += [logs[i] - logs[j], torch.log1p(squared / (variances[i] + variances[j] + _TINY))]
                 maps += [(box + _TINY).log(), difference]
-        return torch.cat(maps if extra is None else [*maps, extra], dim=1)
+        return torch.cat(maps, dim=1)
 
     @torch.no_grad()
     def standardise(self, features: Sequence[Tensor]) -> None:
@@ -117,16 +115,13 @@ class Gate(nn.Module):
         self.slope.fill_(1.0)
         self.shift.copy_(-_log_weights(start))
 
-    def forward(
-        self, means: Tensor, variances: Tensor, start: Tensor, extra: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, means: Tensor, variances: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         """Weights, and the offset of the log-variance.
 
         Args:
             means: (K, B, 1, C, H, W) or (K, B, C, H, W), reflectance.
             variances: recalibrated, same shape.
             start: weights of each expert and band for logits of zero, (K, C).
-            extra: (B, extra, H, W), if the gate was built for it.
 
         Returns:
             Weights of the shape of the means, which sum to 1, and the offset of ln V without the first dimension.
@@ -134,7 +129,7 @@ class Gate(nn.Module):
         shape = means.shape
         flat = (shape[0], -1, *shape[-3:])  # (K, B, C, H, W)
         flat_variances = variances.reshape(flat)
-        features = self.features(means.reshape(flat), flat_variances, extra)
+        features = self.features(means.reshape(flat), flat_variances)
         raw = self.net((features - self.feature_mean[:, None, None]) / self.feature_std[:, None, None])
         logits, offset = raw.split([(self.n_experts - 1) * self.n_bands, self.n_bands], dim=1)
         logits = logits.unflatten(1, (self.n_experts - 1, self.n_bands)).movedim(1, 0)  # (K - 1, B, C, H, W)

@@ -146,8 +146,7 @@ class PixelErrors(TensorFields):
 def gather_pixels(field: Tensor, positions: Tensor) -> Tensor:
     """Some pixels of each image in a row: (..., B, 1, C, H, W) and (B, n) to (..., B, 1, C, 1, n)."""
     flat = field.flatten(-2)
-    index = positions[:, None, None].expand(*flat.shape[:-1], positions.shape[1])
-    return flat.gather(-1, index)[..., None, :]
+    return flat.gather(-1, positions[:, None, None].expand(*flat.shape[:-1], -1))[..., None, :]
 
 
 class WindowSampler:

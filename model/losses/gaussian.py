@@ -1,7 +1,6 @@
 """Losses of the Gaussian head: univariate and multivariate negative log-likelihood."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,26 +10,16 @@ from model.containers import check_target
 EPS = 1e-8  # smallest variance, in scaled units squared, as published
 
 
-class _Floor(torch.autograd.Function):
-    """Maximum of a value and a floor; the gradient passes below the floor too, so that a variance can recover."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, floor: float) -> Tensor:
-        return value.clamp(min=floor)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0], None
-
-
 def _terms(mean: Tensor, target: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """Means over all pixels and bands: of the log-variance, and of the squared error over the variance."""
     check_target(mean, target)
     shapes = tuple(mean.shape), (*mean.shape[:-3], 1, *mean.shape[-2:])
     if tuple(variance.shape) not in shapes:
         raise ValueError(f"expected a variance of shape {shapes[0]} or {shapes[1]}, got {tuple(variance.shape)}")
-    floored: Tensor = _Floor.apply(variance, EPS)
-    return floored.log().mean(), ((mean - target).square() / floored).mean()
+    variance = variance.clone()
+    with torch.no_grad():  # the gradient passes below the floor too, so that a variance can recover
+        variance.clamp_(min=EPS)
+    return variance.log().mean(), ((mean - target).square() / variance).mean()
 
 
 def gaussian_nll(mean: Tensor, target: Tensor, variance: Tensor) -> Tensor:

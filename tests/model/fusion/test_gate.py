@@ -63,14 +63,6 @@ def test_from_a_weight_of_zero_the_gate_can_come_back():
     assert weights[1].flatten()[0].item() == pytest.approx(0.01 / 1.01, rel=1e-4)
 
 
-def test_a_gate_accepts_additional_channels():
-    gate = Gate(2, 13, extra=3)
-    means, masks = torch.rand(2, 2, 13, 6, 6), torch.rand(2, 3, 6, 6)
-    assert gate.features(means, means + 0.1, masks).shape == (2, 8 * 13 + 3, 6, 6)
-    weights, _ = gate(means, means + 0.1, torch.full((2, 13), 0.5), masks)
-    assert torch.equal(weights, torch.full_like(weights, 0.5))
-
-
 def test_loss_is_squared_error_and_a_quarter_of_the_likelihood():
     torch.manual_seed(0)
     mean = torch.rand(2, 13, 4, 4, requires_grad=True)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from common.errors import UsageError
+from model.compat import rename_key
 from model.fusion import rules
 from model.fusion.network import FusionNet
 from model.fusion.stacked import StackedPredictions, stack_predictions
@@ -123,6 +124,15 @@ def test_best_gives_the_better_expert_exactly():
 def test_rules_that_cannot_be_followed(rule, k, match):
     with pytest.raises(UsageError, match=match):
         fusion(rule, k)
+
+
+def test_buffers_of_a_fusion_among_the_experts_have_earlier_names_too():
+    names = {"tau": "variance_factor", "gate.centre": "gate.feature_mean", "a": "recalibration_intercept"}
+    for earlier, current in names.items():
+        for prefix in ("", "netG.", "experts.1.netG.", "netG.experts.0.netG.experts.1.netG."):
+            assert rename_key(prefix + earlier) == prefix + current
+    assert rename_key("gate.slope") == "gate.slope"
+    assert set(map(rename_key, fusion().state_dict())) == set(fusion().state_dict())
 
 
 def test_a_fusion_that_was_not_fitted_does_not_answer():
