@@ -100,6 +100,11 @@ def file_stamp(path: str | Path) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_size
 
 
+def cache_folder() -> Path:
+    """The project's folder in the user's cache, `$XDG_CACHE_HOME` or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cloudless-uncertainty"
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

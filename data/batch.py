@@ -186,7 +186,7 @@ def sample_info(sample: Sample, index: int) -> SampleInfo:
     """
     part, target = sample["input"], sample["target"]
     target_path = str(_as_list(target["S2 path"])[0])
-    members = [_parse_path(path) for path in target_path.split(";")]
+    members = [parse_path(path) for path in target_path.split(";")]
     coord = target["coord"][0] if "S2 TD" in target else target["coord"]
     return SampleInfo(
         index=index,
@@ -201,7 +201,7 @@ def sample_info(sample: Sample, index: int) -> SampleInfo:
     )
 
 
-def _parse_path(path: str) -> tuple[str, str, str]:
+def parse_path(path: str) -> tuple[str, str, str]:
     """ROI, patch number and relative path of a file of either data set."""
     posix = path.replace("\\", "/")
     match = _SERIES_PATH.search(posix) or _MONO_PATH.search(posix)
@@ -211,7 +211,7 @@ def _parse_path(path: str) -> tuple[str, str, str]:
 
 
 def _relative(joined: str) -> str:
-    return ";".join(_parse_path(path)[2] for path in joined.split(";"))
+    return ";".join(parse_path(path)[2] for path in joined.split(";"))
 
 
 def _as_list(value: Any) -> list[Any]:

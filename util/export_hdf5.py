@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from data.raster.image_store import open_images  # deferred: keeps --help fast
 
     images = open_images(args.root)
-    regions = [roi for roi in rois(SERIES, args.split, args.region) if images.has_folder(roi)]
+    regions = [roi for roi in rois(SERIES, args.split, args.region) if images.names(roi)]
     store = None
     if args.cloud_masks:
         store = open_mask_store(args.precomputed, args.detector, n_inputs=3, split=args.split, region=args.region)

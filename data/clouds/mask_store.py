@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import DataError
-from common.files import remove_stale_files, write_json
+from common.files import cache_folder, remove_stale_files, write_json
 from data.clouds.detectors import detect_clouds, detector_settings
 from data.clouds.mask_record import DamagedRecordError, MaskEntry, MaskRecord, write_record
 from data.clouds.published_coverage import ImportedCoverage, find_published, published_name, read_published
@@ -30,7 +30,7 @@ _FORMAT = 1  # of the records; part of the settings' hash
 _IMPORT_TOLERANCE = 0.02  # if an imported coverage differs more from the mask's mean, it is of another image
 _SERIES = re.compile(r"(?P<roi>.+/.+)/S2/\d+/s2_.*_(?P<patch>patch_\d+)\.tif")
 
-Images = Sequence[np.ndarray | None] | None
+RawImages = Sequence[np.ndarray | None] | None
 
 
 class StoreWriteError(DataError):
@@ -72,7 +72,7 @@ class MaskStore:
         """The folder of this detector's records."""
         return (self.path if self.path is not None else default_store(root)) / self._folder
 
-    def coverages(self, root: str | Path, rel_paths: Sequence[str], images: Images = None) -> np.ndarray:
+    def coverages(self, root: str | Path, rel_paths: Sequence[str], images: RawImages = None) -> np.ndarray:
         """The cloud cover of images.
 
         Args:
@@ -95,7 +95,7 @@ class MaskStore:
             coverage[index] = entry.coverage
         return coverage
 
-    def masks(self, root: str | Path, rel_paths: Sequence[str], images: Images = None) -> list[np.ndarray]:
+    def masks(self, root: str | Path, rel_paths: Sequence[str], images: RawImages = None) -> list[np.ndarray]:
         """The mask of each image, float32 (H, W); arguments and errors as for `coverages`."""
         entries = self._entries(Path(root), rel_paths, range(len(rel_paths)), images, with_masks=True)
         masks = [entries[index].mask for index in range(len(rel_paths))]
@@ -144,7 +144,7 @@ class MaskStore:
             )
 
     def _entries(
-        self, root: Path, rel_paths: Sequence[str], indexes: Sequence[int], images: Images, with_masks: bool
+        self, root: Path, rel_paths: Sequence[str], indexes: Sequence[int], images: RawImages, with_masks: bool
     ) -> dict[int, MaskEntry]:
         """The entries of the images at `indexes`, stored or computed."""
         entries: dict[int, MaskEntry] = {}
@@ -315,8 +315,7 @@ def default_store(root: str | Path) -> Path:
     # the mode as well: os.access is always true for the superuser
     if os.access(folder, os.W_OK) and folder.stat().st_mode & 0o222:
         return in_root
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "cloudless-uncertainty" / hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+    return cache_folder() / hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
 
 
 def _name(rel_path: str) -> str:

@@ -78,8 +78,9 @@ def _reflectance(data_image: np.ndarray) -> np.ndarray:
     return data_image.astype(np.float32) / np.float32(REFLECTANCE_SCALE)
 
 
-def _ramp(values: np.ndarray, zero: float, one: float) -> np.ndarray:
-    return (values - np.float32(zero)) / np.float32(one - zero)
+def _ramp(values: np.ndarray, start: float, end: float) -> np.ndarray:
+    """0 at `start`, 1 at `end`."""
+    return (values - np.float32(start)) / np.float32(end - start)
 
 
 def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:

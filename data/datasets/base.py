@@ -1,10 +1,12 @@
 """What SEN12MS-CR and SEN12MS-CR-TS share."""
 
 import os
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,13 +14,12 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from common.errors import DataError, UsageError
-from data.batch import Sample, Skipped
+from data.batch import Sample, Skipped, parse_path
 from data.clouds.mask_store import MaskStore, open_mask_store
-from data.constants import DATE_ORIGIN, DETECTORS
-from data.datasets.patch_reader import PatchReader
-from data.raster.geotiff import GeoRef
+from data.constants import DATE_ORIGIN, DETECTORS, N_S1, N_S2
+from data.raster.geotiff import Bounds
 from data.raster.image_store import open_images
-from data.raster.rescaling import RESCALE_METHODS
+from data.raster.rescaling import RESCALE_METHODS, RawImage, optical_to_unit, sar_to_unit
 
 
 class EmptySplitError(DataError):
@@ -58,6 +59,7 @@ class PatchDataset(Dataset[Any], ABC):
     Attributes:
         paths: paths of each sample, relative to the root.
         bad_samples: what was left out, and why.
+        nan_values: number of NaN values read so far, in this process.
 
     Raises:
         DataError: if the root is missing.
@@ -85,10 +87,10 @@ class PatchDataset(Dataset[Any], ABC):
         check_choice("sample_type", sample_type, self.sample_types)
         self.root_dir = check_root(root, options.flag, self.root_holds)
         self.split, self.region, self.cloud_masks, self.sample_type = split, region, cloud_masks, sample_type
-        self.n_input_t, self.options, self.epoch = n_input_samples, options, 0
+        self.n_input_t, self.rescale_method, self.options, self.epoch = n_input_samples, rescale_method, options, 0
         self.paths: list[Any] = []
         self.bad_samples: list[Skipped] = []
-        self._reader = PatchReader(self.root_dir, rescale_method, self._first_size)
+        self.nan_values = 0
         self._store: MaskStore | None = None
 
     def __len__(self) -> int:
@@ -118,15 +120,11 @@ class PatchDataset(Dataset[Any], ABC):
 
     @abstractmethod
     def first_path(self, index: int) -> str:
-        """The path that identifies a sample: its first optical input, or the target of a custom sample."""
+        """The path that identifies a sample: its first optical input, or the first target file of a custom sample."""
 
-    @abstractmethod
     def roi(self, index: int) -> str:
         """The region of a sample, "ROIs1868/73" or "ROIs1970_fall/139"."""
-
-    @abstractmethod
-    def georeference(self, index: int) -> GeoRef:
-        """Bounds, coordinate system and transform of a sample's target."""
+        return parse_path(self.first_path(index))[0]
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, on which random dates depend."""
@@ -164,7 +162,19 @@ class PatchDataset(Dataset[Any], ABC):
             return [np.zeros(image.shape[1:], np.float32) for image in images]
         return self._store.masks(self.root_dir, paths, images)
 
-    def _first_size(self) -> tuple[int, int]:
+    def _read_optical(self, path: str, target: bool = False) -> tuple[np.ndarray, Bounds]:
+        """An optical patch as stored, (13, H, W), and its bounds; a blank target raises a `DataError`."""
+        raw, bounds = open_images(self.root_dir).read(path, N_S2, self._patch_size)
+        if target and not raw.any():
+            raise DataError(f"{os.path.join(self.root_dir, path)}: every value is 0, there is no image to be a target")
+        return raw, bounds
+
+    def _read_radar(self, path: str) -> np.ndarray:
+        """A radar patch in dB, float32 (2, H, W)."""
+        return open_images(self.root_dir).read(path, N_S1, self._patch_size)[0]
+
+    @cached_property
+    def _patch_size(self) -> tuple[int, int]:
         """Size of the first readable image in pixels; all others must have it."""
         for index in range(len(self)):
             try:
@@ -173,6 +183,20 @@ class PatchDataset(Dataset[Any], ABC):
                 if not self.options.skip_bad_samples:
                     raise
         raise DataError(f"not one readable image in {self.root_dir}")
+
+    def _rescale(self, path: str, raw: np.ndarray, as_raw_image: bool) -> np.ndarray | RawImage:
+        """Rescale an optical or radar image, or defer it to collation; NaN is counted, with a warning at the first."""
+        if raw.dtype.kind == "f":
+            n_nan = int(np.isnan(raw).sum())
+            if n_nan and not self.nan_values:
+                warnings.warn(
+                    f"{os.path.join(self.root_dir, path)}: {n_nan} of {raw.size} values are NaN and become 0; "
+                    "further files with NaN are not reported",
+                    stacklevel=2,
+                )
+            self.nan_values += n_nan
+        image = RawImage(raw, optical_to_unit if len(raw) == N_S2 else sar_to_unit, self.rescale_method)
+        return image if as_raw_image else image.to_unit()
 
 
 def check_root(root: str | Path, flag: str, contents: str) -> str:

@@ -101,10 +101,10 @@ def neighbours(target: int, n_dates: int, n_inputs: int) -> tuple[int, ...]:
 def _choose_fixed(coverage: np.ndarray, n_inputs: int, min_cov: float, max_cov: float, legacy: bool) -> Selection:
     order = np.argsort(coverage) if legacy else np.argsort(coverage, kind="stable")
     target = int(order[0])
-    others = [date for date in range(len(coverage)) if date != target]
-    candidates = list(range(len(coverage))) if legacy else others
+    remaining = [date for date in range(len(coverage)) if date != target]
+    candidates = list(range(len(coverage))) if legacy else remaining
     inputs = [date for date in candidates if min_cov <= coverage[date] <= max_cov][:n_inputs]
     matched = len(inputs) == n_inputs
     if not matched:
-        inputs = others[:n_inputs]
+        inputs = remaining[:n_inputs]
     return Selection(tuple(inputs), target, matched and bool(coverage[target] <= CLEAR_COVERAGE))

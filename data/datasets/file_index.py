@@ -96,7 +96,7 @@ def _index(
     skipped: list[Skipped] = []
     images = open_images(root)
     for roi in rois:
-        if not images.has_folder(roi):
+        if not images.names(roi):
             continue
         if legacy:
             patches.extend(_pair_by_position(root, roi))

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import DataError
-from common.files import atomic_file
+from common.files import atomic_file, cache_folder
 
 SWITCH = "CLOUDLESS_INDEX_CACHE"
 _FORMAT = 1
@@ -78,6 +78,5 @@ def _header(root: str | Path, stamps: list[Stamp]) -> dict[str, object]:
 
 
 def _index_path(root: str | Path, folders: Sequence[str]) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     key = hashlib.sha256("\n".join((os.path.realpath(root), *folders)).encode()).hexdigest()[:32]
-    return cache / "cloudless-uncertainty" / "index" / key
+    return cache_folder() / "index" / key

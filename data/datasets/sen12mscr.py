@@ -10,7 +10,6 @@ from typing import Any
 from common.errors import UsageError
 from data.batch import Sample
 from data.datasets.base import DatasetOptions, PatchDataset
-from data.raster.geotiff import GeoRef
 from data.raster.image_store import open_images
 from data.splits import MONO, rois
 
@@ -77,27 +76,18 @@ class SEN12MSCR(PatchDataset):
         """The path that identifies a sample: its cloudy image."""
         return str(self.paths[index]["S2_cloudy"])
 
-    def roi(self, index: int) -> str:
-        """The region of a sample, "ROIs1970_fall/139"."""
-        season, region, _ = self.paths[index]["S1"].split("/")
-        return f"{season.removesuffix('_s1')}/{region.removeprefix('s1_')}"
-
-    def georeference(self, index: int) -> GeoRef:
-        """Bounds, coordinate system and transform of a sample's target."""
-        return open_images(self.root_dir).georef(self.paths[index]["S2"])
-
     def load(self, index: int, for_batch: bool = False, radar: bool = True) -> Sample:
         """Read a sample, see `PatchDataset.load`."""
-        paths, rescale = self.paths[index], self._reader.rescale
-        clear, bounds = self._reader.optical(paths["S2"], target=True)
-        cloudy, _ = self._reader.optical(paths["S2_cloudy"])
+        paths = self.paths[index]
+        clear, bounds = self._read_optical(paths["S2"], target=True)
+        cloudy, _ = self._read_optical(paths["S2_cloudy"])
         coverage = float(self._coverages([paths["S2_cloudy"]], [cloudy])[0])
         full_paths = {member: os.path.join(self.root_dir, path) for member, path in paths.items()}
         with_radar = radar or not for_batch
         return {
             "input": {
-                "S1": rescale(paths["S1"], self._reader.radar(paths["S1"]), for_batch) if with_radar else [],
-                "S2": rescale(paths["S2_cloudy"], cloudy, for_batch),
+                "S1": self._rescale(paths["S1"], self._read_radar(paths["S1"]), for_batch) if with_radar else [],
+                "S2": self._rescale(paths["S2_cloudy"], cloudy, for_batch),
                 "masks": self._masks([paths["S2_cloudy"]], [cloudy])[0],
                 "coverage": coverage,
                 "S1 path": full_paths["S1"],
@@ -105,7 +95,7 @@ class SEN12MSCR(PatchDataset):
                 "coord": list(bounds),
             },
             "target": {
-                "S2": rescale(paths["S2"], clear, for_batch),
+                "S2": self._rescale(paths["S2"], clear, for_batch),
                 "S2 path": full_paths["S2"],
                 "coord": list(bounds),
             },

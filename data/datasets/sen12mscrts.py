@@ -16,8 +16,7 @@ from data.datasets.base import DatasetOptions, PatchDataset, check_choice
 from data.datasets.custom_samples import CustomSample, read_custom_list
 from data.datasets.date_selection import RULES, Selection, choose_dates
 from data.datasets.file_index import LAYOUT, index_series
-from data.raster.geotiff import Bounds, GeoRef, acquisition_date, days_since_origin
-from data.raster.image_store import open_images
+from data.raster.geotiff import Bounds, acquisition_date, days_since_origin
 from data.raster.patch_mosaic import merge_patches
 from data.splits import SERIES, rois
 
@@ -98,16 +97,6 @@ class SEN12MSCRTS(PatchDataset):
             return self.custom_samples[index]["target"]["S2"][0][0]
         return str(self.paths[index]["S2"][0])
 
-    def roi(self, index: int) -> str:
-        """The region of a sample, "ROIs1868/73"."""
-        return "/".join(self.first_path(index).split("/")[:2])
-
-    def georeference(self, index: int) -> GeoRef:
-        """Bounds, coordinate system and transform of a sample's target, also of a mosaic."""
-        if self.custom_samples is not None:
-            return merge_patches(self.root_dir, self.custom_samples[index]["target"]["S2"][0], N_S2)[1]
-        return open_images(self.root_dir).georef(self.first_path(index))
-
     def select(self, index: int) -> Selection:
         """The dates of sample `index` in this epoch."""
         return self._choose(index, self._coverages(self.paths[index]["S2"]))
@@ -153,11 +142,11 @@ class SEN12MSCRTS(PatchDataset):
         radar: bool = True,
     ) -> Part:
         s1_paths, s2_paths = ([self.paths[index][sensor][date] for date in dates] for sensor in ("S1", "S2"))
-        optical = [self._reader.optical(path, target) for path in s2_paths]
+        optical = [self._read_optical(path, target) for path in s2_paths]
         masks = [] if target and for_batch else self._masks(s2_paths, [raw for raw, _ in optical])
         return self._part(
             {"S1": [[path] for path in s1_paths], "S2": [[path] for path in s2_paths]},
-            [self._reader.radar(path) for path in s1_paths if radar],
+            [self._read_radar(path) for path in s1_paths if radar],
             optical,
             masks,
             [float(coverage[date]) for date in dates],
@@ -196,7 +185,7 @@ class SEN12MSCRTS(PatchDataset):
     ) -> Part:
         """Inputs or target with the published keys; `groups` lists the patches of each date, several in a mosaic."""
         s1_paths, s2_paths = ([group[0] for group in groups[sensor]] for sensor in ("S1", "S2"))
-        rescale = self._reader.rescale
+        rescale = self._rescale
         return {
             # strict=False: a batch may need no radar
             "S1": [rescale(path, image, for_batch) for path, image in zip(s1_paths, radar, strict=False)],

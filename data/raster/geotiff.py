@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -37,12 +37,7 @@ class GeoRef:
     transform: Any
 
 
-def read_bands(
-    path: str | Path,
-    expected_bands: int | None = None,
-    expected_size: Size | None = None,
-    indexes: Sequence[int] | None = None,
-) -> np.ndarray:
+def read_bands(path: str | Path, expected_bands: int | None = None, expected_size: Size | None = None) -> np.ndarray:
     """Read the pixels of a GeoTIFF as stored; the file is closed again.
 
     Args:
@@ -50,7 +45,6 @@ def read_bands(
         expected_bands: 13 (optical, uint16) or 2 (radar, float32, or float64 which is read as float32): number of
             bands in the file; the type is checked with it. None accepts any.
         expected_size: size of the image; None accepts any.
-        indexes: positions of the bands to read, from 0; None reads all.
 
     Returns:
         Array (C, H, W).
@@ -59,7 +53,7 @@ def read_bands(
         DataError: if the file is missing or truncated, or has another number of bands, size or type.
     """
     with _open_in_memory(path, expected_bands, expected_size) as source:
-        return _read_pixels(path, source, indexes, expected_bands)
+        return _read_pixels(path, source, expected_bands)
 
 
 def read_with_georef(
@@ -67,7 +61,7 @@ def read_with_georef(
 ) -> tuple[np.ndarray, GeoRef]:
     """`read_bands` and `read_georef` with a single opening of the file."""
     with _open_in_memory(path, expected_bands, expected_size) as source:
-        return _read_pixels(path, source, None, expected_bands), _georef(path, source)
+        return _read_pixels(path, source, expected_bands), _georef(path, source)
 
 
 def read_with_bounds(
@@ -75,7 +69,7 @@ def read_with_bounds(
 ) -> tuple[np.ndarray, Bounds]:
     """`read_bands` with the bounds; skipping the CRS halves the time of opening."""
     with _open_in_memory(path, expected_bands, expected_size, GTIFF_SRS_SOURCE="GEOKEYS") as source:
-        return _read_pixels(path, source, None, expected_bands), _georef(path, source).bounds
+        return _read_pixels(path, source, expected_bands), _georef(path, source).bounds
 
 
 def read_georef(path: str | Path) -> GeoRef:
@@ -91,12 +85,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
 
 
 def write_geotiff(
-    path: str | Path,
-    array: np.ndarray,
-    crs: Any,
-    transform: Any,
-    band_names: Sequence[str] | None = None,
-    compress: str | None = "deflate",
+    path: str | Path, array: np.ndarray, crs: Any, transform: Any, compress: str | None = "deflate"
 ) -> None:
     """Write an array (C, H, W) as a GeoTIFF, atomically.
 
@@ -105,15 +94,14 @@ def write_geotiff(
         array: any type that GeoTIFF supports.
         crs: a CRS object, an "EPSG:…" string, or None.
         transform: affine transform from pixels to the CRS.
-        band_names: one description for each band.
         compress: a GeoTIFF compression, or None.
 
     Raises:
-        ValueError: if the array is not (C, H, W) or the number of names is not C.
+        ValueError: if the array is not (C, H, W).
         DataError: if the file cannot be written.
     """
-    if array.ndim != 3 or (band_names is not None and len(band_names) != len(array)):
-        raise ValueError(f"expected an array (C, H, W) and C names, got {array.shape} and {band_names}")
+    if array.ndim != 3:
+        raise ValueError(f"expected an array (C, H, W), got {array.shape}")
     bands, height, width = array.shape
     profile: dict[str, Any] = {"driver": "GTiff", "count": bands, "height": height, "width": width}
     profile |= {"dtype": array.dtype.name, "crs": crs, "transform": transform}
@@ -124,8 +112,6 @@ def write_geotiff(
         try:
             with rasterio.open(temporary, "w", **profile) as target:
                 target.write(array)
-                if band_names is not None:
-                    target.descriptions = tuple(band_names)
         except RasterioError as error:
             raise DataError(f"cannot write {path}: {error}; check the disk's free space") from error
 
@@ -220,10 +206,9 @@ def _unreadable(path: str | Path, reason: str) -> DataError:
     return DataError(f"not a readable GeoTIFF: {path} ({reason}); fetch it again")
 
 
-def _read_pixels(path: str | Path, source: Any, indexes: Sequence[int] | None, bands: int | None) -> np.ndarray:
-    positions = None if indexes is None else [index + 1 for index in indexes]
+def _read_pixels(path: str | Path, source: Any, bands: int | None) -> np.ndarray:
     try:
-        pixels: np.ndarray = source.read(positions, out_dtype="float32" if bands == N_S1 else None)
+        pixels: np.ndarray = source.read(out_dtype="float32" if bands == N_S1 else None)
     except RasterioIOError as error:
         raise DataError(f"truncated or damaged image: {path} ({error}); fetch it again") from error
     return pixels

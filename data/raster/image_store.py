@@ -40,10 +40,6 @@ class ImageFolder:
         except OSError as error:
             raise DataError(f"cannot list the folder {self._path(folder)}: {error.strerror or error}") from error
 
-    def has_folder(self, folder: str) -> bool:
-        """Whether the folder exists."""
-        return os.path.isdir(self._path(folder))
-
     def read(self, path: str, bands: int, size: Size | None = None) -> tuple[np.ndarray, Bounds]:
         """Pixels (C, H, W) as returned by `data.raster.geotiff.read_bands`, and bounds."""
         return read_with_bounds(self._path(path), bands, size)

@@ -213,20 +213,18 @@ class PackedImages:
     def names(self, folder: str) -> list[str]:
         """See `ImageFolder.names`."""
         parts = parse_folder(self.dataset, folder)
-        roi = None if parts is None else self.roi(parts[0])
-        if parts is None or roi is None or parts[1] not in roi.stacks:
+        roi = self.roi(folder if parts is None else parts[0])
+        if roi is None or parts is None:
+            return [] if roi is None else list(roi.stacks)
+        _, stack, date = parts
+        if stack not in roi.stacks:
             return []
-        stack, date = parts[1:]
         present = roi.stacks[stack].lengths > 0
         if date is None:
             return [str(number) for number in np.flatnonzero(present.any(axis=0))]
         if date >= present.shape[1]:
             return []
         return [name.decode() for name in roi.names(stack)[present[:, date], date]]
-
-    def has_folder(self, folder: str) -> bool:
-        """See `ImageFolder.has_folder`."""
-        return self.roi(folder) is not None or bool(self.names(folder))
 
     def read(self, path: str, bands: int, size: Size | None = None) -> tuple[np.ndarray, Bounds]:
         """See `ImageFolder.read`."""

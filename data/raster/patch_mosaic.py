@@ -86,11 +86,11 @@ def plan_mosaic(images: Images, paths: Sequence[str]) -> PatchMosaic:
         raise DataError(f"{first}: its rows are not parallel to the coordinate axes; it makes no scene")
     corners = []
     for path in paths:
-        other = images.georef(path)
-        if not _same_grid(other, georef):
+        current = images.georef(path)
+        if not _same_grid(current, georef):
             raise DataError(f"{path} has another coordinate system or pixel size than {first}; they make no scene")
-        column = (other.transform.c - georef.transform.c) / step_x
-        row = (other.transform.f - georef.transform.f) / step_y
+        column = (current.transform.c - georef.transform.c) / step_x
+        row = (current.transform.f - georef.transform.f) / step_y
         if max(abs(column - round(column)), abs(row - round(row))) > _OFF_GRID:
             raise DataError(f"{path} lies {column:.2f}, {row:.2f} pixels from {first}, which is off its grid")
         corners.append((patch_number(path), round(row), round(column)))

@@ -89,7 +89,7 @@ def open_region(folder: str, numbers: Sequence[int] = (), dates: Sequence[date] 
     path = Path(os.path.abspath(folder))
     root, roi = str(path.parent.parent), f"{path.parent.name}/{path.name}"
     images = open_images(root)
-    if not images.has_folder(roi):
+    if not images.names(roi):
         raise DataError(f"no such region: {folder}; expected the folder above S1 and S2 of {LAYOUT}")
     patches, skipped = index_series(root, [roi], skip_bad=True)
     if not patches:

@@ -322,7 +322,7 @@ def test_nan_is_counted_reported_once_and_becomes_zero(copy):
     with pytest.warns(UserWarning, match=r"patch_9.tif: 64 of 2048 values are NaN and become 0") as caught:
         item = series[0]
     assert len([entry for entry in caught if "NaN" in str(entry.message)]) == 1
-    assert series._reader.nan_values == 2 * 2 * SIZE
+    assert series.nan_values == 2 * 2 * SIZE
     assert np.all(item["input"]["S1"][0][0, :2] == 0)
     assert np.allclose(item["input"]["S1"][0][0, 2:], 0.6)
 

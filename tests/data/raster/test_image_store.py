@@ -27,9 +27,9 @@ def images(request, tree, tmp_path_factory):
 
 def test_a_root_is_opened_by_its_content(images):
     assert isinstance(images, ImageFolder | PackedImages)
-    assert images.has_folder(ROI)
-    assert images.has_folder(f"{ROI}/S1/29")
-    assert not images.has_folder("ROIs1868/99")
+    assert sorted(images.names(ROI)) == ["S1", "S2"]
+    assert len(images.names(f"{ROI}/S1/29")) == 2
+    assert images.names("ROIs1868/99") == []
     names = {series_path(ROI, "S2", 3, patch).rpartition("/")[2] for patch in (9, 10)}
     assert set(images.names(f"{ROI}/S2/3")) == names
 

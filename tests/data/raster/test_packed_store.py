@@ -95,7 +95,6 @@ def test_samples_of_series_are_those_of_the_folder(tree, pack, options):
     assert packed.paths == folder.paths
     for index in range(len(folder)):
         assert_same(without_root(packed[index], pack), without_root(folder[index], tree))
-        assert packed.georeference(index) == folder.georeference(index)
         assert packed.roi(index) == folder.roi(index)
 
 
@@ -109,7 +108,6 @@ def test_samples_of_triplets_are_those_of_the_folder(mono):
     assert len(packed) == 2
     for index in range(2):
         assert_same(without_root(packed[index], packed_root), without_root(folder[index], root))
-        assert packed.georeference(index) == folder.georeference(index)
 
 
 def test_batches_are_those_of_the_folder_also_in_workers(tree, pack):
