@@ -1,4 +1,4 @@
-"""Base classes of the frozen containers of tensors."""
+"""The base class of frozen containers of tensors."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -7,7 +7,6 @@ from typing import TypeVar
 from torch import Tensor
 
 Self = TypeVar("Self", bound="TensorFields")
-SelfPrediction = TypeVar("SelfPrediction", bound="PixelPrediction")
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,17 +21,12 @@ class TensorFields:
         """The same container with `fn` applied to every tensor, such as `Tensor.detach` or `Tensor.cpu`."""
         return replace(self, **{name: fn(tensor) for name, tensor in self.fields().items()})
 
-
-@dataclass(frozen=True, eq=False)
-class PixelPrediction(TensorFields):
-    """A prediction per pixel and band: tensors (B, 1, C, H, W); (B, C, H, W) is accepted too."""
-
-    def item(self: SelfPrediction, i: int) -> SelfPrediction:
-        """One image of the batch; the batch dimension stays, with size 1."""
-        batch = next(iter(self.fields().values())).shape[0]
-        if not -batch <= i < batch:
-            raise IndexError(f"image {i} of a batch of {batch}")
-        start = i % batch
+    def item(self: Self, i: int) -> Self:
+        """One entry of the first dimension, such as an image of a batch; the dimension stays, with size 1."""
+        size = len(next(iter(self.fields().values())))
+        if not -size <= i < size:
+            raise IndexError(f"item {i} of a batch of {size}")
+        start = i % size
         return self.map(lambda tensor: tensor[start : start + 1])
 
 

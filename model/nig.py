@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from model.containers import PixelPrediction, check_target
+from model.containers import TensorFields, check_target
 from model.student_t import student_t_nll, student_t_quantile, student_t_scores
 
 
 @dataclass(frozen=True, eq=False)
-class NIG(PixelPrediction):
+class NIG(TensorFields):
     """A Normal-Inverse-Gamma distribution: four tensors (B, 1, C, H, W).
 
     | field | meaning | range | unit | Ma et al. 2021 | Amini et al. 2020 |

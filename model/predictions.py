@@ -1,10 +1,13 @@
-"""What a network predicts per pixel and band: a mean, a normal or a Normal-Inverse-Gamma distribution."""
+"""What a network predicts per pixel and band: a mean, a normal or a Normal-Inverse-Gamma distribution.
+
+Fields are (B, 1, C, H, W); (B, C, H, W) is accepted too.
+"""
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from model.containers import PixelPrediction, check_target
+from model.containers import TensorFields, check_target
 from model.nig import NIG
 from model.student_t import normal_nll, normal_quantile, normal_scores
 
@@ -12,8 +15,8 @@ __all__ = ["NIG", "Gaussian", "Mean", "Prediction"]
 
 
 @dataclass(frozen=True, eq=False)
-class Mean(PixelPrediction):
-    """A prediction without uncertainty: `mean` (B, 1, C, H, W)."""
+class Mean(TensorFields):
+    """A prediction without uncertainty."""
 
     mean: Tensor
     aleatoric = epistemic = total = None  # the head has no variance
@@ -37,8 +40,8 @@ class Mean(PixelPrediction):
 
 
 @dataclass(frozen=True, eq=False)
-class Gaussian(PixelPrediction):
-    """A normal distribution: `mean` (B, 1, C, H, W), `variance` alike or, one for all bands, (B, 1, 1, H, W)."""
+class Gaussian(TensorFields):
+    """A normal distribution; the variance may be one for all bands, (B, 1, 1, H, W)."""
 
     mean: Tensor
     variance: Tensor

@@ -13,7 +13,6 @@ from common.run_folder import RunFolder
 from config.experts import ExpertRun, common_held_out, read_experts
 from config.resolve import resolve_config
 from config.schema import Config
-from data.datasets.base import EmptySplitError
 from data.holdout import FitSplit, build_fit_split, held_out_rois
 from data.loaders import Loaders, PatchLoader, build_loader, build_loaders, rois_of
 from evaluation.calibration import CalibrationMeter, calibration_figures
@@ -71,13 +70,17 @@ def train_fusion(config: Config, train_expert: Callable[[Config], None]) -> None
     ):
         model, result, rows = fit_fusion(model, split, loaders, config, compute, log)
         write_acceptance(result, folder)
-        state = final_state(model, config, rows)
+        model.requires_grad_(False).eval()
+        optimizer = build_optimizer(model, config.lr)
+        trainlog = {str(row.epoch): {"train_loss": row.train_loss, "val_loss": row.val_loss} for row in rows}
+        scheduler = build_scheduler(optimizer, config.gamma)
+        state = TrainState(model, optimizer, scheduler, epoch=EPOCH, trainlog=trainlog)
         evaluation = Evaluation(config, folder, build_loss(config), compute, log)
         if loaders.val is not None:
             metrics = evaluation.run(model, loaders.val, "val", EPOCH).metrics
             state.best_loss = metrics["loss"]
             folder.write_metrics(f"val_epoch_{EPOCH}", metrics)
-        write_json(folder.path / "trainlog.json", state.trainlog)
+        write_json(folder.path / "trainlog.json", trainlog)
         for path in (folder.checkpoint(EPOCH), folder.best):
             save_state(path, state, config, {"guard": result.to_json()})
         if loaders.test is None:
@@ -277,14 +280,6 @@ def write_acceptance(result: AcceptanceResult, folder: RunFolder) -> None:
     print(f"\n{result.markdown()}\n")
 
 
-def final_state(model: FusionReconstructor, config: Config, rows: Sequence[GateEpoch]) -> TrainState:
-    """The content of the fusion's checkpoint."""
-    model.requires_grad_(False).eval()
-    optimizer = build_optimizer(model, config.lr)
-    log = {str(row.epoch): {"train_loss": row.train_loss, "val_loss": row.val_loss} for row in rows}
-    return TrainState(model, optimizer, build_scheduler(optimizer, config.gamma), epoch=EPOCH, trainlog=log)
-
-
 @torch.no_grad()
 def plot_gates(model: FusionReconstructor, config: Config, folder: RunFolder, compute: Compute) -> None:
     """Plot the weights of the rule and the errors of two experts for the first test regions, as `plot_gate_N.png`.
@@ -299,10 +294,7 @@ def plot_gates(model: FusionReconstructor, config: Config, folder: RunFolder, co
     names = [entry["name"] for entry in config.expert_configs]
     if len(names) != 2:
         return
-    try:
-        rois = rois_of(config, "test", "all")
-    except EmptySplitError:
-        return
+    rois = rois_of(config, "test", "all")
     chosen = {rois.index(roi) for roi in list(dict.fromkeys(rois))[:MAX_GATE_PLOTS]}
     number = 0
     for cpu_batch in build_loader(config, "test", lambda index, _: index in chosen, "all"):

@@ -9,14 +9,6 @@ from model.losses.gaussian import gaussian_nll
 from model.predictions import NIG, Prediction
 
 
-def expert_term(prediction: Prediction, target: Tensor, weight_reg: float, evidence_reg: str) -> Tensor:
-    """Negative log-likelihood of an expert, plus the penalty if it predicts evidence; both in its scaled units."""
-    if isinstance(prediction, NIG):
-        return nig_loss(prediction, target, weight_reg, evidence_reg)
-    assert prediction.total is not None
-    return gaussian_nll(prediction.mean, target, prediction.total)
-
-
 def fusion_loss(
     fused: NIG,
     experts: Sequence[Prediction],
@@ -27,7 +19,9 @@ def fusion_loss(
     weight_reg: float = WEIGHT_REG,
     evidence_reg: str = "prior",
 ) -> Tensor:
-    """Weighted sum of the experts' terms and the fused term.
+    """Negative log-likelihood of the fused prediction, plus weighted ones of the experts.
+
+    Terms of NIG predictions have the penalty on the evidence.
 
     Args:
         fused: the fused prediction, scaled by `scale_by`.
@@ -47,6 +41,13 @@ def fusion_loss(
     """
     total = nig_loss(fused, target, weight_reg, evidence_reg)
     for prediction, scale, weight in zip(experts, scales, weights, strict=True):
-        if weight:
-            total = total + weight * expert_term(prediction, target * (scale / scale_by), weight_reg, evidence_reg)
+        if not weight:
+            continue
+        expert_target = target * (scale / scale_by)
+        if isinstance(prediction, NIG):
+            term = nig_loss(prediction, expert_target, weight_reg, evidence_reg)
+        else:
+            assert prediction.total is not None
+            term = gaussian_nll(prediction.mean, expert_target, prediction.total)
+        total = total + weight * term
     return total

@@ -122,7 +122,7 @@ def test_fields_map_and_item(kind):
     last = p.item(-1)
     assert torch.equal(last.mean, p.mean[1:])
     assert torch.equal(p.item(0).mean, p.mean[:1])
-    with pytest.raises(IndexError, match="image 2 of a batch of 2"):
+    with pytest.raises(IndexError, match="item 2 of a batch of 2"):
         p.item(2)
 
 
