@@ -35,14 +35,7 @@ class RoiResult:
 
 
 def update_roi(root: Path, out: Path, dataset: str, roi: str) -> RoiResult:
-    """Pack a region unless it is packed already.
-
-    Args:
-        root: the folder of GeoTIFFs.
-        out: the pack's folder.
-        dataset: `data.splits.SERIES` or `data.splits.MONO`.
-        roi: "ROIs1868/73", of SEN12MS-CR "ROIs1970_fall/139".
-    """
+    """Pack a region below `root` into the pack in `out`, unless it is packed already; for `dataset` see `list_roi`."""
     images, target = ImageFolder(str(root)), roi_path(out, roi)
     try:
         manifest = list_roi(images, dataset, roi)
@@ -53,7 +46,7 @@ def update_roi(root: Path, out: Path, dataset: str, roi: str) -> RoiResult:
             pack_roi(images, manifest, out, dataset, roi)
     except DataError as error:
         return RoiResult(problems=(str(error),))
-    sizes = [images.file_bytes(path) for paths in manifest.values() for path in paths.values()]
+    sizes = [images.file_bytes(path) for _, path in _stack_paths(manifest)]
     return RoiResult(len(sizes), sum(sizes), target.stat().st_size)
 
 
@@ -102,6 +95,10 @@ def list_roi(images: ImageFolder, dataset: str, roi: str) -> Manifest:
     return manifest
 
 
+def _stack_paths(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    return ((stack, path) for stack, paths in manifest.items() for path in paths.values())
+
+
 def is_packed(images: ImageFolder, manifest: Manifest, target: Path) -> bool:
     """Whether a region's file holds these images, by their names and sizes."""
     if not target.is_file():
@@ -111,22 +108,12 @@ def is_packed(images: ImageFolder, manifest: Manifest, target: Path) -> bool:
         packed_sizes = {(slot[0], name): roi.file_bytes(slot) for slot, name in roi.slots()}
     except DataError:  # damaged: it is written again
         return False
-    return packed_sizes == {
-        (stack, path.rpartition("/")[2]): images.file_bytes(path)
-        for stack, paths in manifest.items()
-        for path in paths.values()
-    }
+    sizes = {(stack, path.rpartition("/")[2]): images.file_bytes(path) for stack, path in _stack_paths(manifest)}
+    return packed_sizes == sizes
 
 
 def pack_roi(images: ImageFolder, manifest: Manifest, out: str | Path, dataset: str, roi: str) -> None:
-    """Pack a region; its file appears only after it has been compared with every GeoTIFF.
-
-    Args:
-        images: the folder of GeoTIFFs.
-        manifest: what to pack, from `list_roi`.
-        out: the pack's folder.
-        dataset: `data.splits.SERIES` or `data.splits.MONO`.
-        roi: the region.
+    """Pack the images of a manifest; the file appears only after it has been compared with every GeoTIFF.
 
     Raises:
         DataError: if an image cannot be read, differs in size or type from the first of its group, or is not the same
@@ -149,26 +136,25 @@ def pack_roi(images: ImageFolder, manifest: Manifest, out: str | Path, dataset: 
 def differences(images: ImageFolder, manifest: Manifest, packed: RoiFile) -> Iterator[str]:
     """Differences between a region's file and the GeoTIFFs: names, pixels (bitwise), type, georeference, file size."""
     slots = {(slot[0], name): slot for slot, name in packed.slots()}
-    for stack, paths in manifest.items():
-        for path in paths.values():
-            slot = slots.pop((stack, path.rpartition("/")[2]), None)
-            if slot is None:
-                yield f"{path} is not in {packed.path}"
-                continue
-            pixels, georef = images.read_native(path)
-            try:
-                stored = packed.pixels(slot)
-            except DataError as error:
-                yield str(error)
-                continue
-            if stored.dtype != pixels.dtype or stored.shape != pixels.shape or stored.tobytes() != pixels.tobytes():
-                yield f"{path}: other pixels in {packed.path}"
-            elif packed.georef(slot) != georef:
-                yield f"{path}: another georeference in {packed.path}"
-            elif packed.file_bytes(slot) != images.file_bytes(path):
-                yield f"{path}: its file size differs from that packed into {packed.path}"
-            elif not packed.is_intact(slot):
-                yield f"{path}: its checksum in {packed.path} does not match its pixels"
+    for stack, path in _stack_paths(manifest):
+        slot = slots.pop((stack, path.rpartition("/")[2]), None)
+        if slot is None:
+            yield f"{path} is not in {packed.path}"
+            continue
+        pixels, georef = images.read_native(path)
+        try:
+            stored = packed.pixels(slot)
+        except DataError as error:
+            yield str(error)
+            continue
+        if stored.dtype != pixels.dtype or stored.shape != pixels.shape or stored.tobytes() != pixels.tobytes():
+            yield f"{path}: other pixels in {packed.path}"
+        elif packed.georef(slot) != georef:
+            yield f"{path}: another georeference in {packed.path}"
+        elif packed.file_bytes(slot) != images.file_bytes(path):
+            yield f"{path}: its file size differs from that packed into {packed.path}"
+        elif not packed.is_intact(slot):
+            yield f"{path}: its checksum in {packed.path} does not match its pixels"
     for _, name in slots:
         yield f"{name} is in {packed.path} and not in {images.root}"
 

@@ -79,9 +79,13 @@ class RoiFile:
         self._last_names: tuple[str, np.ndarray] | None = None
         with self._open_hdf5() as file:
             self.stacks = {name: _read_index(file[name]) for name in sorted(_GROUPS & set(file))}
-            self._bounds, self._transforms = file["bounds"][:], file["transform"][:]
-            self._crs = [text.decode() for text in file["crs"][:]]
-        self._georefs: dict[int, GeoRef] = {}
+            crs = {text: CRS.from_wkt(text.decode()) if text else None for text in set(file["crs"][:])}
+            self._georefs = [
+                GeoRef(tuple(bounds), crs[text], Affine(*transform))
+                for bounds, text, transform in zip(
+                    file["bounds"][:].tolist(), file["crs"][:], file["transform"][:].tolist(), strict=True
+                )
+            ]
 
     def names(self, stack: str) -> np.ndarray:
         """The file names of a group, bytes (P, D); those of the last call are cached."""
@@ -126,19 +130,9 @@ class RoiFile:
         """Whether the checksum of an image's pixels is the stored one."""
         return checksum(self.pixels(slot)) == int(self.stacks[slot[0]].checksums[slot[1:]])
 
-    def bounds(self, slot: Slot) -> Bounds:
-        """Left, bottom, right, top of an image."""
-        left, bottom, right, top = self._bounds[int(self.stacks[slot[0]].places[slot[1:]])].tolist()
-        return left, bottom, right, top
-
     def georef(self, slot: Slot) -> GeoRef:
         """Bounds, coordinate system and transform of an image."""
-        place = int(self.stacks[slot[0]].places[slot[1:]])
-        if place not in self._georefs:
-            crs = CRS.from_wkt(self._crs[place]) if self._crs[place] else None
-            transform = Affine(*(float(number) for number in self._transforms[place]))
-            self._georefs[place] = GeoRef(self.bounds(slot), crs, transform)
-        return self._georefs[place]
+        return self._georefs[int(self.stacks[slot[0]].places[slot[1:]])]
 
     def file_bytes(self, slot: Slot) -> int:
         """Size of the GeoTIFF that an image was packed from."""
@@ -230,7 +224,7 @@ class PackedImages:
         """See `ImageFolder.read`."""
         roi, slot = self._require(path, bands, size)
         pixels = roi.pixels(slot)
-        return (pixels.astype(np.float32, copy=False) if bands == N_S1 else pixels), roi.bounds(slot)
+        return (pixels.astype(np.float32, copy=False) if bands == N_S1 else pixels), roi.georef(slot).bounds
 
     def read_native(self, path: str, size: Size | None = None) -> tuple[np.ndarray, GeoRef]:
         """See `ImageFolder.read_native`."""
