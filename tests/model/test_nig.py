@@ -13,8 +13,8 @@ from model.student_t import log_gamma_ratio, log_gamma_ratio_slope, student_t_qu
 DOUBLE = torch.float64
 
 
-def belief(delta, gamma, alpha, beta, dtype=DOUBLE):
-    """A belief about one pixel and band, or about as many as the arrays hold."""
+def nig_of(delta, gamma, alpha, beta, dtype=DOUBLE):
+    """A NIG distribution of one pixel and band, or of as many as the arrays hold."""
     shaped = [torch.as_tensor(v, dtype=dtype).reshape(1, 1, 1, 1, -1) for v in (delta, gamma, alpha, beta)]
     return NIG(*torch.broadcast_tensors(*shaped))
 
@@ -23,9 +23,9 @@ def value(number, dtype=DOUBLE):
     return torch.as_tensor(number, dtype=dtype).reshape(1, 1, 1, 1, -1)
 
 
-def random_belief(n=500, seed=0, dtype=DOUBLE):
+def random_nig(n=500, seed=0, dtype=DOUBLE):
     rng = np.random.default_rng(seed)
-    return belief(
+    return nig_of(
         rng.uniform(0, 1, n), np.exp(rng.uniform(-3, 3, n)), 1.05 + rng.exponential(8, n), rng.gamma(2, 0.02, n), dtype
     )
 
@@ -46,7 +46,7 @@ VALUES = [
 
 @pytest.mark.parametrize(("parameters", "target", "expected"), VALUES)
 def test_nll_has_the_stored_values_and_is_the_student_t(parameters, target, expected):
-    b = belief(*parameters)
+    b = nig_of(*parameters)
     got = b.nll(value(target)).item()
     assert got == pytest.approx(expected, abs=1e-12)  # stored with 12 decimals
     assert got == pytest.approx(-student_t(b).logpdf(target).item(), rel=1e-12)
@@ -61,7 +61,7 @@ def test_nll_of_the_reference(golden, name):
 
 
 def test_the_four_gradients_follow_the_formulas():
-    b = random_belief().map(lambda t: t.clone().requires_grad_())
+    b = random_nig().map(lambda t: t.clone().requires_grad_())
     y = value(np.random.default_rng(1).uniform(0, 1, 500))
     b.nll(y).sum().backward()
     d, g, a, be = (t.detach() for t in b.fields().values())
@@ -79,7 +79,7 @@ def test_the_four_gradients_follow_the_formulas():
 
 
 def test_gradcheck():
-    b = random_belief(12).map(lambda t: t.clone().requires_grad_())
+    b = random_nig(12).map(lambda t: t.clone().requires_grad_())
     y = value(np.linspace(0, 1, 12))
     assert torch.autograd.gradcheck(lambda *f: NIG(*f).nll(y), tuple(b.fields().values()))
     x = torch.linspace(0.6, 40, 9, dtype=DOUBLE, requires_grad=True)
@@ -87,8 +87,8 @@ def test_gradcheck():
     assert torch.autograd.gradgradcheck(log_gamma_ratio, (x,))
 
 
-def test_no_datum_tells_gamma_from_beta():
-    b, y = random_belief(), value(np.random.default_rng(2).uniform(0, 1, 500))
+def test_no_datum_distinguishes_gamma_from_beta():
+    b, y = random_nig(), value(np.random.default_rng(2).uniform(0, 1, 500))
     kept = b.beta * (1 + b.gamma) / b.gamma
 
     def along(gamma):
@@ -99,7 +99,7 @@ def test_no_datum_tells_gamma_from_beta():
     (slope,) = torch.autograd.grad(moved.nll(y).sum(), gamma)
     assert slope.abs().max() < 1e-12  # zero but for rounding: the terms that cancel are of order 1..100
     torch.testing.assert_close(along(b.gamma * 7).nll(y), b.nll(y), rtol=1e-12, atol=1e-12)
-    assert (along(b.gamma * 7).epistemic < b.epistemic).all()  # while the two parts trade places
+    assert (along(b.gamma * 7).epistemic < b.epistemic).all()  # while the total is divided in another way
     torch.testing.assert_close(along(b.gamma * 7).total, b.total)
 
 
@@ -117,7 +117,7 @@ def test_float32_agrees_with_float64_over_the_heads_range():
     n = 20000
     v, g, a = np.exp(rng.uniform(-14, 8, n)), np.exp(rng.uniform(-3, 3, n)), 1.05 + rng.uniform(0, 100, n)
     e = rng.uniform(-10, 10, n)
-    single = belief(np.zeros(n), g, a, v * g * (a - 1) / (1 + g), torch.float32).map(
+    single = nig_of(np.zeros(n), g, a, v * g * (a - 1) / (1 + g), torch.float32).map(
         lambda t: t.clone().requires_grad_()
     )
     double = single.map(lambda t: t.detach().double().requires_grad_())
@@ -147,11 +147,11 @@ def test_log_gamma_ratio():
 
 
 def test_moments():
-    b = belief(0.3, 3.0, 3.0, 0.015)
+    b = nig_of(0.3, 3.0, 3.0, 0.015)
     assert b.aleatoric.item() == pytest.approx(0.0075)
     assert b.epistemic.item() == pytest.approx(0.0025)
     assert b.total.item() == pytest.approx(0.01)
-    many = random_belief()
+    many = random_nig()
     torch.testing.assert_close(many.aleatoric + many.epistemic, many.total)
     open_to_scipy = many.map(lambda t: t[..., many.alpha.flatten() > 1.2])
     np.testing.assert_allclose(open_to_scipy.total.numpy(), student_t(open_to_scipy).var(), rtol=1e-10)
@@ -160,7 +160,7 @@ def test_moments():
 def test_moments_to_a_belief_and_back():
     b = nig_from_moments(value(0.3), value(0.01), 0.25, 3.0)
     assert [t.item() for t in b.fields().values()] == pytest.approx([0.3, 3.0, 3.0, 0.015])
-    many = random_belief()
+    many = random_nig()
     share = many.epistemic / many.total
     again = nig_from_moments(many.delta, many.total, share, many.alpha)
     for name, tensor in many.fields().items():
@@ -169,7 +169,7 @@ def test_moments_to_a_belief_and_back():
 
 @pytest.mark.parametrize("factor", [0.1, 10.0])
 def test_scaling_adds_the_logarithm_of_the_factor(factor):
-    b, y = random_belief(), value(np.random.default_rng(4).uniform(0, 1, 500))
+    b, y = random_nig(), value(np.random.default_rng(4).uniform(0, 1, 500))
     scaled = scale(b, factor)
     torch.testing.assert_close(scaled.nll(y * factor), b.nll(y) + math.log(factor), rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(scaled.total, b.total * factor**2)
@@ -178,7 +178,7 @@ def test_scaling_adds_the_logarithm_of_the_factor(factor):
 
 
 def test_sum_of_two_beliefs():
-    fused = sum_beliefs(belief(0.3, 0.7, 1.8, 0.4), belief(1.0, 2.0, 2.5, 1.0))
+    fused = sum_beliefs(nig_of(0.3, 0.7, 1.8, 0.4), nig_of(1.0, 2.0, 2.5, 1.0))
     assert [t.item() for t in fused.fields().values()] == pytest.approx([0.8185185185, 2.7, 4.8, 1.527037037], abs=1e-9)
 
 
@@ -194,12 +194,12 @@ def test_sums_of_the_reference(golden):
 
 
 def test_sum_is_commutative_associative_and_convex():
-    a, b, c = (random_belief(seed=s) for s in (5, 6, 7))
+    a, b, c = (random_nig(seed=s) for s in (5, 6, 7))
     forward, backward = sum_beliefs(a, b), sum_beliefs(b, a)
     left, right = sum_beliefs(forward, c), sum_beliefs(a, sum_beliefs(b, c))
-    for one, other in ((forward, backward), (left, right)):
-        for name, tensor in one.fields().items():
-            torch.testing.assert_close(tensor, other.fields()[name], rtol=1e-12, atol=1e-14)
+    for nig, expected in ((forward, backward), (left, right)):
+        for name, tensor in nig.fields().items():
+            torch.testing.assert_close(tensor, expected.fields()[name], rtol=1e-12, atol=1e-14)
     low, high = torch.minimum(a.delta, b.delta), torch.maximum(a.delta, b.delta)
     assert ((forward.delta >= low) & (forward.delta <= high)).all()
 
@@ -209,7 +209,7 @@ def test_sum_is_the_pooling_of_two_samples():
     first, second = rng.normal(0.2, 0.1, 11), rng.normal(0.5, 0.3, 7)
 
     def of_sample(x):
-        return belief(x.mean(), len(x), (len(x) - 1) / 2, ((x - x.mean()) ** 2).sum() / 2)
+        return nig_of(x.mean(), len(x), (len(x) - 1) / 2, ((x - x.mean()) ** 2).sum() / 2)
 
     fused, pooled = (
         sum_beliefs(of_sample(first), of_sample(second)),
@@ -221,7 +221,7 @@ def test_sum_is_the_pooling_of_two_samples():
 
 @pytest.mark.parametrize(("alpha", "gamma"), [(1.5, 0.5), (3.0, 1.0), (20.0, 8.0)])
 def test_sum_of_identical_beliefs_shrinks_the_variance(alpha, gamma):
-    b = belief(0.3, gamma, alpha, 0.02)
+    b = nig_of(0.3, gamma, alpha, 0.02)
     shrink = (sum_beliefs(b, b).total / b.total).item()
     assert shrink == pytest.approx((2 * alpha - 2) / (2 * alpha - 0.5) * (2 * gamma + 1) / (2 * gamma + 2), rel=1e-12)
     if (alpha, gamma) == (1.5, 0.5):
@@ -230,12 +230,12 @@ def test_sum_of_identical_beliefs_shrinks_the_variance(alpha, gamma):
 
 def test_sum_refuses_other_shapes():
     with pytest.raises(ValueError, match=r"fields of the same shape, got \(1, 1, 1, 1, 2\) and \(1, 1, 1, 1, 1\)"):
-        sum_beliefs(belief([0.1, 0.2], 1, 2, 1), belief(0.1, 1, 2, 1))
+        sum_beliefs(nig_of([0.1, 0.2], 1, 2, 1), nig_of(0.1, 1, 2, 1))
 
 
 @pytest.mark.parametrize("level", [0.01, 0.5, 0.9, 0.95, 0.999])
 def test_interval_has_the_exact_quantiles(level):
-    b = random_belief(3000)
+    b = random_nig(3000)
     b = NIG(b.delta, b.gamma, torch.cat([b.alpha[..., :1500], b.alpha[..., 1500:] ** 4 + 1.001], -1), b.beta)
     exact = student_t(b).interval(level)
     for got, expected in zip(b.interval(level), exact, strict=True):
@@ -255,7 +255,7 @@ def test_quantile_at_the_ends_of_its_table():
 @pytest.mark.parametrize("level", [0.0, 1.0, 90, -0.5])
 def test_interval_refuses_a_level_outside_0_and_1(level):
     with pytest.raises(ValueError, match="level between 0 and 1"):
-        belief(0.1, 1, 2, 1).interval(level)
+        nig_of(0.1, 1, 2, 1).interval(level)
 
 
 def test_interval_covers_what_it_says():
@@ -268,7 +268,7 @@ def test_interval_covers_what_it_says():
 
 def test_crps_is_that_of_the_student_t():
     scoringrules = pytest.importorskip("scoringrules", reason="the oracle for CRPS is not installed")
-    b = random_belief(5000)
+    b = random_nig(5000)
     rng = np.random.default_rng(10)
     y = b.delta + torch.from_numpy(rng.standard_t(2.5, b.delta.shape) * 0.2)
     exact = scoringrules.crps_t(y.numpy(), 2 * b.alpha.numpy(), b.delta.numpy(), b.width.numpy())

@@ -18,12 +18,12 @@ from model.layers.conv import build_block
 from model.registry import PADDING_MODES
 
 LAYOUTS = pytest.mark.parametrize(
-    "order", [torch.contiguous_format, torch.channels_last], ids=["as-it-comes", "channels-last"]
+    "order", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"]
 )
 
 
-def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
-    return ((found - exact).norm() / exact.norm()).item()
+def relative(rounded: torch.Tensor, exact: torch.Tensor) -> float:
+    return ((rounded - exact).norm() / exact.norm()).item()
 
 
 @LAYOUTS
@@ -45,13 +45,13 @@ def test_a_block_in_bf16(norm, padding_mode, order):
         out.backward(ahead.to(out.dtype))
         named = {name: parameter.grad.clone() for name, parameter in block.named_parameters()}
         runs.append({"out": out.detach().float(), "x": x.grad.clone(), **named})
-    exact, found = runs
-    assert relative(found["out"], exact["out"]) < 0.012  # 0.008 measured: a dozen roundings, and norms that enlarge
-    assert relative(found["x"], exact["x"]) < 0.016  # 0.011 measured
+    exact, rounded = runs
+    assert relative(rounded["out"], exact["out"]) < 0.012  # 0.008 measured: a dozen roundings, and norms that enlarge
+    assert relative(rounded["x"], exact["x"]) < 0.016  # 0.011 measured
     largest = max(gradient.norm() for gradient in exact.values())
     for name, gradient in exact.items():
-        # 0.046 measured; a gradient whose sum cancels (a bias before a norm) has no size of its own to compare with
-        assert relative(found[name], gradient) < 0.06 or (found[name] - gradient).norm() < 1e-3 * largest, name
+        # 0.046 measured; a gradient whose sum cancels (a bias before a norm) has no scale to compare with
+        assert relative(rounded[name], gradient) < 0.06 or (rounded[name] - gradient).norm() < 1e-3 * largest, name
 
 
 @LAYOUTS
@@ -91,9 +91,9 @@ def test_a_short_training_in_bf16_ends_where_float32_ends():
             optimizer.step()
             values.append(loss.item())
         ends.append((values[0], sum(values[-4:]) / 4))
-    (start, exact), (_, found) = ends
-    assert exact < start - 50  # it has learnt: from 124 to 28 nats per pixel
-    assert abs(found - exact) < 0.02 * (start - exact)  # 0.0002 measured
+    (start, exact), (_, rounded) = ends
+    assert exact < start - 50  # it has learned: from 124 to 28 nats per pixel
+    assert abs(rounded - exact) < 0.02 * (start - exact)  # 0.0002 measured
 
 
 def _small():
@@ -115,7 +115,7 @@ def _sample(seed: int):
     return x, dates, 10 * clear[:, None]
 
 
-def test_the_benchmark_tells_a_difference_from_noise():
+def test_the_benchmark_distinguishes_a_difference_from_noise():
     # three seeds, differences 0.1, 0.2, 0.3: mean 0.2, standard error 0.1 / sqrt(3), Student's t at two degrees 4.30
     figures = {("fp32", seed): dict.fromkeys(FIGURES, 1.0 * seed) for seed in (1, 2, 3)}
     figures |= {("bf16", seed): dict.fromkeys(FIGURES, 1.1 * seed) for seed in (1, 2, 3)}
@@ -127,6 +127,6 @@ def test_the_benchmark_tells_a_difference_from_noise():
     assert not compare(figures, (1, 2, 3))["RMSE"]["within noise"]
 
 
-def test_the_benchmark_wants_several_seeds():
+def test_the_benchmark_needs_several_seeds():
     with pytest.raises(UsageError, match="--seeds: expected 2 to 10 different seeds to see noise, got 1"):
         precision.main(["--root", "R", "--out", "O", "--seeds", "3", "3"])

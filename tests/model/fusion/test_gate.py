@@ -112,16 +112,14 @@ def log_linear_gate(images, recalibrated=True) -> FusionNet:
     return net
 
 
-def test_experts_that_know_their_variance_are_weighed_by_it():
+def test_experts_with_correct_variances_are_weighted_by_them():
     net = log_linear_gate(pictures(n=8, size=32))
-    assert (
-        net.gate.slope > 1
-    )  # their errors correlate: the optimal weight of the better one is above that of inverse variance
+    assert net.gate.slope > 1  # errors correlate: the better expert deserves more weight than inverse variance gives
     fresh = pictures(n=4, size=32, seed=9)
     assert rmse(net, fresh, "gated") <= 1.01 * min(rmse(net, fresh, "ivw"), rmse(net, fresh, "convex"))
 
 
-def test_variances_that_say_nothing_are_not_followed():
+def test_variances_without_information_are_not_followed():
     """Predicted variances are noise, not recalibrated: the slope moves from 1 to 0, weights are near constant."""
     images = pictures(n=6, size=16, bad=0.03, good=0.03)
     images.x[:, 1::2] = 0.03 * torch.exp(

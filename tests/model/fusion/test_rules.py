@@ -40,10 +40,10 @@ def test_correlated_weights_are_those_of_least_variance():
     rng = np.random.default_rng(0)
     for _ in range(20):
         v, rho = rng.uniform(0.01, 0.1, 2), rng.uniform(-0.5, 0.95)
-        found = rules.correlated_weights(pixel_row(v), torch.tensor([rho], dtype=DOUBLE))[0].item()
+        weight = rules.correlated_weights(pixel_row(v), torch.tensor([rho], dtype=DOUBLE))[0].item()
         grid = np.linspace(0, 1, 100001)
         variance = grid**2 * v[0] + (1 - grid) ** 2 * v[1] + 2 * grid * (1 - grid) * rho * np.sqrt(v[0] * v[1])
-        assert found == pytest.approx(grid[variance.argmin()], abs=1e-5)  # the grid's step
+        assert weight == pytest.approx(grid[variance.argmin()], abs=1e-5)  # the grid's step
 
 
 def test_inverse_variance_weights():
@@ -59,9 +59,9 @@ def test_convex_weights_of_two_have_the_closed_form():
     for shift, scale in ((0.3, 0.5), (0.05, 2.0), (0.8, 0.1)):
         d1, d2 = y + rng.normal(0, 0.3, 500) + shift, y + rng.normal(0, scale, 500)
         errors = np.stack([d1 - y, d2 - y])
-        found = rules.convex_weights((errors @ errors.T)[None])[:, 0]
+        weights = rules.convex_weights((errors @ errors.T)[None])[:, 0]
         expected = np.clip(-((d2 - y) * (d1 - d2)).sum() / ((d1 - d2) ** 2).sum(), 0, 1)
-        assert found == pytest.approx([expected, 1 - expected], abs=1e-7)
+        assert weights == pytest.approx([expected, 1 - expected], abs=1e-7)
 
 
 def test_convex_weights_of_four_are_the_minimum_on_the_simplex():
@@ -69,14 +69,14 @@ def test_convex_weights_of_four_are_the_minimum_on_the_simplex():
     for _ in range(5):
         errors = rng.normal(size=(4, 200)) * rng.uniform(0.5, 2, (4, 1)) + rng.normal(size=200) * 0.7
         gram = errors @ errors.T
-        found = rules.convex_weights(gram[None])[:, 0]
+        weights = rules.convex_weights(gram[None])[:, 0]
         free = minimize(
             lambda w, g=gram: w @ g @ w, np.full(4, 0.25), bounds=[(0, 1)] * 4,
             constraints={"type": "eq", "fun": lambda w: w.sum() - 1}, options={"ftol": 1e-14},
         )  # fmt: skip
-        assert found.sum() == pytest.approx(1, abs=1e-12)
-        assert (found >= 0).all()
-        assert found @ gram @ found <= free.fun * (1 + 1e-7)
+        assert weights.sum() == pytest.approx(1, abs=1e-12)
+        assert (weights >= 0).all()
+        assert weights @ gram @ weights <= free.fun * (1 + 1e-7)
 
 
 def test_convex_weights_of_copies_are_shared():
@@ -86,7 +86,7 @@ def test_convex_weights_of_copies_are_shared():
 
 
 def test_a_useless_expert_gets_no_convex_weight():
-    gram = np.array([[[1.0, 1.2], [1.2, 9.0]]])  # what the errors share exceeds the better one's own square
+    gram = np.array([[[1.0, 1.2], [1.2, 9.0]]])  # the sum of products exceeds the sum of squares of the better one
     assert rules.convex_weights(gram)[:, 0] == pytest.approx([1, 0], abs=1e-8)
 
 

@@ -33,7 +33,7 @@ def with_gradients(loss, mean, target, variance):
     return value.item(), mean.grad, variance.grad
 
 
-def beliefs(seed=0, requires_grad=False):
+def predictions_and_target(seed=0, requires_grad=False):
     rng = np.random.default_rng(seed)
     draws = rng.uniform(0, 1, SHAPE), np.exp(rng.uniform(-2, 2, SHAPE)), rng.uniform(1.1, 20, SHAPE)
     tensors = [torch.from_numpy(a) for a in (*draws, rng.uniform(0.001, 0.1, SHAPE))]
@@ -68,9 +68,9 @@ def test_mgnll_is_the_mean_of_single_items(stored, mode):  # known issue 1
     assert multivariate_gaussian_nll(*arguments).item() == pytest.approx(np.mean(singles), rel=1e-6)
     published = multivariate_gaussian_nll(*arguments, legacy=True).item()
     assert published != pytest.approx(np.mean(singles), rel=1e-2)
-    # the batch of one has no bug: there both agree
-    one = [t[:1] for t in arguments]
-    assert multivariate_gaussian_nll(*one).item() == multivariate_gaussian_nll(*one, legacy=True).item()
+    # a batch of one has no bug: both agree
+    single = [t[:1] for t in arguments]
+    assert multivariate_gaussian_nll(*single).item() == multivariate_gaussian_nll(*single, legacy=True).item()
 
 
 def test_mgnll_is_best_at_the_true_variance_whatever_the_batch():  # known issue 1
@@ -93,7 +93,7 @@ def test_mgnll_sums_gnll_over_bands(stored):
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes the largest tensor that any operation gives."""
+    """Records the size of the largest tensor that any operation returns."""
 
     elements = 0
 
@@ -117,7 +117,7 @@ def test_tiny_variances_keep_their_gradient(stored):  # known issue 16
     theirs, _, expected = with_gradients(lambda *a: F.gaussian_nll_loss(*a, full=True, eps=1e-8), mean, target, small)
     assert value == pytest.approx(theirs, rel=1e-6)
     torch.testing.assert_close(gradient, expected)
-    assert (gradient < 0).float().mean() > 0.99  # the variance is asked to grow; a clamp would give zero
+    assert (gradient < 0).float().mean() > 0.99  # the gradient increases the variance; that of a clamp would be zero
 
 
 @pytest.mark.parametrize("loss", [gaussian_nll, multivariate_gaussian_nll])
@@ -140,18 +140,18 @@ def test_gradcheck_of_gaussian_losses():
 
 
 def test_nig_loss_is_likelihood_plus_prior():
-    p, y = beliefs()
+    p, y = predictions_and_target()
     prior = p.gamma.log().square().mean() + 0.25 * ((p.alpha - 1) / 2).log().square().mean()
     expected = p.nll(y).mean() + 0.05 * prior
     torch.testing.assert_close(nig_loss(p, y), expected)
     torch.testing.assert_close(nig_loss(p, y, weight_reg=0.0), p.nll(y).mean())
     torch.testing.assert_close(nig_loss(p, y, evidence_reg="none"), p.nll(y).mean())
-    at_home = NIG(p.delta, torch.ones_like(y), torch.full_like(y, 3.0), p.beta)
-    torch.testing.assert_close(nig_loss(at_home, y), at_home.nll(y).mean())
+    at_prior = NIG(p.delta, torch.ones_like(y), torch.full_like(y, 3.0), p.beta)
+    torch.testing.assert_close(nig_loss(at_prior, y), at_prior.nll(y).mean())
 
 
 def test_other_evidence_regularisers():
-    p, y = beliefs()
+    p, y = predictions_and_target()
     error, evidence = (p.delta - y).abs(), 2 * p.gamma + p.alpha
     amini = nig_loss(p, y, weight_reg=1.0, evidence_reg="amini") - p.nll(y).mean()
     torch.testing.assert_close(amini, (error * evidence).mean())
@@ -161,9 +161,9 @@ def test_other_evidence_regularisers():
 
 @pytest.mark.parametrize("evidence_reg", list(PENALTIES))
 def test_a_change_of_unit_adds_a_constant_to_the_nig_loss(evidence_reg):
-    p, y = beliefs()
+    p, y = predictions_and_target()
     change = nig_loss(scale(p, 10.0), 10 * y, evidence_reg=evidence_reg) - nig_loss(p, y, evidence_reg=evidence_reg)
-    if evidence_reg == "amini":  # the literature's penalty is in the unit of the error
+    if evidence_reg == "amini":  # this penalty is in the unit of the error
         assert change.item() > math.log(10) + 0.01
     else:
         assert change.item() == pytest.approx(math.log(10), rel=1e-10)
@@ -171,7 +171,7 @@ def test_a_change_of_unit_adds_a_constant_to_the_nig_loss(evidence_reg):
 
 @pytest.mark.parametrize("evidence_reg", list(PENALTIES))
 def test_gradcheck_of_the_nig_loss(evidence_reg):
-    p, y = beliefs()
+    p, y = predictions_and_target()
     small = p.map(lambda t: t[:1, :, :3, :2, :2].clone().requires_grad_())
     y = y[:1, :, :3, :2, :2]
     assert torch.autograd.gradcheck(
@@ -180,7 +180,7 @@ def test_gradcheck_of_the_nig_loss(evidence_reg):
 
 
 def test_the_prior_decides_gamma():
-    p, y = beliefs(requires_grad=True)
+    p, y = predictions_and_target(requires_grad=True)
     along = NIG(p.delta, p.gamma, p.alpha, p.total * (p.alpha - 1) * p.gamma / (1 + p.gamma))
     (free,) = torch.autograd.grad(nig_loss(along, y, evidence_reg="none"), p.gamma, retain_graph=True)
     (held,) = torch.autograd.grad(nig_loss(along, y), p.gamma)
@@ -190,7 +190,7 @@ def test_the_prior_decides_gamma():
 
 @pytest.mark.parametrize("name", ["l1", "l2", "GNLL", "MGNLL", "gnll", "mgnll"])
 def test_losses_by_name_on_their_heads(name):
-    p, y = beliefs()
+    p, y = predictions_and_target()
     gaussian = Gaussian(p.delta, p.total)
     loss = get_loss(name)
     expected = {
@@ -202,31 +202,31 @@ def test_losses_by_name_on_their_heads(name):
     if name in ("l1", "l2"):
         torch.testing.assert_close(loss(Mean(p.delta), y), expected)
     torch.testing.assert_close(loss(gaussian, y), expected)
-    torch.testing.assert_close(loss(p, y), expected)  # on a belief: delta and the total variance
+    torch.testing.assert_close(loss(p, y), expected)  # on a NIG prediction: delta and the total variance
 
 
 def test_mgnll_with_one_variance_for_each_band_alone_works():  # known issue 9: covmode uni with MGNLL crashed
-    p, y = beliefs()
+    p, y = predictions_and_target()
     assert torch.isfinite(get_loss("MGNLL")(Gaussian(p.delta, p.total), y))
-    one = Gaussian(p.delta, p.total[:, :, :1])
-    assert torch.isfinite(get_loss("GNLL")(one, y))  # and GNLL with iso
+    iso = Gaussian(p.delta, p.total[:, :, :1])
+    assert torch.isfinite(get_loss("GNLL")(iso, y))  # and GNLL with iso
 
 
 def test_legacy_reaches_the_loss():
-    p, y = beliefs()
+    p, y = predictions_and_target()
     gaussian = Gaussian(p.delta, p.total)
     published = multivariate_gaussian_nll(p.delta, y, p.total, legacy=True)
     torch.testing.assert_close(get_loss("MGNLL", legacy=True)(gaussian, y), published)
 
 
 def test_options_reach_the_nig_loss():
-    p, y = beliefs()
+    p, y = predictions_and_target()
     loss = get_loss("NIG", weight_reg=0.3, evidence_reg="amini")
     torch.testing.assert_close(loss(p, y), nig_loss(p, y, 0.3, "amini"))
 
 
-def test_what_cannot_work_says_so():
-    p, y = beliefs()
+def test_invalid_losses_are_errors():
+    p, y = predictions_and_target()
     with pytest.raises(UsageError, match="unknown loss 'mse'; choose --loss l1, l2, GNLL, MGNLL, NIG"):
         get_loss("mse")
     with pytest.raises(UsageError, match="unknown evidence regulariser 'kl'; choose --evidence_reg prior, amini"):
