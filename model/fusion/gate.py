@@ -218,10 +218,11 @@ class GateEpoch:
     val_loss: float
 
 
+@dataclass(frozen=True)
 class GateTrainer:
     """Trains the convolutions of a gate on windows of the fit split.
 
-    Args:
+    Attributes:
         gate: changed in place, starting from its log-linear term.
         windows: predictions of the experts.
         recalibrate: maps predicted variances to recalibrated ones, both (K, n, C, h, w).
@@ -230,17 +231,12 @@ class GateTrainer:
         device: where to compute.
     """
 
-    def __init__(
-        self,
-        gate: Gate,
-        windows: Samples,
-        recalibrate: Callable[[Tensor], Tensor],
-        loss: Callable[[Tensor, Tensor, Tensor], Tensor],
-        settings: FitSettings,
-        device: torch.device,
-    ) -> None:
-        self.gate, self.windows, self.recalibrate, self.loss = gate, windows, recalibrate, loss
-        self.settings, self.device = settings, device
+    gate: Gate
+    windows: Samples
+    recalibrate: Callable[[Tensor], Tensor]
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor]
+    settings: FitSettings
+    device: torch.device
 
     def fit(self, rois: list[str]) -> list[GateEpoch]:
         """Train for the number of epochs that generalises best to other regions.
