@@ -103,6 +103,7 @@ def test_the_tree_of_the_architecture_is_that_of_the_repository():
         folders[depth:] = [name]
         path = "".join(folders)
         assert (ROOT / path).exists(), f"docs/architecture.md: no {path}"
+        assert path not in entries, f"docs/architecture.md lists {path} twice"
         entries.add(path)
     rooms = {
         path.parent
