@@ -1,1 +1,1 @@
-"""Fusion of the beliefs of several trained networks: see docs/fusion.md."""
+"""Fusion of the predictions of several trained networks: see docs/fusion.md."""
