@@ -1,7 +1,6 @@
 """Samples with the published keys, and the batches that networks take."""
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypedDict
@@ -13,10 +12,8 @@ from torch.utils.data import get_worker_info
 
 from common.errors import DataError
 from data.constants import N_S1, N_S2
+from data.layout import parse_path
 from data.raster.rescaling import RawImage
-
-_SERIES_PATH = re.compile(r"(ROIs\d+)/(\d+)/S[12]/\d+/[^/]*_patch_(\d+)\.tif")
-_MONO_PATH = re.compile(r"(ROIs\d+_[a-z]+)_s[12](?:_cloudy)?/s[12](?:_cloudy)?_(\d+)/[^/]*_p(\d+)\.tif")
 
 Part = TypedDict(
     "Part",
@@ -199,15 +196,6 @@ def sample_info(sample: Sample, index: int) -> SampleInfo:
         target_path=_relative(target_path),
         bounds=tuple(float(edge) for edge in coord),
     )
-
-
-def parse_path(path: str) -> tuple[str, str, str]:
-    """ROI, patch number and relative path of a file of either data set."""
-    posix = path.replace("\\", "/")
-    match = _SERIES_PATH.search(posix) or _MONO_PATH.search(posix)
-    if match is None:
-        return "", "", path
-    return f"{match[1]}/{match[2]}", match[3], match[0]
 
 
 def _relative(joined: str) -> str:

@@ -15,7 +15,8 @@ from pathlib import Path
 from common.cli import run_command
 from common.errors import DataError, UsageError
 from common.files import check_disk_space, write_json
-from util.download.archives import REGIONS, SEASONS, SENSORS, SPLITS, TABLE, Archive, choose_archives, read_table
+from data.constants import REGIONS, SPLITS
+from util.download.archives import SEASONS, TABLE, Archive, choose_archives, read_table
 from util.download.extract import extract
 from util.download.fetch import check_url, fetch, remote_size
 
@@ -30,12 +31,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m util.download_data", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", metavar="DIR", help="folder for SEN12MSCRTS and SEN12MSCR")
     parser.add_argument("--dataset", choices=("SEN12MSCRTS", "SEN12MSCR", "both"), default="both")
-    parser.add_argument("--region", choices=("all", *REGIONS), default="all", help="of SEN12MSCRTS (all)")
+    parser.add_argument("--region", choices=REGIONS, default="all", help="of SEN12MSCRTS (all)")
     parser.add_argument(
         "--split", choices=SPLITS, default="all", help="of SEN12MSCRTS (all); train and val share their archives"
     )
     parser.add_argument("--season", choices=("all", *SEASONS), default="all", help="of SEN12MSCR (all)")
-    parser.add_argument("--sensor", choices=(*SENSORS, "all"), default="all", help="S1 radar, S2 optical (all)")
+    parser.add_argument("--sensor", choices=("S1", "S2", "all"), default="all", help="S1 radar, S2 optical (all)")
     parser.add_argument("--list", action="store_true", help="list the selected archives and their sizes, then exit")
     parser.add_argument("--keep-archives", action="store_true", help="keep the .tar.gz files after extraction")
     parser.add_argument("--url-base", metavar="URL", help="fetch URL/FILE_NAME instead, for a mirror or a test server")

@@ -31,6 +31,7 @@ from pathlib import Path
 from common.cli import run_command
 from common.errors import DataError
 from data.constants import DETECTORS, REGIONS, SPLITS
+from data.layout import EXAMPLES
 from data.splits import SERIES, rois
 
 LAYOUTS = ("scenes", "patches")
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from tqdm import tqdm  # deferred: keeps --help fast
 
     from data.clouds.mask_store import open_mask_store  # deferred: keeps --help fast
-    from data.datasets.file_index import LAYOUT, index_series  # deferred: keeps --help fast
+    from data.datasets.file_index import index_series  # deferred: keeps --help fast
     from data.datasets.hdf5_export import is_written, write_links, write_region  # deferred: keeps --help fast
     from data.raster.image_store import open_images  # deferred: keeps --help fast
 
@@ -84,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             write_region(target, args.layout, images, roi, patches, store)
         exported.append((roi, target))
     if not exported:
-        raise DataError(f"no patch of {SERIES}, split {args.split!r}, in {args.root}; expected {LAYOUT}")
+        raise DataError(f"no patch of {SERIES}, split {args.split!r}, in {args.root}; expected {EXAMPLES[SERIES]}")
     write_links(args.out / f"{args.split}.hdf5", exported)
     print(f"{len(exported)} regions of split {args.split} in {args.out / args.split}.hdf5, layout {args.layout}")
     return 0

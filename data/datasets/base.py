@@ -14,9 +14,10 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from common.errors import DataError, UsageError
-from data.batch import Sample, Skipped, parse_path
+from data.batch import Sample, Skipped
 from data.clouds.mask_store import MaskStore, open_mask_store
 from data.constants import DATE_ORIGIN, DETECTORS, N_S1, N_S2
+from data.layout import EXAMPLES, parse_path
 from data.raster.geotiff import Bounds
 from data.raster.image_store import open_images
 from data.raster.rescaling import RESCALE_METHODS, RawImage, optical_to_unit, sar_to_unit
@@ -67,7 +68,6 @@ class PatchDataset(Dataset[Any], ABC):
     """
 
     name: ClassVar[str]
-    layout: ClassVar[str]
     root_holds: ClassVar[str]
     sample_types: ClassVar[tuple[str, ...]]
 
@@ -135,9 +135,10 @@ class PatchDataset(Dataset[Any], ABC):
         if self.paths:
             return
         skipped = f" ({n_bad} incomplete or misplaced ones were skipped)" if n_bad else ""
+        expected = EXAMPLES[self.name].replace("ROOT", self.root_dir.rstrip("/"), 1)
         raise EmptySplitError(
             f"no patch of {self.name}, split {self.split!r}, region {self.region!r} in {self.root_dir} "
-            f"({self.options.flag}){skipped}; expected {self.layout.replace('ROOT', self.root_dir.rstrip('/'), 1)}"
+            f"({self.options.flag}){skipped}; expected {expected}"
         )
 
     def _open_store(self, path: str | Path | None, optical_paths: Iterable[str]) -> None:

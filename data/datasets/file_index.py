@@ -2,19 +2,17 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from common.errors import DataError
 from data.batch import Skipped
 from data.constants import N_DATES
 from data.datasets.index_cache import folder_stamps, load_index, save_index
+from data.layout import EXAMPLES, SENSORS, SERIES_NAME, list_images, patch_number, series_folder
 from data.raster.image_store import ImageFolder, open_images
+from data.splits import SERIES
 
-SENSORS = ("S1", "S2")
-LAYOUT = "ROOT/ROIs1868/73/S2/14/s2_ROIs1868_73_ImgNo_14_2018-06-21_patch_171.tif, and the same under S1"
-_NAME = re.compile(r"(s[12])_(ROIs\d+)_(\d+)_ImgNo_(\d+)_(\d{4}-\d{2}-\d{2})_patch_(\d+)\.tif")
-_ENDING = re.compile(r"\d{4}-\d{2}-\d{2}_patch_(\d+)\.tif")
 _N_FILES = len(SENSORS) * N_DATES  # of a patch: 30 dates of S1, then 30 of S2
 
 SeriesPaths = dict[str, list[str]]
@@ -70,17 +68,17 @@ def get_pairedS1(
     """
     paired = []
     for patch in patch_list:
-        match = _NAME.fullmatch(PurePosixPath(patch).name)
+        match = SERIES_NAME.fullmatch(PurePosixPath(patch).name)
         if match is None:
-            raise DataError(f"{patch} is no file of SEN12MS-CR-TS; expected a path such as {LAYOUT}")
+            raise DataError(f"{patch} is no file of {SERIES}; expected a path such as {EXAMPLES[SERIES]}")
         sensor, season, region, date, _, number = match.groups()
-        folder = f"{season}/{region}/{(mod or sensor).upper()}/{date if time is None else time}"
-        twins = [name for name, digits in _list_date(root_dir, folder) if digits and int(digits) == int(number)]
-        if not twins:
-            raise DataError(
-                f"no twin of {patch}: expected {_pattern(root_dir, folder, number)}; is the download complete?"
-            )
-        paired.append(f"{folder}/{twins[0]}")
+        folder, prefix = series_folder(f"{season}/{region}", (mod or sensor).upper(), date if time is None else time)
+        names = (name for name in open_images(root_dir).names(folder) if name.startswith(prefix))
+        twin = next((name for name in names if patch_number(name) == int(number)), None)
+        if twin is None:
+            expected = f"{os.path.join(root_dir, folder)}/{prefix}DATE_patch_{number}.tif"
+            raise DataError(f"no twin of {patch}: expected {expected}; is the download complete?")
+        paired.append(f"{folder}/{twin}")
     return paired
 
 
@@ -110,43 +108,19 @@ def _index(
     return patches, skipped
 
 
-def _prefix(folder: str) -> str:
-    """The prefix of all file names in a date's folder: s2_ROIs1868_73_ImgNo_14_."""
-    season, region, sensor, date = folder.split("/")
-    return f"{sensor.lower()}_{season}_{region}_ImgNo_{date}_"
-
-
-def _pattern(root: str | Path, folder: str, number: int | str) -> str:
-    """The expected path of a patch, for messages."""
-    return f"{os.path.join(root, folder)}/{_prefix(folder)}DATE_patch_{number}.tif"
-
-
-def _list_date(root: str | Path, folder: str) -> Iterator[tuple[str, str]]:
-    """Names and patch numbers of the images in a date's folder; an empty number marks a misplaced file."""
-    prefix = _prefix(folder)
-    for name in open_images(root).names(folder):
-        match = _ENDING.fullmatch(name, len(prefix)) if name.startswith(prefix) else None
-        if match is not None:
-            yield name, match[1]
-        elif _NAME.fullmatch(name):
-            yield name, ""
-
-
 def _pair_by_number(root: str | Path, roi: str) -> tuple[list[SeriesPaths], list[Skipped]]:
     patches: dict[int, list[str]] = {}
     bad: list[Skipped] = []
     duplicates: set[int] = set()
-    for slot in range(_N_FILES):
-        folder = f"{roi}/{SENSORS[slot // N_DATES]}/{slot % N_DATES}"
-        for name, digits in _list_date(root, folder):
-            path = f"{folder}/{name}"
-            if not digits:
+    names = open_images(root).names
+    for offset, sensor in zip((0, N_DATES), SENSORS, strict=True):
+        for date, number, path in list_images(names, SERIES, roi, sensor):
+            if number is None:
                 bad.append(Skipped(path, f"{path} is misplaced: by its name it belongs to another folder"))
                 continue
-            number = int(digits)
             if number not in patches:
                 patches[number] = [""] * _N_FILES
-            files = patches[number]
+            files, slot = patches[number], offset + date
             if files[slot]:
                 duplicates.add(number)
                 bad.append(Skipped(path, f"two files for one date of one patch: {files[slot]} and {path}; remove one"))
@@ -168,7 +142,8 @@ def _series(files: list[str]) -> SeriesPaths:
 def _incomplete(root: str | Path, roi: str, number: int, files: Sequence[str]) -> Skipped:
     missing = [slot for slot, path in enumerate(files) if not path]
     sensor, date = SENSORS[missing[0] // N_DATES], missing[0] % N_DATES
-    expected = _pattern(root, f"{roi}/{sensor}/{date}", number)
+    folder, prefix = series_folder(roi, sensor, date)
+    expected = f"{os.path.join(root, folder)}/{prefix}DATE_patch_{number}.tif"
     count = f"{len(missing)} images are" if len(missing) > 1 else "one image is"
     present = next(path for path in files if path)
     return Skipped(present, f"patch {number} of {roi}: {count} missing, the first {sensor} date {date} ({expected})")

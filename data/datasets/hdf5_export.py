@@ -13,10 +13,10 @@ from common.errors import DataError
 from common.files import atomic_file
 from data.clouds.mask_store import MaskStore
 from data.constants import N_DATES
-from data.datasets.file_index import SENSORS, SeriesPaths
+from data.datasets.file_index import SeriesPaths
+from data.layout import SENSORS, patch_number
 from data.raster.geotiff import acquisition_date
 from data.raster.image_store import Images
-from data.raster.packed_store import patch_number
 from data.raster.patch_mosaic import PatchMosaic, plan_mosaic
 
 _GZIP = {"compression": "gzip", "compression_opts": 4, "shuffle": True}

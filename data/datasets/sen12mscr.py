@@ -1,7 +1,6 @@
 """SEN12MS-CR: triplets of radar, cloudy and clear image of single dates, for pre-training."""
 
 import os
-import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from common.errors import UsageError
 from data.batch import Sample
 from data.datasets.base import DatasetOptions, PatchDataset
+from data.layout import list_images
 from data.raster.image_store import open_images
 from data.splits import MONO, rois
 
@@ -40,10 +40,6 @@ class SEN12MSCR(PatchDataset):
     """
 
     name = MONO
-    layout = (
-        "ROOT/ROIs1970_fall_s1/s1_139/ROIs1970_fall_s1_139_p839.tif with its twins ROIs1970_fall_s2/s2_139/… and "
-        "ROIs1970_fall_s2_cloudy/s2_cloudy_139/…"
-    )
     root_holds = "ROIs1158_spring_s1, ROIs1158_spring_s2 etc."
     sample_types = ("pretrain",)
 
@@ -113,22 +109,16 @@ def index_triplets(root: str | Path, regions: Sequence[str]) -> tuple[list[dict[
         The paths of each triplet, relative to the root, by region and patch number; and the number of incomplete
         triplets.
     """
+    names = open_images(root).names
     triplets: list[dict[str, str]] = []
     n_incomplete = 0
     for roi in regions:
         patches: dict[int, dict[str, str]] = {}
-        for member, sensor in MEMBERS.items():
-            for number, path in _list_patches(root, roi, sensor):
-                patches.setdefault(number, {})[member] = path
+        for member, stack in MEMBERS.items():
+            for _, number, path in list_images(names, MONO, roi, stack):
+                if number is not None:
+                    patches.setdefault(number, {})[member] = path
         complete = [patches[number] for number in sorted(patches) if len(patches[number]) == len(MEMBERS)]
         triplets.extend(complete)
         n_incomplete += len(patches) - len(complete)
     return triplets, n_incomplete
-
-
-def _list_patches(root: str | Path, roi: str, sensor: str) -> list[tuple[int, str]]:
-    season, region = roi.split("/")
-    folder = f"{season}_{sensor}/{sensor}_{region}"
-    pattern = re.compile(re.escape(f"{season}_{sensor}_{region}_p") + r"(\d+)\.tif")
-    matches = (pattern.fullmatch(name) for name in open_images(root).names(folder))
-    return [(int(match[1]), f"{folder}/{match[0]}") for match in matches if match]

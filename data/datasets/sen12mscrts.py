@@ -15,7 +15,7 @@ from data.constants import N_DATES, N_S1, N_S2
 from data.datasets.base import DatasetOptions, PatchDataset, check_choice
 from data.datasets.custom_samples import CustomSample, read_custom_list
 from data.datasets.date_selection import RULES, Selection, choose_dates
-from data.datasets.file_index import LAYOUT, index_series
+from data.datasets.file_index import index_series
 from data.raster.geotiff import Bounds, acquisition_date, days_since_origin
 from data.raster.patch_mosaic import merge_patches
 from data.splits import SERIES, rois
@@ -50,7 +50,6 @@ class SEN12MSCRTS(PatchDataset):
     """
 
     name = SERIES
-    layout = LAYOUT
     root_holds = "ROIs1158, ROIs1868, ROIs1970 or ROIs2017"
     sample_types = ("cloudy_cloudfree", "generic")
 

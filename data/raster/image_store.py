@@ -1,7 +1,6 @@
 """Images of a data set by path, whether GeoTIFFs in folders or a pack (`util.pack_dataset`)."""
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import lru_cache
@@ -12,12 +11,10 @@ import numpy as np
 import rasterio
 
 from common.errors import DataError
+from data.layout import STACKS, list_images
 from data.raster.geotiff import Bounds, GeoRef, Size, read_georef, read_size, read_with_bounds, read_with_georef
 from data.raster.packed_store import MARK, PackedImages
 from data.splits import MONO, SERIES, rois
-
-_SERIES_IMAGE = re.compile(r"s2_.*_ImgNo_(\d+)_.*_patch_(\d+)\.tif")
-_MONO_IMAGE = re.compile(r".*_p(\d+)\.tif")
 
 
 class ImageFolder:
@@ -117,18 +114,12 @@ def image_series(root: str | Path, dataset: str, split: str, region: str) -> Ite
     """
     images = open_images(root)
     for roi in rois(dataset, split, region):
-        if dataset == MONO:
-            season, number = roi.split("/")
-            folder = f"{season}_s2_cloudy/s2_cloudy_{number}"
-            matches = (_MONO_IMAGE.fullmatch(name) for name in images.names(folder))
-            yield from ((f"{folder}/{name}",) for _, name in sorted((int(m[1]), m[0]) for m in matches if m))
-            continue
-        patches: dict[int, list[tuple[int, str]]] = {}
-        for date in images.names(f"{roi}/S2"):
-            for name in images.names(f"{roi}/S2/{date}"):
-                if match := _SERIES_IMAGE.fullmatch(name):
-                    patches.setdefault(int(match[2]), []).append((int(match[1]), f"{roi}/S2/{date}/{name}"))
-        yield from (tuple(path for _, path in sorted(patches[patch])) for patch in sorted(patches))
+        patches: dict[int, list[str]] = {}
+        for _, number, path in list_images(images.names, dataset, roi, STACKS[dataset][-1]):
+            if number is not None:
+                patches.setdefault(number, []).append(path)
+        for number in sorted(patches):
+            yield from ((path,) for path in patches[number]) if dataset == MONO else (tuple(patches[number]),)
 
 
 @lru_cache(maxsize=16)

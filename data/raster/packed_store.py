@@ -16,7 +16,6 @@ and decodes the chunks itself: one positioned read for each image, without locks
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,17 +31,14 @@ from rasterio.io import MemoryFile
 
 from common.errors import DataError
 from data.constants import N_S1
+from data.layout import STACKS, parse_folder, patch_number
 from data.raster.geotiff import Bounds, GeoRef, Size, check_image
 from data.splits import MONO, SERIES
 
 MARK = "pack.json"
 FORMAT = 1
 BLOSC_FILTER = 32001  # as registered with the HDF Group
-STACKS = {SERIES: ("S1", "S2"), MONO: ("s1", "s2", "s2_cloudy")}
 _GROUPS = {name for names in STACKS.values() for name in names}
-_SERIES_FOLDER = re.compile(r"(ROIs\d+/\d+)/(S[12])(?:/(\d+))?")
-_MONO_FOLDER = re.compile(r"(ROIs\d+_[a-z]+)_(s1|s2|s2_cloudy)/\2_(\d+)")
-_PATCH = re.compile(r"_(?:patch_|p)(\d+)\.tif$")
 _HEADER = 16  # bytes of Blosc's header: its second and fourth number are the sizes of content and frame
 
 Slot = tuple[str, int, int]
@@ -286,22 +282,6 @@ def checksum(image: np.ndarray) -> int:
 def roi_path(root: str | Path, roi: str) -> Path:
     """The file of a region such as "ROIs1868/73"."""
     return Path(root, f"{roi}.h5")
-
-
-def patch_number(name: str) -> int | None:
-    """The patch number in the file name of an image, None for other files."""
-    match = _PATCH.search(name)
-    return None if match is None else int(match[1])
-
-
-def parse_folder(dataset: str, folder: str) -> tuple[str, str, int | None] | None:
-    """Region, group and date of a folder of the data set; the date is None for the parent folder of all dates."""
-    match = (_MONO_FOLDER if dataset == MONO else _SERIES_FOLDER).fullmatch(folder)
-    if match is None:
-        return None
-    if dataset == MONO:
-        return f"{match[1]}/{match[3]}", match[2], 0
-    return match[1], match[2], None if match[3] is None else int(match[3])
 
 
 @lru_cache(maxsize=1)

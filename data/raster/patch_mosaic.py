@@ -13,9 +13,9 @@ from rasterio.transform import array_bounds
 
 from common.errors import DataError
 from data.constants import N_S1, N_S2
+from data.layout import patch_number
 from data.raster.geotiff import GeoRef
 from data.raster.image_store import Images, open_images
-from data.raster.packed_store import patch_number
 
 _OFF_GRID = 0.05  # pixels by which a patch may miss the grid of the first one: rounding of its corner
 

@@ -12,10 +12,12 @@ from rasterio.crs import CRS
 
 from common.errors import DataError, UsageError
 from data.constants import N_DATES, N_S1, N_S2
-from data.datasets.file_index import LAYOUT, index_series
+from data.datasets.file_index import index_series
+from data.layout import EXAMPLES
 from data.raster.geotiff import acquisition_date, days_since_origin
 from data.raster.image_store import open_images
 from data.raster.patch_mosaic import plan_mosaic
+from data.splits import SERIES
 from scenes.inputs.dates import date_labels
 from scenes.inputs.grid import Grid, Window
 from scenes.inputs.series import SceneSeries
@@ -90,11 +92,11 @@ def open_region(folder: str, numbers: Sequence[int] = (), dates: Sequence[date] 
     root, roi = str(path.parent.parent), f"{path.parent.name}/{path.name}"
     images = open_images(root)
     if not images.names(roi):
-        raise DataError(f"no such region: {folder}; expected the folder above S1 and S2 of {LAYOUT}")
+        raise DataError(f"no such region: {folder}; expected the folder above S1 and S2 of {EXAMPLES[SERIES]}")
     patches, skipped = index_series(root, [roi], skip_bad=True)
     if not patches:
         reason = f" ({skipped[0].reason})" if skipped else ""
-        raise DataError(f"no whole patch in {folder}{reason}; expected {LAYOUT}")
+        raise DataError(f"no whole patch in {folder}{reason}; expected {EXAMPLES[SERIES]}")
     mosaic = plan_mosaic(images, [paths["S2"][0] for paths in patches])
     height, width = mosaic.shape
     notes = [f"{len(patches)} patches of {roi} make a scene of {height} x {width} pixels"]

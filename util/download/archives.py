@@ -9,10 +9,7 @@ from common.errors import DataError, UsageError
 
 TABLE = Path(__file__).with_name("archives.json")
 FOLDERS = {"multi": "SEN12MSCRTS", "mono": "SEN12MSCR"}
-REGIONS = ("africa", "america", "asiaEast", "asiaWest", "europa")
 SEASONS = ("spring", "summer", "fall", "winter")
-SENSORS = ("S1", "S2")
-SPLITS = ("train", "val", "test", "all")
 
 
 @dataclass(frozen=True)

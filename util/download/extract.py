@@ -12,14 +12,14 @@ import re
 import shutil
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from common.errors import DataError
 
 BLOCK = 4096  # bytes of a disk block, as assumed by the table of sizes
+_DAMAGE = (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, FileExistsError)
 _ROIS = re.compile(r"ROIs\d{4}(_[a-z0-9_]+)?")
 
 
@@ -61,20 +61,23 @@ def extract(
     staging = root / f".unpacking-{archive.name}"
     shutil.rmtree(staging, ignore_errors=True)  # left by a killed run
     try:
-        with _handle_damage(archive):
+        try:
             files, on_disk = _unpack(archive, staging, largest, progress)
+        except _DAMAGE as error:
+            archive.unlink()
+            raise DataError(f"{archive}: damaged ({error}); it was removed: run again to fetch it again") from error
         if not files:
             raise DataError(f"{archive}: no folder of ROIs in it; expected ROIs1868/... or ROIs1970_fall_s2/...")
-        for place in files:
-            target = root / place
+        for path in files:
+            target = root / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(staging / place, target)
+            os.replace(staging / path, target)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DataError(
-                f"disk full while unpacking {archive}; the archive is kept: make room and run again"
+                f"disk full while extracting {archive}; the archive is kept: make room and run again"
             ) from error
-        raise DataError(f"cannot unpack {archive} to {root}: {error.strerror or error}") from error
+        raise DataError(f"cannot extract {archive} to {root}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return len(files), on_disk
@@ -117,12 +120,3 @@ def _check_member(archive: Path, member: tarfile.TarInfo) -> PurePosixPath | Non
     if not (member.isreg() or member.isdir()):
         raise DataError(f"{archive}: refused, {member.name!r} is a link or a device; nothing was unpacked")
     return place
-
-
-@contextmanager
-def _handle_damage(archive: Path) -> Iterator[None]:
-    try:
-        yield
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, FileExistsError) as error:
-        archive.unlink()
-        raise DataError(f"{archive}: damaged ({error}); it was removed: run again to fetch it again") from error
