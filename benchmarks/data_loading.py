@@ -1,4 +1,4 @@
-"""Samples per second of a `DataLoader`, batch by batch: as published, by plain rasterio, by our loader, and from a pack.
+"""Samples per second of a `DataLoader`, batch by batch: as published, by plain rasterio, our loader, and a pack.
 
     python -m util.make_sample_data OUT --size 256 --rois 3 --patches 4
     python -m benchmarks.data_loading --root OUT/SEN12MSCRTS --out benchmarks/results/data_loading.json

@@ -72,14 +72,9 @@ def run_worker(
     environment: Mapping[str, str] | None = None,
     launcher: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The JSON object that a module of this folder prints last; arguments and errors as of `run_python`.
+    """The JSON object that a module of this folder prints last.
 
-    Args:
-        name: the module.
-        words: its arguments.
-        title: of the process, for the error.
-        environment: variables to set in addition.
-        launcher: options of Python before the module.
+    `words` are its arguments, `launcher` options of Python before it; all else is as in `run_python`.
     """
     output = run_python([*launcher, "-m", f"benchmarks.{name}", *words], title, environment)
     return json.loads(output.splitlines()[-1])

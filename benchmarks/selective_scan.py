@@ -24,22 +24,14 @@ from benchmarks.measure import copy_bandwidth, peak_memory, synchronize
 from common.cli import run_command
 from common.files import write_json
 from model.ops import choose_backend, selective_scan
+from model.ops.scan_inputs import ScanInputs
 
 LOOP, INPUTS = "loop", "inputs"  # the plain loop; no scan at all, for the memory of the inputs
 
 
-def naive_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-) -> tuple[Tensor, Tensor]:
+def naive_scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     """The scan as its formula reads, in arrays (B, D, L, N): the reference of benchmarks and tests."""
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus = inputs
     if delta_bias is not None:
         delta = delta + delta_bias[:, None]
     if delta_softplus:
@@ -177,7 +169,7 @@ def _time_step(name: str, arguments: dict[str, Any], grad_y: Tensor, device: tor
     """Seconds of the forward pass, and of both passes."""
     synchronize(device)
     start = time.perf_counter()
-    y: Any = naive_scan(**arguments)[0] if name == LOOP else selective_scan(**arguments, backend=name)
+    y: Any = naive_scan(ScanInputs(**arguments))[0] if name == LOOP else selective_scan(**arguments, backend=name)
     synchronize(device)
     middle = time.perf_counter()
     y.backward(grad_y)

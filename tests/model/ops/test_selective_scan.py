@@ -96,7 +96,9 @@ def test_half_precision_is_calculated_in_float32():
         name: value.detach().bfloat16() if name in ("u", "delta", "B", "C", "z") else value
         for name, value in arguments.items()
     }
-    exact, _ = naive_scan(**{k: v.float() if isinstance(v, torch.Tensor) else v for k, v in rounded.items()})
+    exact, _ = naive_scan(
+        ScanInputs(**{k: v.float() if isinstance(v, torch.Tensor) else v for k, v in rounded.items()})
+    )
     with torch.autocast("cpu", torch.bfloat16):
         y, last = selective_scan(**rounded, return_last_state=True)
     assert y.dtype == torch.bfloat16
@@ -185,9 +187,8 @@ def test_mamba_ssm_gets_its_own_argument_layout(monkeypatch):
         assert {x.dtype for x in (u, delta, B, C, z)} == {torch.bfloat16}
         assert {x.dtype for x in (A, D, delta_bias)} == {torch.float32}
         assert return_last_state
-        y, last = naive_scan(
-            u.float(), delta.float(), A, B.float(), C.float(), D, z.float(), delta_bias, delta_softplus
-        )
+        wide = [tensor.float() for tensor in (u, delta, A, B, C, D, z, delta_bias)]
+        y, last = naive_scan(ScanInputs(*wide, delta_softplus))
         return y.to(u.dtype), last
 
     package = types.ModuleType("mamba_ssm.ops.selective_scan_interface")
@@ -231,7 +232,7 @@ def test_mamba_ssm_equals_the_plain_loop(length):
     except UsageError as error:
         pytest.skip(str(error))
     y = selective_scan(**arguments, backend="mamba_ssm")
-    torch.testing.assert_close(y, naive_scan(**arguments)[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(y, naive_scan(ScanInputs(**arguments))[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["inputs", "loop", "torch"])

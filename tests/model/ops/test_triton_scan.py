@@ -88,7 +88,7 @@ def test_gradient_of_the_last_state_alone():
     arguments = make_inputs(2, 3, 4, 2, DEVICE)
     tensors = [arguments[name] for name in ("u", "delta", "A", "B")]
     ours = torch.autograd.grad(triton_scan(**arguments)[1].square().sum(), tensors)
-    expected = torch.autograd.grad(naive_scan(**arguments)[1].square().sum(), tensors)
+    expected = torch.autograd.grad(naive_scan(ScanInputs(**arguments))[1].square().sum(), tensors)
     for actual, gradient in zip(ours, expected, strict=True):
         torch.testing.assert_close(actual, gradient, rtol=1e-4, atol=1e-5)
 
