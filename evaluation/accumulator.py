@@ -109,7 +109,7 @@ class Accumulator:
 
 @torch.no_grad()
 def _mean_variances(prediction: Prediction) -> list[dict[str, float]]:
-    """Mean aleatoric and epistemic variance of each image, where the prediction has both."""
+    """Mean aleatoric and epistemic variance of each image, if the prediction has both."""
     if not isinstance(prediction, NIG):
         return [{} for _ in prediction.mean]
     columns = [item_mean(variance).double() for variance in (prediction.aleatoric, prediction.epistemic)]

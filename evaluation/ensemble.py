@@ -152,14 +152,14 @@ def evaluate_ensemble(
         raise UsageError(f"--res_dir {out} would overwrite the exports of a member; choose another folder")
     print(f"ensemble of {len(members.exports)} members, {len(members.ids)} samples: {', '.join(members.names)}")
     if members.missing:
-        print(f"note: {len(members.missing)} predictions are missing; the others of the same sample were averaged")
-    where = choose_device(device)
-    table, metrics, bands, recorder = ComparisonTable(NAME), SplitMetrics(), BandMeter(), SampleRecorder()
-    splits = []
+        print(f"note: {len(members.missing)} predictions are missing; the members that have a sample are averaged")
+    torch_device = choose_device(device)
 
     def tensor(image: Image) -> torch.Tensor:
-        return torch.from_numpy(np.array(image, dtype=np.float32)).to(where)[None, None]  # (1,1,13,H,W)
+        return torch.from_numpy(np.array(image, dtype=np.float32)).to(torch_device)[None, None]  # (1,1,13,H,W)
 
+    split_metrics, table, bands, recorder = SplitMetrics(), ComparisonTable(NAME), BandMeter(), SampleRecorder()
+    member_splits = []
     with ExportWriter(out / "export") as writer:
         for number, sample_id in enumerate(tqdm(members.ids, desc="ensemble", unit="sample")):
             fields, info = members.load(sample_id), members.info(sample_id)
@@ -170,41 +170,45 @@ def evaluate_ensemble(
             prediction = Gaussian(tensor(mixture.mean), tensor(mixture.variance(uncertainty)))
             coverage = torch.tensor([info["coverage"]]) if info.get("coverage") else None
             batch = EvaluatedBatch(target, prediction, coverage=coverage, infos=[info], first=sample_id)
-            for accumulator in (table, metrics, bands, recorder):
+            for accumulator in (split_metrics, table, bands, recorder):
                 accumulator.update(batch)
             for position, member in zip(members.present(sample_id), fields, strict=True):
                 per_image = batch.parts[0].reference.metrics(tensor(member["pred"]))
                 table.add(members.names[position], per_image, coverage)
             if mixture.member_split:
-                splits.append(mixture.member_split)
+                member_splits.append(mixture.member_split)
             if export_every > 0 and number % export_every == 0:
                 writer.write(sample_id, prediction, target, info)
             if plot_every > 0 and number % plot_every == 0:
                 plot_sample(out / "plots", sample_id, read_inputs(info, root), target, prediction)
-    comparison = table.compute()
-    report: dict[str, Any] = {
+    metrics: dict[str, Any] = {
         "members": [str(member.folder) for member in members.exports],
         "uncertainty": uncertainty,
         "distribution": "normal, with the mixture's mean and the variance that --uncertainty names",
         "missing predictions": len(members.missing),
-        **metrics.compute(),
+        **split_metrics.compute(),
         "bands": bands.compute(),
     }
-    if splits:
-        report["member split"] = dict(zip(("aleatoric", "epistemic"), np.mean(splits, axis=0).tolist(), strict=True))
-    report["comparison"] = comparison
-    write_json(out / "test_metrics.json", report)
-    write_records(out / FILE, recorder.compute())
-    plots = plot_discard(report["discard curve SE"], out)
-    plots.append(plot_reliability({NAME: report}, out / "plot_test_reliability.png"))
-    plots.append(plot_coverage({NAME: report}, out / "plot_test_coverage.png"))
-    print(f"{comparison_markdown(comparison)}\nmetrics: {out / 'test_metrics.json'}")
-    print(f"plots: {', '.join(str(path) for path in plots)}")
+    if member_splits:
+        means = np.mean(member_splits, axis=0).tolist()
+        metrics["member split"] = dict(zip(("aleatoric", "epistemic"), means, strict=True))
+    metrics["comparison"] = table.compute()
+    _write_results(out, metrics, recorder.compute())
     if plot_every > 0:
         print(f"pictures of samples: {out / 'plots'}")
     if export_every > 0:
         print(f"exports: {out / 'export'}")
-    return EnsembleResult(members, report, recorder.compute())
+    return EnsembleResult(members, metrics, recorder.compute())
+
+
+def _write_results(out: Path, metrics: dict[str, Any], records: Sequence[SampleRecord]) -> None:
+    write_json(out / "test_metrics.json", metrics)
+    write_records(out / FILE, records)
+    plots = plot_discard(metrics["discard curve SE"], out)
+    plots.append(plot_reliability({NAME: metrics}, out / "plot_test_reliability.png"))
+    plots.append(plot_coverage({NAME: metrics}, out / "plot_test_coverage.png"))
+    print(f"{comparison_markdown(metrics['comparison'])}\nmetrics: {out / 'test_metrics.json'}")
+    print(f"plots: {', '.join(str(path) for path in plots)}")
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:

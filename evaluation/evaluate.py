@@ -59,7 +59,7 @@ def evaluate(
         loader: batches on the CPU.
         criterion: the loss; None for none.
         compute: device and precision.
-        accumulators: updated with each batch, and merged at the end.
+        accumulators: updated with each batch, and merged at the end; the same kinds in all processes.
         title: of the progress bar.
         steps: number of batches, for the progress bar.
 
@@ -89,8 +89,11 @@ def evaluate(
                 accumulator.update(evaluated)
     if not n_all:
         raise DataError(f"no sample of the {title} split could be read; see the list of unreadable patches")
+    # by class, because the first process has more accumulators: it alone writes to TensorBoard
+    states = process_group.all_gather_object({type(each).__name__: each.state() for each in accumulators})
     for accumulator in accumulators:
-        accumulator.merge(process_group.all_gather_object(accumulator.state()))
+        name = type(accumulator).__name__
+        accumulator.merge([state[name] for state in states if name in state])
     loss = process_group.all_reduce_mean(total.item(), n_own) if criterion is not None else math.nan
     return {"loss": loss, "samples": n_all, "epoch_time": time.perf_counter() - started}
 
@@ -124,7 +127,7 @@ class Evaluation:
         folder: the run folder.
         criterion: the loss.
         compute: device and precision.
-        log: TensorBoard, or None.
+        log: TensorBoard, in the first process; else None.
     """
 
     config: Config
@@ -157,8 +160,7 @@ class Evaluation:
                 title = f"{config.experiment_name}, epoch {epoch}, {split}"
                 folder = self.folder.plots(epoch, split)
                 accumulators.append(SamplePlots(folder, config.plot_every, config.model, title))
-            if self.log is not None:
-                accumulators.append(FirstSampleLog(self.log, split, epoch, config.use_sar))
+            accumulators.append(FirstSampleLog(self.log, split, epoch, config.use_sar))
             steps = len(loader)
             loss = evaluate(model, loader, self.criterion, self.compute, accumulators, title=split, steps=steps)
         results = {type(accumulator): accumulator.compute() for accumulator in accumulators}
@@ -209,7 +211,7 @@ class Evaluation:
     ) -> list[SampleImages]:
         """The images of the best, the median and the worst sample by RMSE.
 
-        They are read and predicted again: until they are known, all images of the split would have to stay in memory.
+        They are read and predicted again, because keeping the images of all samples would take too much memory.
 
         Raises:
             DataError: if a sample cannot be read again.
@@ -234,14 +236,14 @@ class Evaluation:
 
 
 class FirstSampleLog(Accumulator):
-    """Images of the first sample of a split in TensorBoard."""
+    """Images of the first sample of a split in TensorBoard, if there is a log."""
 
-    def __init__(self, log: "SummaryWriter", split: str, epoch: int, use_sar: bool) -> None:
+    def __init__(self, log: "SummaryWriter | None", split: str, epoch: int, use_sar: bool) -> None:
         self.log, self.split, self.epoch, self.use_sar = log, split, epoch, use_sar
 
     def update(self, batch: EvaluatedBatch) -> None:
         """Log the first sample of the first batch."""
-        if batch.first or batch.inputs is None:
+        if self.log is None or batch.first or batch.inputs is None:
             return
         inputs, total = batch.inputs[0], batch.prediction.total
         self.log.add_images(f"{self.split}/inputs", _bright(inputs[:, -N_S2:]), self.epoch)

@@ -297,7 +297,7 @@ def _round_end(values: Array) -> float:
 
 
 def _gate_page(aspect: float, titled: bool) -> tuple["Figure", "GridSpec"]:
-    """The layout of `plot_gate`: two rows of three pictures, a bar beside the first row and bars below the second."""
+    """The layout of `plot_gate`: two rows of three pictures, a bar right of the first row and bars below the second."""
     side, bar = 2.9, 0.12  # inches: width of a picture, thickness of a bar
     top, bottom = 0.3 + 0.28 * titled, 0.62
     width, height = 3.205 * side + 0.75, 2 * side / aspect + 0.6 + bar + top + bottom

@@ -13,7 +13,7 @@ UNCERTAINTIES = ("aleatoric", "epistemic", "both")
 NIG_FIELDS = ("gamma", "alpha", "beta")
 
 Image = npt.NDArray[np.float32]
-Fields = Mapping[str, Image]  # as exported: `pred`, and where the head has them `var` and NIG_FIELDS
+Fields = Mapping[str, Image]  # as exported: `pred`, and by the head `var` and NIG_FIELDS
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Reports for people: one page of HTML that stands by itself, of one test or of several beside each other."""
+"""Reports: one self-contained HTML page about a test, an ensemble, or several runs."""

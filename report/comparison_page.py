@@ -153,7 +153,7 @@ def write_comparison_page(runs: Sequence[RunResult], path: Path, root: str, comm
         notes.append(f"No variance, and so no calibration: {without}.")
     tables = [_baselines(runs[0]), _by_cover(runs), by_stratum(named), by_band(named)]
     if tables[-1] is None or len(tables[-1].columns) < len(runs):
-        notes.append("Figures by band are missing where a run was tested by an earlier version; test it again.")
+        notes.append("Figures by band are missing for runs tested by an earlier version; test them again.")
     content = {
         "title": " / ".join(named),
         "facts": [("runs", f"{len(runs)}"), ("samples", f"{runs[0].metrics.get('images', 0):,}")],

@@ -64,5 +64,5 @@ def ensemble_report(result: EnsembleResult, flags: Mapping[str, Any], command: S
         placeholders=Placeholders(
             radar="No radar to show: the members use none, or the data set is not available (--root)."
         ),
-        methods_note="The other rows are its members. Trivial baselines stand in the members' own reports.",
+        methods_note="The other rows are its members. Trivial baselines are in the members' own reports.",
     )

@@ -258,7 +258,7 @@ def ranked(figures: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[Cell, 
     rows: dict[str, list[Cell]] = {name: [] for name in figures}
     for key in next((list(values) for values in figures.values() if values), []):
         valid = {name: values[key] for name, values in figures.items() if not math.isnan(values.get(key, math.nan))}
-        best = None  # as text, so that values that look equal are marked alike
+        best = None  # as text, so that values that look equal are both marked
         if len(valid) > 1 and key not in _UNRANKED:
             best = format_figure(key, min(valid.values(), key=lambda value: _loss(key, value)))
         for name, values in figures.items():

@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a tested run or ensemble: RES_DIR/EXPERIMENT")
     parser.add_argument("--out", default="compare.html", help="the page to write (default: compare.html)")
     parser.add_argument(
-        "--root", default="", help="the data set, for the inputs (default: that of the runs, where it exists)"
+        "--root", default="", help="the data set, for the inputs (default: that of the runs, if it exists)"
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""The ensemble's command line: mixture moments by hand, members that do not fit, published exports."""
+"""The ensemble script: mixture moments, members that do not fit together, published exports."""
 
 import json
 import subprocess
@@ -160,9 +160,9 @@ def test_a_missing_sample_is_named_unless_allowed(tmp_path, members, capsys):
 
 @pytest.mark.parametrize("change", [{"patch": "99"}, {"roi": "ROIs1158/106"}, {"target_path": "other.tif"}])
 def test_manifests_that_disagree_are_an_error(tmp_path, members, capsys, change):
-    # known issues 4, 7: a number stands for a patch only as long as all members saw the same list
-    other = export(tmp_path / "c", Gaussian(constant(0.8), constant(0.02)), **change)
-    message = error_of(capsys, *members, other, "--res_dir", tmp_path / "out")
+    # known issues 4, 7: an id identifies a patch only if all members were tested on the same list
+    third = export(tmp_path / "c", Gaussian(constant(0.8), constant(0.02)), **change)
+    message = error_of(capsys, *members, third, "--res_dir", tmp_path / "out")
     assert f"sample 0 is {next(iter(change))}" in message
     assert next(iter(change.values())) in message
 
@@ -174,7 +174,7 @@ def publish(folder, mean, variance, target=0.5, dense=False):
         np.save(folder / f"img-{sample_id}_target.npy", np.full(SHAPE, target, np.float32))
         spread = np.full(SHAPE, variance, np.float32)
         if dense:
-            spread = np.full((13, *SHAPE), 9.0, np.float32)  # what lies off the diagonal must not enter
+            spread = np.full((13, *SHAPE), 9.0, np.float32)  # elements off the diagonal are ignored
             spread[range(13), range(13)] = variance
         np.save(folder / f"img-{sample_id}_{'covar' if dense else 'var'}.npy", spread)
     return str(folder)
@@ -186,8 +186,8 @@ def test_published_exports_without_manifest(tmp_path, capsys):
     assert run(first, second, "--uncertainty", "both", "--res_dir", tmp_path / "out") == 0
     assert exported(tmp_path / "out") == pytest.approx({"pred": 0.5, "var": 0.03, "target": 0.5}, rel=1e-6)
     assert list(report(tmp_path / "out")["comparison"]) == ["all samples"]  # no cloud cover is known
-    other = publish(tmp_path / "other", 0.4, 0.01, target=0.2)
-    assert "sample 0 has another target" in error_of(capsys, first, other, "--res_dir", tmp_path / "out")
+    third = publish(tmp_path / "other", 0.4, 0.01, target=0.2)
+    assert "sample 0 has another target" in error_of(capsys, first, third, "--res_dir", tmp_path / "out")
 
 
 def test_members_without_variance_spread_only(tmp_path, capsys):
@@ -200,7 +200,7 @@ def test_members_without_variance_spread_only(tmp_path, capsys):
 
 
 def test_twins_have_no_spread_and_it_is_said(tmp_path):
-    # known issue 15: a variance of 0 has no likelihood; its pixels are counted instead of dropped in silence
+    # known issue 15: a variance of 0 has no likelihood; its pixels are counted instead of ignored silently
     folders = [export(tmp_path / name, Gaussian(constant(0.4), constant(0.01))) for name in "ab"]
     assert run(*folders, "--uncertainty", "epistemic", "--res_dir", tmp_path / "out") == 0
     assert report(tmp_path / "out")["left out"]["elements"] == N_SAMPLES * 13 * 64

@@ -34,13 +34,13 @@ def test_values_are_those_of_the_mixture(commands, members, sample_data, tmp_pat
     for number in (0, 1):
         means, member_variances, target = stacked(members, number)
         mean, variance = means.mean(0), UNCERTAINTIES[uncertainty](means, member_variances)
-        found = {field: np.load(out / "export" / f"img-{number}_{field}.npy") for field in ("pred", "var")}
+        exported = {field: np.load(out / "export" / f"img-{number}_{field}.npy") for field in ("pred", "var")}
         # float32 against float64
-        np.testing.assert_allclose(found["pred"], mean, rtol=1e-5)
-        np.testing.assert_allclose(found["var"], variance, rtol=1e-4, atol=1e-12)
+        np.testing.assert_allclose(exported["pred"], mean, rtol=1e-5)
+        np.testing.assert_allclose(exported["var"], variance, rtol=1e-4, atol=1e-12)
         errors.append(mean - target)
         variances.append(variance)
-        if uncertainty != "epistemic":  # where two means happen to agree, their spread is zero
+        if uncertainty != "epistemic":  # the spread of two equal means is zero
             likelihoods.append(0.5 * (np.log(2 * np.pi * variance) + np.square(mean - target) / variance))
     assert report["RMSE"] == pytest.approx(np.mean([np.sqrt(np.square(error).mean()) for error in errors]), rel=1e-5)
     assert report["mean var"] == pytest.approx(np.mean(variances), rel=1e-4)

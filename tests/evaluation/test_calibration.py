@@ -53,7 +53,7 @@ def test_published_calibration(golden):
 
 def test_published_figures_at_the_edges():
     assert all(math.isnan(value) for value in uce_auce([], []))
-    # One bin that counts fully: the published histogram puts equal variances where no error is.
+    # One bin of full weight: the published histogram puts equal variances into a bin without errors.
     assert uce_auce([0.04, 0.04], [0.3, -0.3]) == pytest.approx((0.1, 0.1), abs=1e-6)
     curve = discard_curve([1.0, math.nan, 3.0], [0.1, 0.2, 0.3])
     assert math.isnan(curve[0])
@@ -183,7 +183,7 @@ def test_student_t_scores(dof):
     z = np.concatenate([np.linspace(0, 8, 400), np.geomspace(1e-6, 1e4, 300)])
     arguments = [torch.tensor(value, dtype=torch.float64) for value in (0.3 * z, 0.09 * dof / (dof - 2), dof)]
     for precision, tolerance in ((torch.float64, 1e-6), (torch.float32, 4e-6)):
-        error, variance, nu = (value.to(precision).double() for value in arguments)  # what float32 can say
+        error, variance, nu = (value.to(precision).double() for value in arguments)  # rounded to float32
         scale = torch.sqrt(variance * (nu - 2) / nu).item()
         reference = scoringrules.crps_t(error.numpy(), nu.item(), 0.0, scale)
         central, crps = student_t_scores(error.to(precision), variance.to(precision), nu.to(precision))

@@ -38,10 +38,10 @@ def drawn(path, share=0.005):
 @pytest.fixture
 def figures(monkeypatch):
     """The figures that were saved."""
-    found = []
+    saved = []
     save = charts.save_figure
-    monkeypatch.setattr(charts, "save_figure", lambda figure, path: found.append(figure) or save(figure, path))
-    return found
+    monkeypatch.setattr(charts, "save_figure", lambda figure, path: saved.append(figure) or save(figure, path))
+    return saved
 
 
 def curves(axes):
@@ -69,7 +69,7 @@ def test_reliability_of_several_runs(tmp_path, figures):
     gaps = {**METRICS, "reliability": {"RMV": [0.01, float("nan"), 0.04], "RMSE": [0.012, 0.02, 0.0]}}
     assert drawn(plot_reliability({"uncrtaints": METRICS, "other": gaps}, tmp_path / "reliability.png"))
     (axes,) = figures[0].axes
-    # a bin without mass, and one without error, have no place on logarithmic axes
+    # bins without mass or without error cannot be drawn on logarithmic axes
     assert curves(axes) == [([0.01, 0.02, 0.04], [0.012, 0.02, 0.05]), ([0.01], [0.012])]
     assert written(figures[0]) == ["calibrated", "uncrtaints, ENCE 0.050", "other, ENCE 0.050"]
     assert axes.get_xlim() == axes.get_ylim() == pytest.approx((0.01 / 1.25, 0.05 * 1.25))

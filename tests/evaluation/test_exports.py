@@ -91,7 +91,7 @@ def test_a_file_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
 
     with pytest.raises(OSError, match="No space left on device: img-1"):
         export()
-    assert 0 in read_exports(tmp_path).ids  # whole files, listed as far as they came
+    assert 0 in read_exports(tmp_path).ids  # the complete files, listed
 
 
 def test_a_smaller_last_batch_overwrites_nothing(tmp_path):
