@@ -12,11 +12,13 @@ from scipy.ndimage import gaussian_filter
 from common.parallel import available_cores
 from data.clouds.compiled_trees import CompiledTrees
 from data.clouds.threshold_rules import get_cloud_mask, get_shadow_mask
-from data.constants import DETECTORS, N_S2, REFLECTANCE_SCALE
+from data.constants import N_S2, REFLECTANCE_SCALE
 
-_MASK_SETTINGS: dict[str, Any] = {"threshold": 0.4, "average_over": 4, "dilation_size": 2, "all_bands": True}
-_MAP_SETTINGS: dict[str, Any] = {"zero_below": 0.5, "sigma": 2, "all_bands": True}
-_RULES_SETTINGS: dict[str, Any] = {"threshold": 0.2}
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "s2cloudless_mask": {"threshold": 0.4, "average_over": 4, "dilation_size": 2, "all_bands": True},
+    "s2cloudless_map": {"zero_below": 0.5, "sigma": 2, "all_bands": True},
+    "cloud_cloudshadow_mask": {"threshold": 0.2},
+}
 
 
 def detector_settings(detector: str) -> dict[str, Any]:
@@ -25,10 +27,9 @@ def detector_settings(detector: str) -> dict[str, Any]:
     Raises:
         ValueError: if the detector is unknown.
     """
-    settings = dict(zip(DETECTORS, (_MASK_SETTINGS, _MAP_SETTINGS, _RULES_SETTINGS), strict=True))
-    if detector not in settings:
-        raise ValueError(f"unknown cloud detector {detector!r}; choose from {', '.join(DETECTORS)}")
-    return {"detector": detector, **settings[detector], "clip": [0, int(REFLECTANCE_SCALE)]}
+    if detector not in _SETTINGS:
+        raise ValueError(f"unknown cloud detector {detector!r}; choose from {', '.join(_SETTINGS)}")
+    return {"detector": detector, **_SETTINGS[detector], "clip": [0, int(REFLECTANCE_SCALE)]}
 
 
 def detect_clouds(image: np.ndarray, detector: str | None) -> np.ndarray:
@@ -89,7 +90,7 @@ def slow_probability(clipped: np.ndarray) -> np.ndarray:
 def _s2cloudless() -> Any:
     from s2cloudless import S2PixelCloudDetector  # deferred: heavy, brings LightGBM
 
-    return S2PixelCloudDetector(**_MASK_SETTINGS)
+    return S2PixelCloudDetector(**_SETTINGS["s2cloudless_mask"])
 
 
 @lru_cache(maxsize=1)

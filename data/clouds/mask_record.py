@@ -67,15 +67,12 @@ class MaskRecord:
         try:
             with zipfile.ZipFile(self._source) as archive:
                 names = [str(name) for name in _member(archive, "names")]
-                self._coverage = _member(archive, "coverage")
-                self._image_bytes = _member(archive, "image_bytes")
-                self._imported = _member(archive, "imported")
-                self._shapes = _member(archive, "shapes")
-            columns = (self._coverage, self._image_bytes, self._imported, self._shapes)
-            if not all(len(column) == len(names) for column in columns):
+                columns = [_member(archive, name) for name in ("coverage", "image_bytes", "imported", "shapes")]
+            if any(len(column) != len(names) for column in columns):
                 raise DamagedRecordError(f"columns of different lengths in {path}")
         except _DAMAGE as error:
             raise DamagedRecordError(f"{path}: {error}") from error
+        self._coverage, self._image_bytes, self._imported, self._shapes = columns
         self._place = {name: index for index, name in enumerate(names)}
 
     def __contains__(self, name: str) -> bool:

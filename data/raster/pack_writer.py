@@ -1,7 +1,7 @@
 """Pack one region (`data.raster.packed_store`), and compare it with its GeoTIFFs."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from common.errors import DataError
 from common.files import atomic_file, remove_stale_files
 from data.constants import N_DATES, N_S1, N_S2
 from data.layout import STACKS, list_images
-from data.raster.geotiff import GeoRef, check_image
+from data.raster.geotiff import check_image
 from data.raster.image_store import ImageFolder
 from data.raster.packed_store import BLOSC_FILTER, FORMAT, RoiFile, blosc, checksum, roi_path
 from data.splits import SERIES
@@ -119,10 +119,10 @@ def pack_roi(images: ImageFolder, manifest: Manifest, out: str | Path, dataset: 
     with atomic_file(roi_path(out, roi)) as temporary:
         with h5py.File(temporary, "w", libver=("v110", "v110"), locking=False) as file:
             file.attrs.update({"format": FORMAT, "dataset": dataset, "roi": roi})
-            georefs = _GeoRefTable()
+            georefs: dict[tuple[Any, ...], int] = {}  # row of each distinct (bounds, transform, CRS)
             for stack, paths in manifest.items():
                 _write_stack(file.create_group(stack), images, stack, paths, georefs)
-            georefs.write(file)
+            _write_georefs(file, georefs)
         difference = next(differences(images, manifest, RoiFile(temporary)), None)
         if difference is not None:
             raise DataError(f"{roi} was not packed without loss: {difference}; check the disk and pack it again")
@@ -164,29 +164,18 @@ def damaged(packed: RoiFile) -> Iterator[str]:
             yield str(error)
 
 
-@dataclass
-class _GeoRefTable:
-    """Distinct georeferences, in order of appearance."""
-
-    rows: dict[tuple[Any, ...], int] = field(default_factory=dict)
-    georefs: list[GeoRef] = field(default_factory=list)
-
-    def row(self, georef: GeoRef) -> int:
-        key = georef.bounds, tuple(georef.transform), _wkt(georef)
-        if key not in self.rows:
-            self.rows[key] = len(self.georefs)
-            self.georefs.append(georef)
-        return self.rows[key]
-
-    def write(self, file: Any) -> None:
-        file["bounds"] = np.array([georef.bounds for georef in self.georefs], np.float64).reshape(-1, 4)
-        transforms = [tuple(georef.transform)[:6] for georef in self.georefs]
-        file["transform"] = np.array(transforms, np.float64).reshape(-1, 6)
-        file["crs"] = [_wkt(georef).encode() for georef in self.georefs]
+def _write_georefs(file: Any, georefs: dict[tuple[Any, ...], int]) -> None:
+    file["bounds"] = np.array([bounds for bounds, _, _ in georefs], np.float64).reshape(-1, 4)
+    file["transform"] = np.array([transform for _, transform, _ in georefs], np.float64).reshape(-1, 6)
+    file["crs"] = [wkt.encode() for _, _, wkt in georefs]
 
 
 def _write_stack(
-    group: Any, images: ImageFolder, stack: str, paths: Mapping[tuple[int, int], str], georefs: _GeoRefTable
+    group: Any,
+    images: ImageFolder,
+    stack: str,
+    paths: Mapping[tuple[int, int], str],
+    georefs: dict[tuple[Any, ...], int],
 ) -> None:
     numbers = sorted({number for number, _ in paths})
     rows = {number: row for row, number in enumerate(numbers)}
@@ -205,7 +194,8 @@ def _write_stack(
         slot = rows[number], date
         pixels.id.write_direct_chunk((*slot, 0, 0, 0), _compress(image), 0)
         names[slot], file_bytes[slot] = path.rpartition("/")[2].encode(), images.file_bytes(path)
-        crc[slot], place[slot] = checksum(image), georefs.row(georef)
+        key = georef.bounds, tuple(georef.transform)[:6], "" if georef.crs is None else str(georef.crs.to_wkt())
+        crc[slot], place[slot] = checksum(image), georefs.setdefault(key, len(georefs))
     group["patch"] = np.array(numbers, np.int64)
     for name, table in {"names": names, "file_bytes": file_bytes, "crc32": crc, "place": place}.items():
         group.create_dataset(name, data=table, compression="gzip", shuffle=True)
@@ -230,7 +220,3 @@ def _compress(image: np.ndarray) -> bytes:
     level = _LEVELS[image.dtype.kind]
     frame: bytes = codec.compress_ptr(image.ctypes.data, image.size, image.itemsize, level, codec.SHUFFLE, _CODEC)
     return frame
-
-
-def _wkt(georef: GeoRef) -> str:
-    return "" if georef.crs is None else str(georef.crs.to_wkt())

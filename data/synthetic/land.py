@@ -26,21 +26,18 @@ class Seasons:
 
     Attributes:
         base: (n,) greenness outside the growing periods, of 1.
-        start, end, height, ramp: (n, P) growing periods, see `Pulse`; unused ones have height 0.
+        pulses: (4, n, P) start, end, height and ramp of the growing periods, see `Pulse`; unused ones have height 0.
     """
 
     base: FloatArray
-    start: FloatArray
-    end: FloatArray
-    height: FloatArray
-    ramp: FloatArray
+    pulses: FloatArray
 
     def greenness(self, day: float) -> FloatArray:
         """Greenness on a day of the year, (n,) in [0, 1]."""
         years = np.array([-YEAR, 0.0, YEAR], dtype=np.float32)[:, None, None]
-        rise = _logistic((day + years - self.start) / self.ramp)
-        fall = _logistic((day + years - self.end) / self.ramp)
-        total = self.base + (self.height * (rise - fall)).sum(axis=(0, 2))
+        start, end, height, ramp = self.pulses
+        rise, fall = _logistic((day + years - start) / ramp), _logistic((day + years - end) / ramp)
+        total = self.base + (height * (rise - fall)).sum(axis=(0, 2))
         return np.clip(total, 0.0, 1.0).astype(np.float32)
 
 
@@ -85,13 +82,13 @@ def simulate_landscape(rng: np.random.Generator, shape: tuple[int, int], climate
     climate = _vary(rng, climate)
     cover, field = _draw_cover(rng, shape, climate)
     n_fields = int(field.max()) + 1
-    field_seasons, field_crops = _field_seasons(rng, n_fields, climate)
+    field_rows, field_crops = _field_seasons(rng, n_fields, climate)
     shift = climate.shift_days
     cycles = [covers.FOREST_CYCLES[str(name)] for name in rng.choice(climate.forests, 6)]
     grass = (0.5, (Pulse(80, 305, 0.35, 25),)) if climate.vapour > 0.21 else (0.25, (Pulse(150, 315, 0.6, 22),))
     dry = (0.06, (Pulse(70, 170, 0.3, 25),)) if climate.vapour > 0.35 else (0.1, (Pulse(165, 310, 0.5, 22),))
     extra = [*cycles, grass, dry, (0.35, (Pulse(100, 300, 0.3, 25),)), (0.0, ())]
-    seasons = _join(field_seasons, _tabulate([(b, [_shifted(p, shift) for p in ps]) for b, ps in extra]))
+    seasons = _tabulate([*field_rows, *((base, [_shifted(p, shift) for p in pulses]) for base, pulses in extra)])
 
     stand = _voronoi(rng, shape, (28.0, 28.0), 0.0)  # a forest consists of stands
     unit = field.copy()
@@ -198,15 +195,17 @@ def _draw_cover(
     return cover, field
 
 
-def _field_seasons(rng: np.random.Generator, n: int, climate: covers.Climate) -> tuple[Seasons, np.ndarray]:
-    """The seasons and crop index of each field; sowing and harvest differ by some days between fields."""
+def _field_seasons(
+    rng: np.random.Generator, n: int, climate: covers.Climate
+) -> tuple[list[tuple[float, Sequence[Pulse]]], np.ndarray]:
+    """Season and crop index of each field; sowing and harvest differ by some days between fields."""
     crops = rng.integers(len(climate.crops), size=n)
-    rows = []
+    rows: list[tuple[float, Sequence[Pulse]]] = []
     for crop in crops:
         base, pulses = covers.CROPS[climate.crops[crop]]
         shift, vigour = float(rng.normal(0, 8)) + climate.shift_days, float(np.clip(rng.normal(0.95, 0.1), 0.5, 1.1))
         rows.append((base, [replace(_shifted(p, shift), height=p.height * vigour) for p in pulses]))
-    return _tabulate(rows), crops
+    return rows, crops
 
 
 def _shifted(pulse: Pulse, days: float) -> Pulse:
@@ -219,12 +218,7 @@ def _tabulate(rows: Sequence[tuple[float, Sequence[Pulse]]], width: int = 2) -> 
         [[(p.start, p.end, p.height, p.ramp_days) for p in [*pulses, *[unused] * width][:width]] for _, pulses in rows],
         dtype=np.float32,
     )
-    return Seasons(np.array([base for base, _ in rows], dtype=np.float32), *np.moveaxis(table, -1, 0))
-
-
-def _join(left: Seasons, right: Seasons) -> Seasons:
-    names = ("base", "start", "end", "height", "ramp")
-    return Seasons(*(np.concatenate([getattr(left, name), getattr(right, name)]) for name in names))
+    return Seasons(np.array([base for base, _ in rows], dtype=np.float32), np.moveaxis(table, -1, 0))
 
 
 def _draw_reflectance(
