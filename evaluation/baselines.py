@@ -13,7 +13,8 @@ from evaluation.image_metrics import IMAGE_METRICS, average_metrics
 
 OVERALL = "all samples"
 EVERY_CLOUDED = "every input >= 30 %"
-_BIN_EDGES = (0.0, 0.1, 0.3, 0.6, 1.0)  # mean coverage of a sample's inputs
+_BIN_EDGES = (0.1, 0.3, 0.6)  # mean coverage of a sample's inputs
+_BIN_NAMES = tuple(f"inputs {per_cent} % clouded" for per_cent in ("0-10", "10-30", "30-60", "60-100"))
 _CLOUDED = 0.3
 
 Rows = dict[str, dict[str, list[dict[str, float]]]]  # method -> group -> metrics of each image
@@ -50,8 +51,7 @@ def cloud_cover_bins(coverage: Sequence[float]) -> tuple[str, ...]:
         above it), and `every input >= 30 %` if that holds.
     """
     mean = sum(coverage) / len(coverage)
-    position = sum(mean >= edge for edge in _BIN_EDGES[1:-1])
-    groups = (OVERALL, _bin_names()[position])
+    groups = (OVERALL, _BIN_NAMES[sum(mean >= edge for edge in _BIN_EDGES)])
     return (*groups, EVERY_CLOUDED) if min(coverage) >= _CLOUDED else groups
 
 
@@ -106,7 +106,7 @@ class ComparisonTable(Accumulator):
     def compute(self) -> dict[str, Any]:
         """Group -> method -> number of images, averages, and counts of values left out of the averages."""
         table: dict[str, Any] = {}
-        for group in (OVERALL, *_bin_names(), EVERY_CLOUDED):
+        for group in (OVERALL, *_BIN_NAMES, EVERY_CLOUDED):
             for method, groups in self._rows.items():
                 if group not in groups:
                     continue
@@ -147,8 +147,3 @@ def _markdown_rows(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     return [lines[0], rule, *lines[1:]]
-
-
-def _bin_names() -> tuple[str, ...]:
-    per_cent = [round(100 * edge) for edge in _BIN_EDGES]
-    return tuple(f"inputs {low}-{high} % clouded" for low, high in zip(per_cent[:-1], per_cent[1:], strict=True))

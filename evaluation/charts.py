@@ -25,16 +25,10 @@ _WIDTH = 5.4  # of a single chart, inches
 Metrics = Mapping[str, Any]  # as from `SplitMetrics.compute`, or one of its strata
 
 
-def plot_discard(curve: Sequence[float], folder: str | Path, split: str = "test") -> list[Path]:
-    """Write `plot_SPLIT_SE_discard.png` and `.pdf`: error of the most certain images against their share.
-
-    Args:
-        curve: as from `evaluation.calibration.discard_curve`.
-        folder: of the files.
-        split: for the file names.
-    """
-    figure = _draw_discard({"sorted by predicted variance": curve})
-    return [save_figure(figure, Path(folder) / f"plot_{split}_SE_discard{ending}") for ending in (".png", ".pdf")]
+def plot_discard(curve: Sequence[float], folder: str | Path) -> list[Path]:
+    """Write `plot_test_SE_discard.png` and `.pdf`: error of the most certain images against their share."""
+    curves, paths = {"sorted by predicted variance": curve}, ("plot_test_SE_discard.png", "plot_test_SE_discard.pdf")
+    return [plot_discards(curves, Path(folder) / path) for path in paths]
 
 
 def plot_discards(curves: Mapping[str, Sequence[float]], path: str | Path, width: float = _WIDTH) -> Path:
@@ -45,7 +39,19 @@ def plot_discards(curves: Mapping[str, Sequence[float]], path: str | Path, width
         path: .png, .pdf or .svg.
         width: inches; the font size does not depend on it.
     """
-    return save_figure(_draw_discard(curves, width), path)
+    labels = "share of images kept, the most certain first", "mean squared error, reflectance squared"
+    figure, axes = _new_chart(*labels, width)
+    for index, (name, curve) in enumerate(curves.items()):
+        values = np.asarray(curve, dtype=np.float64)
+        share = np.arange(1, len(values) + 1) / len(values)
+        finite = np.isfinite(values)
+        axes.plot(share[finite], values[finite], label=name, **_style(index))
+        if len(curves) == 1 and finite.any() and finite[-1]:
+            axes.axhline(values[-1], color=_GREY, linestyle="--", linewidth=1, label="all images")
+    highest = [value for curve in curves.values() for value in curve if math.isfinite(value)]
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.06 * max(highest, default=1.0) or 1.0))
+    axes.legend(frameon=False)
+    return save_figure(figure, path)
 
 
 def plot_reliability(runs: Mapping[str, Metrics], path: str | Path, width: float = _WIDTH) -> Path:
@@ -62,13 +68,7 @@ def plot_reliability(runs: Mapping[str, Metrics], path: str | Path, width: float
 
 
 def plot_coverage(runs: Mapping[str, Metrics], path: str | Path, width: float = _WIDTH) -> Path:
-    """Draw the share of targets inside the central intervals against their nominal level.
-
-    Args:
-        runs: name -> as from `SplitMetrics.compute`; all are drawn in one chart.
-        path: .png, .pdf or .svg.
-        width: inches; the font size does not depend on it.
-    """
+    """Draw the share of targets inside the central intervals against their nominal level; see `plot_reliability`."""
     return _plot_runs(_draw_coverage, runs, path, width, _coverage_label)
 
 
@@ -193,22 +193,6 @@ def plot_training(log: Mapping[str, Mapping[str, Any]], path: str | Path) -> Pat
     axes.legend(handles=handles, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=9)
     axes.locator_params(axis="x", integer=True)
     return save_figure(figure, path)
-
-
-def _draw_discard(curves: Mapping[str, Sequence[float]], width: float = _WIDTH) -> "Figure":
-    labels = "share of images kept, the most certain first", "mean squared error, reflectance squared"
-    figure, axes = _new_chart(*labels, width)
-    for index, (name, curve) in enumerate(curves.items()):
-        values = np.asarray(curve, dtype=np.float64)
-        share = np.arange(1, len(values) + 1) / len(values)
-        finite = np.isfinite(values)
-        axes.plot(share[finite], values[finite], label=name, **_style(index))
-        if len(curves) == 1 and finite.any() and finite[-1]:
-            axes.axhline(values[-1], color=_GREY, linestyle="--", linewidth=1, label="all images")
-    highest = [value for curve in curves.values() for value in curve if math.isfinite(value)]
-    axes.set(xlim=(0, 1.02), ylim=(0, 1.06 * max(highest, default=1.0) or 1.0))
-    axes.legend(frameon=False)
-    return figure
 
 
 def _draw_reliability(axes: "Axes", runs: Mapping[str, Metrics]) -> None:

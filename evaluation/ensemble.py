@@ -167,7 +167,9 @@ def evaluate_ensemble(
             mixture = mix([PredictedImages.from_fields(member) for member in fields])
             if mixture.aleatoric is None and uncertainty != "epistemic":
                 raise DataError(f"a member has no variance for sample {sample_id}: use --uncertainty epistemic")
-            prediction = Gaussian(tensor(mixture.mean), tensor(mixture.variance(uncertainty)))
+            mixed = mixture.prediction(uncertainty)
+            assert mixed.total is not None
+            prediction = Gaussian(tensor(mixed.mean), tensor(mixed.total))
             coverage = torch.tensor([info["coverage"]]) if info.get("coverage") else None
             batch = EvaluatedBatch(target, prediction, coverage=coverage, infos=[info], first=sample_id)
             for accumulator in (split_metrics, table, bands, recorder):

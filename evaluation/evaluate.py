@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,14 +27,13 @@ from evaluation.exports import ExportWriter
 from evaluation.images import SamplePlots
 from evaluation.sample_records import FILE, SampleImages, SampleRecord, SampleRecorder, choose_samples, write_records
 from evaluation.split_metrics import SplitMetrics
-from model.predictions import Prediction
+from model.losses import LossFunction
 from model.reconstructor import Reconstructor
 from model.runtime import Compute
 
 if TYPE_CHECKING:  # importing tensorboard takes a second
     from torch.utils.tensorboard import SummaryWriter
 
-Criterion = Callable[[Prediction, Tensor], Tensor]  # prediction and target, in scaled units, to a scalar
 HEADLINE = ("RMSE", "MAE", "PSNR", "SAM", "SSIM", "NLL", "ENCE", "UCE SE", "AUCE SE")
 
 
@@ -42,7 +41,7 @@ HEADLINE = ("RMSE", "MAE", "PSNR", "SAM", "SSIM", "NLL", "ENCE", "UCE SE", "AUCE
 def evaluate(
     model: Reconstructor,
     loader: Iterable[Batch],
-    criterion: Criterion | None,
+    criterion: LossFunction | None,
     compute: Compute,
     accumulators: Sequence[Accumulator] = (),
     *,
@@ -132,7 +131,7 @@ class Evaluation:
 
     config: Config
     folder: RunFolder
-    criterion: Criterion
+    criterion: LossFunction
     compute: Compute
     log: "SummaryWriter | None"
 

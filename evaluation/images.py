@@ -125,16 +125,13 @@ def plot_sample(
         _save_counts(folder / f"img-{sample_id}_mask.png", (_array(masks) >= 0.5).sum(axis=0), len(masks))
 
 
-def plot_samples(
-    samples: Sequence[SampleImages], path: str | Path, title: str = "", deviation_max: float = DEVIATION_MAX
-) -> Path:
+def plot_samples(samples: Sequence[SampleImages], path: str | Path, title: str = "") -> Path:
     """Draw one row per sample: inputs with dates and cloud cover, prediction, target, error, deviation.
 
     Args:
         samples: at least one, with inputs and one prediction; the number of inputs may differ.
         path: .png or .pdf.
         title: of the figure.
-        deviation_max: end of the common scale of errors and deviations, reflectance.
     """
     if not samples:
         raise ValueError("no sample to draw")
@@ -175,7 +172,7 @@ def plot_samples(
             deviation = standard_deviation(prediction.total)
             maps.append((deviation, f"root mean variance {np.sqrt(np.square(deviation).mean()):.3f}"))
         for column, (values, caption) in enumerate(maps, start=first_map):
-            style: dict[str, Any] = {"cmap": "viridis", "vmin": 0, "vmax": deviation_max}
+            style: dict[str, Any] = {"cmap": "viridis", "vmin": 0, "vmax": DEVIATION_MAX}
             axes = _image_axes(figure.add_subplot(grid[index, column]), values, **style)
             axes.set_title(caption, fontsize=7.5, pad=2.5)
             scaled = axes.images[0]
@@ -202,8 +199,6 @@ def plot_gate(
     fused: Image,
     weight: Image,
     title: str = "",
-    error_max: float | None = None,
-    difference_max: float | None = None,
 ) -> Path:
     """Draw the weights of a fusion gate on one sample next to the ideal ones.
 
@@ -218,8 +213,6 @@ def plot_gate(
         fused: fused mean (13,H,W).
         weight: of the first expert, in [0, 1]: (13,H,W), averaged over bands, or (1,H,W).
         title: of the figure.
-        error_max: end of the scale of errors, reflectance; by default from this sample.
-        difference_max: end of the scale of differences of errors; by default from this sample.
 
     Raises:
         ValueError: if there are not two experts.
@@ -230,8 +223,8 @@ def plot_gate(
     truth, shares = _array(target), _array(weight).mean(axis=0)  # (13,H,W), (H,W)
     errors = {name: np.abs(_array(mean) - truth).mean(axis=0) for name, mean in {**experts, "fusion": fused}.items()}
     ahead = errors[second] - errors[first]  # above 0 where the first expert is nearer
-    error_end = error_max or _round_end(np.stack([errors[first], errors[second]]))
-    ahead_end = difference_max or _round_end(np.abs(ahead))
+    error_end = _round_end(np.stack([errors[first], errors[second]]))
+    ahead_end = _round_end(np.abs(ahead))
     right = ((shares > 0.5) == (ahead > 0)).mean()
     figure, grid = _gate_page(truth.shape[-1] / truth.shape[-2], bool(title))
     for column, (name, error) in enumerate(errors.items()):

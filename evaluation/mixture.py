@@ -54,26 +54,19 @@ class Mixture:
             return None
         return float(np.mean(self.aleatoric - self.own_epistemic)), float(np.mean(self.epistemic + self.own_epistemic))
 
-    def variance(self, uncertainty: str) -> Image:
-        """The variance by `uncertainty`, one of UNCERTAINTIES; `both` is that of the mixture.
+    def prediction(self, uncertainty: str) -> PredictedImages:
+        """The mixture with the variance by `uncertainty`, one of UNCERTAINTIES; `both` is that of the mixture.
 
         Raises:
             ValueError: if a member has no variance and it is needed.
         """
         if uncertainty == "epistemic":
-            return self.epistemic
+            return PredictedImages(self.mean, None, self.epistemic, self.epistemic)
         if self.aleatoric is None:
             raise ValueError(f"uncertainty {uncertainty!r} needs the variance of every member")
-        return self.aleatoric if uncertainty == "aleatoric" else self.aleatoric + self.epistemic
-
-    def prediction(self, uncertainty: str) -> PredictedImages:
-        """The mixture with the parts of its variance that `uncertainty` includes."""
-        return PredictedImages(
-            self.mean,
-            None if uncertainty == "epistemic" else self.aleatoric,
-            None if uncertainty == "aleatoric" else self.epistemic,
-            self.variance(uncertainty),
-        )
+        if uncertainty == "aleatoric":
+            return PredictedImages(self.mean, self.aleatoric, None, self.aleatoric)
+        return PredictedImages(self.mean, self.aleatoric, self.epistemic, self.aleatoric + self.epistemic)
 
 
 def mix(members: Sequence[PredictedImages]) -> Mixture:

@@ -1,10 +1,9 @@
 """From flags to a network, its loss and its optimiser."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from common.errors import UsageError
 from config.schema import ModelConfig
@@ -12,9 +11,8 @@ from config.stored import model_config
 from config.validation import check_loss
 from model.fusion.network import FusionNet, FusionReconstructor
 from model.layers.heads import build_head
-from model.losses import get_loss
+from model.losses import LossFunction, get_loss
 from model.ops import choose_backend
-from model.predictions import Prediction
 from model.reconstructor import Reconstructor
 from model.registry import FUSION, WITH_SCAN, get_builder
 
@@ -86,7 +84,7 @@ def describe_scan(config: ModelConfig, device: torch.device) -> str:
     return f", selective scan {name} ({reason})"
 
 
-def build_loss(config: ModelConfig) -> Callable[[Prediction, Tensor], Tensor]:
+def build_loss(config: ModelConfig) -> LossFunction:
     """The loss that the flags name: (prediction, target), both in scaled units, to a scalar.
 
     Raises:

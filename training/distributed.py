@@ -18,11 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 from common import process_group
 from data.batch import Batch
 from data.constants import N_S2
+from model.losses import LossFunction
 from model.predictions import Prediction
 from model.reconstructor import Reconstructor
 
 Predict = Callable[[Reconstructor, Batch], Prediction]
-Criterion = Callable[[Prediction, Tensor], Tensor]
 _NOISE_SIZE = 32  # pixels across, of the image of noise
 
 
@@ -47,7 +47,7 @@ class LossModule(nn.Module):
         predict: computes the prediction of a batch.
     """
 
-    def __init__(self, model: Reconstructor, criterion: Criterion, predict: Predict) -> None:
+    def __init__(self, model: Reconstructor, criterion: LossFunction, predict: Predict) -> None:
         super().__init__()
         self.model, self.criterion, self.predict = model, criterion, predict
 

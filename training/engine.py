@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -15,13 +15,11 @@ from tqdm import tqdm
 from common import process_group
 from common.errors import DataError
 from data.batch import Batch, SampleInfo
-from model.predictions import Prediction
+from model.losses import LossFunction
 from model.reconstructor import Reconstructor
 from model.runtime import Compute, count_parameters
 from model.weights import save_checkpoint
 from training.distributed import LossModule, wrap_ddp
-
-Criterion = Callable[[Prediction, Tensor], Tensor]
 
 
 class ScalarLog(Protocol):
@@ -48,7 +46,7 @@ class TrainState:
 def train_one_epoch(
     state: TrainState,
     loader: Iterable[Batch],
-    criterion: Criterion,
+    criterion: LossFunction,
     compute: Compute,
     *,
     steps: int,
@@ -128,7 +126,7 @@ def progress_bar(loader: Iterable[Batch], steps: int | None, title: str) -> "tqd
     return tqdm(loader, total=steps, desc=title, unit="batch", dynamic_ncols=True, disable=hidden)
 
 
-def profile_step(model: Reconstructor, criterion: Criterion, batch: Batch, compute: Compute) -> dict[str, Any]:
+def profile_step(model: Reconstructor, criterion: LossFunction, batch: Batch, compute: Compute) -> dict[str, Any]:
     """Measure one forward and backward pass.
 
     Args:

@@ -132,7 +132,7 @@ def test_the_gate_beside_the_errors(tmp_path, monkeypatch):
 def test_the_gate_of_experts_that_agree_or_are_three(tmp_path):
     target, experts, fused, weight = gate_sample()
     twins = {"a": target, "b": target}
-    assert drawn(plot_gate(tmp_path / "twins.png", target, twins, target, weight, error_max=0.05), share=0.2)
+    assert drawn(plot_gate(tmp_path / "twins.png", target, twins, target, weight), share=0.2)
     with pytest.raises(ValueError, match="expected two experts, got 3: one, other, third"):
         plot_gate(tmp_path / "three.png", target, {**experts, "third": fused}, fused, weight)
 
