@@ -66,7 +66,7 @@ def as_published(config: ModelConfig) -> ModelConfig:
 
 
 def _parse_model_flags(stored: Mapping[str, Any], source: str) -> ModelConfig:
-    flags = {}
+    flags: dict[str, Any] = {}
     for entry in fields(ModelConfig):
         if entry.name not in stored:
             continue

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch is heavy, and not every user of this package needs it
     import torch
 
     from model.restore import Reconstruction

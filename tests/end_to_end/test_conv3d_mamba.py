@@ -20,7 +20,7 @@ def said(place, sample_data):
 def test_the_published_command_trains_conv3d_mamba(place, said):
     assert "conv3d_mamba, head nig" in said
     assert "selective scan torch (triton and mamba_ssm need a CUDA device, and this is cpu)" in said
-    assert "--model conv3d_mamba does not look at --n_head" in said  # named by the published command
+    assert "--model conv3d_mamba ignores --n_head" in said  # named by the published command
     conf = json.loads((place / "results/my_first_experiment/conf.json").read_text())
     assert conf["encoder_norm"] == "batch"  # its own default
     assert conf["decoder_norm"] == "batch"

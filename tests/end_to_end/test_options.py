@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.support.commands import TINY
-from training.checkpoint import load_checkpoint
+from model.weights import load_checkpoint
 
 # Each value of each option stands in one line at least; which go together does not matter.
 LINES = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.support.commands import TINY
-from training.checkpoint import load_checkpoint
+from model.weights import load_checkpoint
 
 EPOCHS = 3
 

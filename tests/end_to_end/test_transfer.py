@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.support.commands import TINY
-from training.checkpoint import load_checkpoint
+from model.weights import load_checkpoint
 
 NETWORK = TINY + " --use_sar --scale_by 10 --lr 0.01"
 
@@ -52,7 +52,7 @@ def test_what_was_loaded_is_told(mono, series):
     assert "start fresh: temporal_encoder." in said  # known issue 10: nothing stays random without a word
     assert "left in the checkpoint" not in said
     assert "epoch 2:" in said
-    assert "frozen weights train from here on" in said
+    assert "frozen weights train from now on" in said
 
 
 def test_loaded_weights_wait_and_then_move(mono, series):
@@ -78,7 +78,7 @@ def test_the_same_line_with_resume_from_goes_on(commands, sample_data, mono, ser
     words = transfer(sample_data, mono, tmp_path / "results")
     assert commands.run("train_reconstruct.py", *words, kill_at=moment).code == -signal.SIGKILL
     resumed = commands.run("train_reconstruct.py", *words, "--resume_from").ok()
-    assert ("no epoch is done yet" in resumed.text) == (moment == ["step", 2])
+    assert ("no epoch is complete yet" in resumed.text) == (moment == ["step", 2])
     found, expected = (
         parameters(run / "model_epoch_2.pth.tar") for run in (tmp_path / "results" / "series", series[1])
     )

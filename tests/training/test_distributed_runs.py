@@ -61,7 +61,7 @@ class Pair:
 
     def __init__(self, log: Path, script: str, *words) -> None:
         self.log = log
-        line = [sys.executable, "-m", "torch.process_group.run", "--standalone", "--nproc_per_node", "2"]
+        line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         with log.open("wb") as stream:
             self.torchrun = subprocess.Popen(
                 [*line, str(ROOT / script), *command_line(words)],
