@@ -61,7 +61,7 @@ def test_membership_is_exact_but_for_legacy():
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("arguments", "message"),
     [
         (("SEN12", "train", "all"), "unknown data set 'SEN12'; choose from SEN12MS-CR-TS, SEN12MS-CR"),
         ((SERIES, "trian", "all"), "unknown split 'trian'; choose from train, val, test, all"),
@@ -69,6 +69,6 @@ def test_membership_is_exact_but_for_legacy():
         ((MONO, "train", "europa"), "not divided into regions.*--region all"),
     ],
 )
-def test_unknown_names_are_usage_errors(asked, message):
+def test_unknown_names_are_usage_errors(arguments, message):
     with pytest.raises(UsageError, match=message):
-        rois(*asked)
+        rois(*arguments)

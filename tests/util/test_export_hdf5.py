@@ -1,4 +1,4 @@
-"""Whole scenes and series in HDF5: every pixel where its patch lies, dates, masks, and refusals."""
+"""Scenes and series in HDF5: pixels at the position of their patch, dates, masks, and errors."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from util import export_hdf5, pack_dataset
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory) -> Path:
-    """Three patches of one region: 9 and 10 side by side, 14 below 10; no patch lies below 9."""
+    """Three patches of one region: 9 and 10 side by side, 14 below 10; a gap below 9."""
     root = tmp_path_factory.mktemp("scene")
     for patch in (9, 10, 14):
         write_series(root, ROI, patch, coverages_with_clear(4, 9))
@@ -95,8 +95,8 @@ def test_a_second_run_leaves_regions_as_they_are(scene, tmp_path, capsys):
     before = file.stat().st_ino
     assert run(capsys, *words)[0] == 0
     assert file.stat().st_ino == before
-    with h5py.File(tmp_path / "test.hdf5") as found:
-        assert "cloud_mask" not in found[ROI]["S2"]  # only where it was asked for
+    with h5py.File(tmp_path / "test.hdf5") as exported:
+        assert "cloud_mask" not in exported[ROI]["S2"]  # only with --cloud_masks
     code, error = run(capsys, *words, "--layout", "patches")
     assert code == 1
     assert "is of layout scenes, not patches" in error
@@ -110,16 +110,16 @@ def test_patches_that_make_no_scene_are_refused(copy, tmp_path, capsys):
 
     path = image_path(copy, "S2", 0, 10)
     image = read_bands(path)
-    for crs, left, said in (("EPSG:32634", 0, "another coordinate system"), ("EPSG:32633", 4, "off its grid")):
+    for crs, left, message in (("EPSG:32634", 0, "another coordinate system"), ("EPSG:32633", 4, "off its grid")):
         write_geotiff(path, image, crs, from_origin(500_000 + left, 4_000_000, 10, 10), compress=None)
         code, error = run(capsys, "--root", copy, "--out", tmp_path / "out", "--split", "test")
         assert code == 1
-        assert said in error
+        assert message in error
         assert not (tmp_path / "out" / "test.hdf5").exists()
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
-def test_other_days_of_a_date_are_told(copy, tmp_path):
+def test_other_days_of_a_date_are_reported(copy, tmp_path):
     path = image_path(copy, "S2", 3, 10)
     path.rename(path.with_name(path.name.replace("2018", "2017")))
     with pytest.warns(UserWarning, match="date 3: 1 of 2 patches are of other days than"):

@@ -42,23 +42,23 @@ def digest(sample):
 
 
 def test_series_has_the_published_names_and_30_dates(sample):
-    found = [SERIES_NAME.fullmatch(name) for name in tifs(sample, "SEN12MSCRTS")]
-    assert all(found)
-    assert len(found) == 3 * 3 * 30 * 2
-    counts = Counter((m[1], m[2], m[3], m[6]) for m in found)
+    matches = [SERIES_NAME.fullmatch(name) for name in tifs(sample, "SEN12MSCRTS")]
+    assert all(matches)
+    assert len(matches) == 3 * 3 * 30 * 2
+    counts = Counter((m[1], m[2], m[3], m[6]) for m in matches)
     assert set(counts.values()) == {30}
-    assert {m[6] for m in found} == {"9", "10", "11"}  # sorted by name 10 comes before 9: order must be by number
+    assert {m[6] for m in matches} == {"9", "10", "11"}  # by name 10 precedes 9: they must be sorted by number
     for part in ("train", "val", "test"):
-        assert {f"{m[1]}/{m[2]}" for m in found} & set(rois(SERIES, part))
+        assert {f"{m[1]}/{m[2]}" for m in matches} & set(rois(SERIES, part))
 
 
 def test_mono_has_the_published_names_and_whole_triplets(sample):
-    found = [MONO_NAME.fullmatch(name) for name in tifs(sample, "SEN12MSCR")]
-    assert all(found)
-    assert Counter((m[1], m[3], m[4]) for m in found) == {key: 3 for key in {(m[1], m[3], m[4]) for m in found}}
-    assert len(found) == 3 * 3 * 3
+    matches = [MONO_NAME.fullmatch(name) for name in tifs(sample, "SEN12MSCR")]
+    assert all(matches)
+    assert Counter((m[1], m[3], m[4]) for m in matches) == {key: 3 for key in {(m[1], m[3], m[4]) for m in matches}}
+    assert len(matches) == 3 * 3 * 3
     for part in ("train", "val", "test"):
-        assert {f"{m[1]}/{m[3]}" for m in found} & set(rois(MONO, part))
+        assert {f"{m[1]}/{m[3]}" for m in matches} & set(rois(MONO, part))
 
 
 def test_values_types_and_sizes(sample):
@@ -91,7 +91,7 @@ def test_neighbours_touch_and_sensors_lie_on_each_other(sample):
 
 
 def test_neighbours_show_one_landscape(sample):
-    """Across the border of two patches values change no more than inside them: they are one scene."""
+    """Values change across the border of two patches as little as inside them."""
     summary = json.loads((sample / "truth/SEN12MSCRTS.json").read_text())
     for roi in summary:
         left, right = (np.load(sample / f"truth/SEN12MSCRTS/{roi}/patch_{p}.npz")["clear"][0, 7] for p in (9, 10))
@@ -135,7 +135,7 @@ def test_truth_fits_the_images(sample):
 
 
 def test_some_series_begin_clouded(sample):
-    """The published sampler takes the first dates: in the first region of each split they are clouded."""
+    """The published sampler takes the first dates: in the first region of each split they are cloudy."""
     summary = json.loads((sample / "truth/SEN12MSCRTS.json").read_text())
     for entry in summary.values():
         assert "clear" not in entry["weather"][:4]
@@ -169,7 +169,7 @@ def test_regions_come_from_the_splits_in_turn(dataset):
         assert len({roi for _, roi in chosen}) == n
         assert set(counts) == {"train", "val", "test"}
         assert all(roi in rois(dataset, split) for split, roi in chosen)
-        if n <= 32:  # then the five val regions of the series are used up
+        if n <= 32:  # beyond that the five val regions of the series are exhausted
             assert abs(counts["train"] - 0.60 * n) <= 1.2
             assert abs(counts["test"] - 0.25 * n) <= 1.2
     assert Counter(split for split, _ in choose_rois(dataset, 32))["test"] >= 8
@@ -186,7 +186,7 @@ def test_test_regions_vary_in_climate(tmp_path, monkeypatch):
 
 
 def base_folder(root):
-    """One clear patch with its radar twin, flat, in the layout of SEN12MS-CR."""
+    """One homogeneous clear patch with its radar twin, in the layout of SEN12MS-CR."""
     rng = np.random.default_rng(0)
     for kind, array in (
         ("s2", rng.integers(1000, 1400, (13, 32, 32)).astype(np.uint16)),
@@ -205,7 +205,9 @@ def test_base_lays_real_patches_under_the_clouds(tmp_path):
     make_sample_data(tmp_path / "out", 1, 2, 24, 1, base)
     (truth,) = (tmp_path / "out/truth/SEN12MSCRTS").rglob("patch_9.npz")
     clear = np.load(truth)["clear"].astype(float)
-    assert clear[:, 1:9].mean() == pytest.approx(1200, abs=60)  # the patch's own level, air and season a little off
+    assert clear[:, 1:9].mean() == pytest.approx(
+        1200, abs=60
+    )  # the level of the patch, with some atmosphere and season
     assert clear[:, 1:9].max() < 1900
     with pytest.raises(DataError, match="no clear patch with its radar twin"):
         make_sample_data(tmp_path / "other", 1, 1, 24, 1, tmp_path)

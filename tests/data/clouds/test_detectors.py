@@ -76,7 +76,7 @@ def test_fast_equals_slow_where_no_pixel_is_like_another(highest):
 
 
 def test_fast_equals_slow_between_whole_numbers(made_up):
-    """Resampled images are not of whole numbers."""
+    """Resampled images have fractional values."""
     noise = np.random.default_rng(0).uniform(0.9, 1.1, made_up["image"].shape)
     assert_fast_equals_slow((made_up["image"] * noise).astype(np.float32))
 

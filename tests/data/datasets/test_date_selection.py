@@ -13,7 +13,7 @@ def cases(golden):
     return json.loads((golden / "sampling.json").read_text())
 
 
-def wish(case):
+def coverage_range(case):
     return {"min_cov": case["min_cov"], "max_cov": case["max_cov"]}
 
 
@@ -21,7 +21,7 @@ def test_fixed_is_the_published_choice_but_for_a_target_among_the_inputs(cases):
     same = 0
     for case in cases:
         coverage, n, published = case["coverage"], case["n_input"], case["fixed"]
-        ours = choose_dates(coverage, n, **wish(case))
+        ours = choose_dates(coverage, n, **coverage_range(case))
         clearest = coverage.index(min(coverage))
         assert ours.target == clearest
         assert coverage[published["target"]] == coverage[clearest]
@@ -40,7 +40,7 @@ def test_fixed_is_the_published_choice_but_for_a_target_among_the_inputs(cases):
         and case["fixed"]["target"] == int(np.argmin(case["coverage"]))
         for case in cases
     )
-    assert same >= 10  # the comparison is no empty one
+    assert same >= 10  # the comparison is not trivial
 
 
 def test_traps_3_the_published_choice_puts_the_target_among_the_inputs_and_ours_never_does(cases):
@@ -48,7 +48,7 @@ def test_traps_3_the_published_choice_puts_the_target_among_the_inputs_and_ours_
     published = [case["fixed"]["target"] in case["fixed"]["inputs"] for case in cases]
     assert sum(published) == 21
     for case in cases:
-        ours = choose_dates(case["coverage"], case["n_input"], **wish(case))
+        ours = choose_dates(case["coverage"], case["n_input"], **coverage_range(case))
         assert ours.target not in ours.inputs
     rng = np.random.default_rng(0)
     for _ in range(300):
@@ -69,7 +69,7 @@ def test_traps_3_ties_fall_to_the_earliest_date():
 
 def test_legacy_brings_the_published_choice_back(cases):
     for case in cases:
-        ours = choose_dates(case["coverage"], case["n_input"], legacy=True, **wish(case))
+        ours = choose_dates(case["coverage"], case["n_input"], legacy=True, **coverage_range(case))
         published = case["fixed"]
         assert ours.matched == published["match"]
         clearest = np.flatnonzero(np.asarray(case["coverage"]) == min(case["coverage"]))
@@ -135,7 +135,7 @@ def test_fixedsubset_falls_back_to_all_dates():
         assert (chosen.inputs, chosen.target) == ((1, 2), 0)
 
 
-def test_wish_that_cannot_be_met_is_said():
+def test_an_unmatched_preference_is_reported():
     coverage = [0.0, 0.9, 0.8, 0.7]
     chosen = choose_dates(coverage, 2, min_cov=0.1, max_cov=0.5)
     assert (chosen.inputs, chosen.target, chosen.matched) == ((1, 2), 0, False)

@@ -1,4 +1,4 @@
-"""The kept index of a large folder: used while the folders are as they were, and never after."""
+"""The cached index of a large folder: valid only while the folders are unchanged."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from data.datasets import file_index, index_cache
 from data.datasets.file_index import index_series
 from tests.support.fake_trees import ROI, image_path
 
-ROIS = (ROI, "ROIs1970/21", "ROIs1970/35")  # the last one is not there
+ROIS = (ROI, "ROIs1970/21", "ROIs1970/35")  # the last one is missing
 
 
 @pytest.fixture(autouse=True)
@@ -25,11 +25,11 @@ def kept(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def listings(monkeypatch) -> list[str]:
-    """The regions whose folders are listed from here on."""
-    found: list[str] = []
+    """The regions whose folders have been listed."""
+    listed: list[str] = []
     original = file_index._pair_by_number
-    monkeypatch.setattr(file_index, "_pair_by_number", lambda root, roi: found.append(roi) or original(root, roi))
-    return found
+    monkeypatch.setattr(file_index, "_pair_by_number", lambda root, roi: listed.append(roi) or original(root, roi))
+    return listed
 
 
 def test_a_second_start_lists_nothing_and_finds_the_same(tree, kept, listings):
@@ -59,16 +59,16 @@ def test_any_change_of_a_folder_is_seen(copy, listings, change):
     index_series(copy, ROIS)
     times = {folder: os.stat(folder) for folder in copy.rglob("*") if folder.is_dir()}
     change(copy)
-    for folder, before in times.items():  # whoever copies a tree may set the times back: the inode's own time stays
+    for folder, before in times.items():  # copying a tree may restore these times, but not the status-change time
         if folder.is_dir():
             os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
     try:
-        found = index_series(copy, ROIS, skip_bad=True)
+        indexed = index_series(copy, ROIS, skip_bad=True)
     except DataError:
-        found = None
+        indexed = None
     os.environ[index_cache.SWITCH] = "off"
     try:
-        assert found == index_series(copy, ROIS, skip_bad=True)
+        assert indexed == index_series(copy, ROIS, skip_bad=True)
     finally:
         del os.environ[index_cache.SWITCH]
     assert len(listings) > 2

@@ -223,11 +223,11 @@ def test_differences_are_found(tree, pack, tmp_path):
     write_geotiff(changed, image, "EPSG:32633", None, compress=None)
     gone.unlink()
     manifest = list_roi(ImageFolder(str(copy)), SERIES, ROI)
-    found = list(differences(ImageFolder(str(copy)), manifest, packed))
-    assert len(found) == 3
-    assert "another georeference" in found[0]
-    assert "other pixels" in found[1]
-    assert gone.name in found[2]
+    problems = list(differences(ImageFolder(str(copy)), manifest, packed))
+    assert len(problems) == 3
+    assert "another georeference" in problems[0]
+    assert "other pixels" in problems[1]
+    assert gone.name in problems[2]
 
 
 def test_the_files_are_plain_hdf5_with_a_registered_filter(pack, mono):
