@@ -7,7 +7,7 @@ defines every figure.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -70,10 +70,7 @@ def discard_curve(variances: Values, squared_errors: Values, *, percent: int = 5
     Args:
         variances: mean variance of each image.
         squared_errors: mean squared error of each image.
-        percent: step of the share of images.
-
-    Returns:
-        100 / percent values; NaN where a share holds less than one image.
+        percent: step of the share of images; a share of less than one image gives NaN.
     """
     variance, squared = _finite_pairs(variances, squared_errors)
     ordered = squared[np.argsort(variance, kind="stable")]
@@ -83,7 +80,7 @@ def discard_curve(variances: Values, squared_errors: Values, *, percent: int = 5
 
 @dataclass(frozen=True)
 class CalibrationSums:
-    """Sums over pixels and bands of one stratum, float64; `+` pools strata."""
+    """Sums over pixels and bands of one stratum, float64."""
 
     left_out: Array  # () elements with an error, variance or NLL that is not finite, or a variance of 0 or less
     absolute: Array  # () sum of |e|
@@ -92,11 +89,6 @@ class CalibrationSums:
     by_variance: Array  # (3, GRID) count, sum of V, sum of e^2, by ln V; zeros where there is no variance
     by_error: Array  # (2, GRID) count, sum of e^2, by ln e^2
     central: Array  # (CENTRAL_CELLS,) count by central probability of the target
-
-    def __add__(self, other: "CalibrationSums") -> "CalibrationSums":
-        return CalibrationSums(
-            **{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)}
-        )
 
     @property
     def count(self) -> float:

@@ -32,13 +32,7 @@ def plot_discard(curve: Sequence[float], folder: str | Path) -> list[Path]:
 
 
 def plot_discards(curves: Mapping[str, Sequence[float]], path: str | Path, width: float = _WIDTH) -> Path:
-    """Draw the discard curves of several runs in one chart.
-
-    Args:
-        curves: name -> as from `evaluation.calibration.discard_curve`.
-        path: .png, .pdf or .svg.
-        width: inches; the font size does not depend on it.
-    """
+    """Draw the discard curves of several runs, as from `calibration.discard_curve`; see `plot_reliability`."""
     labels = "share of images kept, the most certain first", "mean squared error, reflectance squared"
     figure, axes = _new_chart(*labels, width)
     for index, (name, curve) in enumerate(curves.items()):
@@ -73,13 +67,7 @@ def plot_coverage(runs: Mapping[str, Metrics], path: str | Path, width: float = 
 
 
 def plot_calibration(runs: Mapping[str, Metrics], path: str | Path, title: str = "") -> Path:
-    """Draw reliability and coverage of several runs side by side, and their figures below.
-
-    Args:
-        runs: name -> as from `SplitMetrics.compute`.
-        path: .png or .pdf.
-        title: of the figure.
-    """
+    """Draw reliability and coverage of several runs side by side, and their figures below; see `plot_reliability`."""
     figure = new_figure(9.6, 4.75 + 0.21 * len(runs))
     left, right = figure.subplots(1, 2)
     _draw_reliability(_style_axes(left), runs)
@@ -126,7 +114,7 @@ def plot_ratios(
     Args:
         ratios: method -> for each run `value`, `low` and `high`.
         names: of the runs.
-        path: .png or .pdf.
+        path: of the file.
         label: of the ratio.
     """
     figure, axes = _new_chart("", label)
@@ -147,7 +135,7 @@ def plot_speed_ups(rows: Mapping[str, Mapping[str, float]], path: str | Path, la
 
     Args:
         rows: what is measured -> `median`, `least`, `most` and `goal` (NaN if there is none).
-        path: .png or .pdf.
+        path: of the file.
         label: of the axis.
     """
     figure = new_figure(7.4, 1.1 + 0.42 * len(rows))
@@ -170,12 +158,7 @@ def plot_speed_ups(rows: Mapping[str, Mapping[str, float]], path: str | Path, la
 
 
 def plot_training(log: Mapping[str, Mapping[str, Any]], path: str | Path) -> Path:
-    """Draw the losses, and the PSNR of validation if it was measured, over epochs.
-
-    Args:
-        log: epoch -> figures by name, as in trainlog.json.
-        path: .png or .pdf.
-    """
+    """Draw the losses, and the PSNR of validation if it was measured, over epochs; `log` is as in trainlog.json."""
     figure, axes = _new_chart("epoch", "loss")
     epochs = sorted(log, key=int)
     names = list(dict.fromkeys(name for epoch in epochs for name in log[epoch]))

@@ -86,6 +86,7 @@ def evaluate(
             evaluated = EvaluatedBatch.from_batch(batch, prediction.unscaled(model.scale_by), first)
             for accumulator in accumulators:
                 accumulator.update(evaluated)
+            del evaluated  # its cached intermediates would add to the memory of the next forward pass
     if not n_all:
         raise DataError(f"no sample of the {title} split could be read; see the list of unreadable patches")
     # by class, because the first process has more accumulators: it alone writes to TensorBoard
@@ -138,14 +139,14 @@ class Evaluation:
     def run(
         self, model: Reconstructor, loader: PatchLoader, split: str, epoch: int, *, detailed: bool = False
     ) -> SplitResult:
-        """Evaluate `model` on `loader`.
+        """Evaluate a network.
 
         Args:
             model: the network.
-            loader: batches of the split.
+            loader: of the split.
             split: "val" or "test", for names.
             epoch: the epoch of the weights, for names.
-            detailed: also by band and by sample, and next to the trivial baselines.
+            detailed: also by band and by sample, and in comparison with the trivial baselines.
         """
         config = self.config
         accumulators: list[Accumulator] = [SplitMetrics()]
@@ -173,13 +174,7 @@ class Evaluation:
         return SplitResult(epoch, metrics, results.get(ComparisonTable, {}), results.get(SampleRecorder, []))
 
     def test(self, model: Reconstructor, loader: PatchLoader, epoch: int) -> SplitResult:
-        """Evaluate in detail on the test split, and write and print the result.
-
-        Args:
-            model: the network.
-            loader: batches of the test split.
-            epoch: the epoch of the weights.
-        """
+        """Evaluate weights of an epoch in detail on the test split, and write and print the result."""
         result = self.run(model, loader, "test", epoch, detailed=True)
         if not process_group.is_rank_zero():
             return result

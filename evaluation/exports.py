@@ -229,13 +229,7 @@ def read_exports(folder: str | Path) -> Exports:
 
 
 def exported_target(fields: Sequence[Fields], info: Mapping[str, Any], root: str, sample_id: int) -> Image:
-    """The target of a sample, (13,H,W) reflectance, as a member exported it, or from the data set.
-
-    Args:
-        fields: of the sample, by each model.
-        info: of the sample, from a manifest.
-        root: the data set; may be empty.
-        sample_id: for messages.
+    """The target of a sample, (13,H,W) reflectance, from the exported fields of any model, or from the data set.
 
     Raises:
         DataError: if the target is unknown or its shape is not that of the predictions.

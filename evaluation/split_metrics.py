@@ -86,8 +86,7 @@ class SplitMetrics(Accumulator):
         Returns:
             `images`, the averages by their published names, with a variance `UCE SE`, `AUCE SE` and the
             calibration figures; then nested: `strata` (figures and curves by cloud cover of the pixel), `left out`
-            (counts of NaN and infinite values that no average contains), `discard curve SE`, `reliability`,
-            `coverage curve`.
+            (counts of NaN and infinite values), `discard curve SE`, `reliability`, `coverage curve`.
         """
         means, left_out = average_metrics(self.per_image)
         sums = self._pixels.compute()

@@ -30,9 +30,6 @@ def exported_sample(
         predictions: by name.
         info: of the sample, from a manifest.
         root: the data set; may be empty.
-
-    Raises:
-        DataError, UsageError: if the target cannot be read.
     """
     target = exported_target(fields, info, root, record.id)
     inputs, radar, reason = read_series(info, root)

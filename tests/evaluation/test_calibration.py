@@ -11,6 +11,7 @@ from scipy import stats
 
 from evaluation.calibration import (
     CalibrationMeter,
+    CalibrationSums,
     calibration_figures,
     coverage_curve,
     discard_curve,
@@ -137,7 +138,8 @@ def test_strata_add_up_and_state_does_not_grow():
     for part in np.array_split(np.arange(30_000), 7):
         fill(error[part], variance[part], meter=meter, stratum=stratum[part])
     unstratified, total = fill(error, variance).compute(), meter.compute()
-    parts = meter.compute(0) + meter.compute(1) + meter.compute(2)
+    strata = [vars(meter.compute(stratum)) for stratum in range(3)]
+    parts = CalibrationSums(**{name: sum(sums[name] for sums in strata) for name in strata[0]})
     assert calibration_figures(parts) == pytest.approx(calibration_figures(total), rel=1e-9)
     assert calibration_figures(unstratified) == pytest.approx(calibration_figures(total), rel=1e-9)
     alone = fill(error[1::3], variance[1::3]).compute()
