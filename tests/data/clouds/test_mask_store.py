@@ -23,7 +23,7 @@ ANY = {"n_inputs": 3, "split": "test", "region": "all"}
 
 
 @pytest.fixture
-def images(tmp_path):
+def patches(tmp_path):
     """A root with three patches of five dates, and the paths of each patch."""
     return tmp_path / "root", write_images(tmp_path / "root", n_patches=3)
 
@@ -44,8 +44,8 @@ def assert_intact(store, root, series):
             assert coverage == want.mean(dtype=np.float64)
 
 
-def test_computed_once_then_read(images, tmp_path, monkeypatch):
-    root, series = images
+def test_computed_once_then_read(patches, tmp_path, monkeypatch):
+    root, series = patches
     store = MaskStore(tmp_path / "store", RULES)
     assert store.missing(root, series[0]) == series[0]
     first = store.coverages(root, series[0])
@@ -61,8 +61,8 @@ def test_computed_once_then_read(images, tmp_path, monkeypatch):
     np.testing.assert_array_equal(first, [mask.mean(dtype=np.float64) for mask in want])
 
 
-def test_one_record_for_each_patch_and_settings_beside(images, tmp_path):
-    root, series = images
+def test_one_record_for_each_patch_and_settings_beside(patches, tmp_path):
+    root, series = patches
     store = MaskStore(tmp_path / "store", RULES)
     store.masks(root, series[0] + series[2])
     mono = "ROIs1970_fall_s2_cloudy/s2_cloudy_139/ROIs1970_fall_s2_cloudy_139_p8.tif"
@@ -79,16 +79,16 @@ def test_one_record_for_each_patch_and_settings_beside(images, tmp_path):
     assert MaskStore(tmp_path / "store", "s2cloudless_map").folder(root) != store.folder(root)
 
 
-def test_images_that_are_passed_in_are_not_read_again(images, tmp_path):
-    root, series = images
+def test_images_that_are_passed_in_are_not_read_again(patches, tmp_path):
+    root, series = patches
     image = read_bands(root / series[0][0])
     (root / series[0][0]).unlink()
     store = MaskStore(tmp_path / "store", RULES)
     np.testing.assert_array_equal(store.masks(root, series[0][:1], [image])[0], detect_clouds(image, RULES))
 
 
-def test_partial_downloads_fill_up(images, tmp_path):
-    root, series = images
+def test_partial_downloads_fill_up(patches, tmp_path):
+    root, series = patches
     store = MaskStore(tmp_path / "store", RULES)
     store.masks(root, series[0][:2])
     assert store.missing(root, series[0]) == series[0][2:]
@@ -96,8 +96,8 @@ def test_partial_downloads_fill_up(images, tmp_path):
     assert MaskStore(tmp_path / "store", RULES).missing(root, series[0]) == []
 
 
-def test_read_only_writes_nothing(images, tmp_path, monkeypatch):
-    root, series = images
+def test_read_only_writes_nothing(patches, tmp_path, monkeypatch):
+    root, series = patches
     store = MaskStore(tmp_path / "store", RULES, read_only=True)
     store.coverages(root, series[0])
     assert not (tmp_path / "store").exists()
@@ -105,15 +105,15 @@ def test_read_only_writes_nothing(images, tmp_path, monkeypatch):
     store.masks(root, series[0])
 
 
-def test_a_missing_image_is_named(images, tmp_path):
-    root, series = images
+def test_a_missing_image_is_named(patches, tmp_path):
+    root, series = patches
     (root / series[0][3]).unlink()
     with pytest.raises(DataError, match="no such image: .*ImgNo_3"):
         MaskStore(tmp_path / "store", RULES).coverages(root, series[0])
 
 
-def test_changed_images_are_computed_again(images, tmp_path):
-    root, series = images
+def test_changed_images_are_computed_again(patches, tmp_path):
+    root, series = patches
     store = MaskStore(tmp_path / "store", RULES)
     store.masks(root, series[0])
     for seed, path in enumerate(series[0]):
@@ -125,8 +125,8 @@ def test_changed_images_are_computed_again(images, tmp_path):
 
 
 @pytest.mark.parametrize("ruin", ["empty", "half", "text", "bit"])
-def test_damaged_records_are_computed_again(images, tmp_path, ruin):
-    root, series = images
+def test_damaged_records_are_computed_again(patches, tmp_path, ruin):
+    root, series = patches
     store = MaskStore(tmp_path / "store", RULES)
     store.masks(root, series[0])
     record = next(store.folder(root).rglob("*.npz"))
@@ -143,14 +143,14 @@ def test_damaged_records_are_computed_again(images, tmp_path, ruin):
         assert_intact(MaskStore(tmp_path / "store", RULES), root, series[:1])
 
 
-def test_paths_outside_the_root_are_refused(images, tmp_path):
+def test_paths_outside_the_root_are_refused(patches, tmp_path):
     for path in ("/etc/x.tif", "../x.tif"):
         with pytest.raises(ValueError, match="expected a path relative to the root"):
-            MaskStore(tmp_path / "store", RULES).masks(images[0], [path])
+            MaskStore(tmp_path / "store", RULES).masks(patches[0], [path])
 
 
-def test_a_store_that_cannot_be_written(images, tmp_path):
-    root, series = images
+def test_a_store_that_cannot_be_written(patches, tmp_path):
+    root, series = patches
     (tmp_path / "file").write_text("")
     with pytest.warns(UserWarning, match="cannot be stored and are computed at each reading: cannot write"):
         masks = MaskStore(tmp_path / "file" / "store", RULES).masks(root, series[0])
@@ -168,9 +168,9 @@ def test_default_store_lies_in_the_root_or_the_cache(tmp_path, monkeypatch):
     assert default_store(tmp_path / "other") != elsewhere
 
 
-def test_a_root_that_is_read_only_by_its_mode_stays_untouched_also_by_the_superuser(images, tmp_path, monkeypatch):
+def test_a_root_that_is_read_only_by_its_mode_stays_untouched_also_by_the_superuser(patches, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    root, series = images
+    root, series = patches
     before = root.stat().st_mode
     root.chmod(0o555)
     try:
@@ -182,8 +182,8 @@ def test_a_root_that_is_read_only_by_its_mode_stays_untouched_also_by_the_superu
         root.chmod(before)
 
 
-def test_imported_coverage_wins_and_stays(images, tmp_path, monkeypatch):
-    root, series = images
+def test_imported_coverage_wins_and_stays(patches, tmp_path, monkeypatch):
+    root, series = patches
     imported = ImportedCoverage(Path("f.npy"), {f"Data/{path}": 0.25 for path in series[0][:3]})
     store = MaskStore(tmp_path / "store", RULES)
     assert store.add_imported(root, series[0], imported) == 3
@@ -199,8 +199,8 @@ def test_imported_coverage_wins_and_stays(images, tmp_path, monkeypatch):
     assert fresh.missing(root, series[0]) == []
 
 
-def test_opening(images, tmp_path):
-    root, series = images
+def test_opening(patches, tmp_path):
+    root, series = patches
     assert open_mask_store("", RULES, **ANY).folder(root).parent == root / ".mask_store"
     with pytest.warns(UserWarning, match="no masks of cloud_cloudshadow_mask are stored in .* yet"):
         store = open_mask_store(tmp_path / "new", RULES, **ANY)
@@ -233,9 +233,9 @@ def start(code, root, store, paths):
     return subprocess.Popen([sys.executable, "-c", code, root, store, RULES, *paths], cwd=ROOT)
 
 
-def test_killed_while_writing(images, tmp_path):
+def test_killed_while_writing(patches, tmp_path):
     """SIGKILL between the first byte of a record and its renaming: the previous record stays intact."""
-    root, series = images
+    root, series = patches
     store = MaskStore(tmp_path / "store", RULES)
     store.masks(root, series[0][:2])
     killed = start(DIE_WHILE_WRITING + FILL, root, tmp_path / "store", series[0])
@@ -248,8 +248,8 @@ def test_killed_while_writing(images, tmp_path):
     assert not list(store.folder(root).rglob(".*.tmp*"))
 
 
-def test_a_living_writers_file_is_left_alone(images, tmp_path):
-    root, series = images
+def test_a_living_writers_file_is_left_alone(patches, tmp_path):
+    root, series = patches
     store = MaskStore(tmp_path / "store", RULES)
     folder = store.folder(root) / "ROIs1868" / "73"
     folder.mkdir(parents=True)

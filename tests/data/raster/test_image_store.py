@@ -11,18 +11,14 @@ from data.raster.image_store import ImageFolder, image_series, open_images
 from data.raster.packed_store import PackedImages
 from data.splits import MONO, SERIES
 from tests.support.fake_trees import ROI, SIZE, series_path, triplet_path, write_triplet
-from util.pack_dataset import main
 
 PATH = series_path(ROI, "S2", 3, 10)
 
 
-@pytest.fixture(scope="module", params=["folder", "pack"])
-def images(request, tree, tmp_path_factory):
-    if request.param == "folder":
-        return open_images(tree)
-    out = tmp_path_factory.mktemp("pack") / "series"
-    assert main(["--root", str(tree), "--out", str(out)]) == 0
-    return open_images(out)
+@pytest.fixture(params=["tree", "pack"])
+def images(request):
+    """The series of `tree`, in folders and packed."""
+    return open_images(request.getfixturevalue(request.param))
 
 
 def test_a_root_is_opened_by_its_content(images):

@@ -36,13 +36,6 @@ MONO_ROI = "ROIs1970_fall/139"
 
 
 @pytest.fixture(scope="module")
-def pack(tree, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("pack") / "series"
-    assert main(["--root", str(tree), "--out", str(out)]) == 0
-    return out
-
-
-@pytest.fixture(scope="module")
 def mono(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("mono")
     for patch in (7, 30):
