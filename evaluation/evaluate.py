@@ -89,11 +89,9 @@ def evaluate(
             del evaluated  # its cached intermediates would add to the memory of the next forward pass
     if not n_all:
         raise DataError(f"no sample of the {title} split could be read; see the list of unreadable patches")
-    # by class, because the first process has more accumulators: it alone writes to TensorBoard
-    states = process_group.all_gather_object({type(each).__name__: each.state() for each in accumulators})
-    for accumulator in accumulators:
-        name = type(accumulator).__name__
-        accumulator.merge([state[name] for state in states if name in state])
+    states = process_group.all_gather_object([accumulator.state() for accumulator in accumulators])
+    for accumulator, of_all in zip(accumulators, zip(*states, strict=True), strict=True):  # same kinds in each process
+        accumulator.merge(of_all)
     loss = process_group.all_reduce_mean(total.item(), n_own) if criterion is not None else math.nan
     return {"loss": loss, "samples": n_all, "epoch_time": time.perf_counter() - started}
 
