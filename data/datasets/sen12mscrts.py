@@ -96,9 +96,20 @@ class SEN12MSCRTS(PatchDataset):
             return self.custom_samples[index]["target"]["S2"][0][0]
         return str(self.paths[index]["S2"][0])
 
-    def select(self, index: int) -> Selection:
-        """The dates of sample `index` in this epoch."""
-        return self._choose(index, self._coverages(self.paths[index]["S2"]))
+    def select(self, index: int, coverage: np.ndarray | None = None) -> Selection:
+        """The dates of sample `index` in this epoch, from the coverage (n,) of its dates (default: looked up)."""
+        options = self.options
+        return choose_dates(
+            self._coverages(self.paths[index]["S2"]) if coverage is None else coverage,
+            self.n_input_t,
+            self.sampling,
+            self.min_cov,
+            self.max_cov,
+            rng=np.random.default_rng((options.seed, self.epoch, index)) if self.sampling == "random" else None,
+            legacy=options.legacy,
+            earliest=options.earliest,
+            latest=options.latest,
+        )
 
     def load(self, index: int, for_batch: bool = False, radar: bool = True) -> Sample:
         """Read a sample, see `PatchDataset.load`; `for_batch` leaves out radar and mask of the target."""
@@ -109,27 +120,12 @@ class SEN12MSCRTS(PatchDataset):
             dates = dict(self._load_dates(index, range(N_DATES), coverage))
             del dates["idx"]
             return cast(Sample, dates)
-        chosen = self._choose(index, coverage)
+        chosen = self.select(index, coverage)
         return {
             "input": self._load_dates(index, chosen.inputs, coverage, False, for_batch, radar or not for_batch),
             "target": self._load_dates(index, [chosen.target], coverage, True, for_batch, not for_batch),
             "coverage bin": chosen.matched,
         }
-
-    def _choose(self, index: int, coverage: np.ndarray) -> Selection:
-        options = self.options
-        rng = np.random.default_rng((options.seed, self.epoch, index)) if self.sampling == "random" else None
-        return choose_dates(
-            coverage,
-            self.n_input_t,
-            self.sampling,
-            self.min_cov,
-            self.max_cov,
-            rng,
-            options.legacy,
-            options.earliest,
-            options.latest,
-        )
 
     def _load_dates(
         self,
