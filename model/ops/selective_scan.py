@@ -13,6 +13,7 @@ from torch import Tensor
 
 from common.errors import UsageError
 from model.ops.scan_inputs import ScanInputs
+from model.ops.self_test import self_test
 from model.ops.torch_scan import scan_torch
 
 
@@ -70,8 +71,8 @@ def choose_backend(name: str, device: torch.device | str) -> tuple[str, str]:
     """Backend that runs on a device, and why.
 
     Args:
-        name: a backend, or auto: the first of triton, mamba_ssm and torch that works on the device. Triton works if a
-            small scan, forward and backward, agrees with torch there.
+        name: a backend, or auto: the first of triton, mamba_ssm and torch that works on the device, which means that
+            a small scan, forward and backward, agrees with torch there.
         device: of the tensors.
 
     Returns:
@@ -101,8 +102,6 @@ def _choose_auto(device: str) -> tuple[str, str]:
     skipped: list[str] = []
     for name in ("triton", "mamba_ssm"):
         obstacle = _obstacle(name, device)
-        if obstacle is None and name == "triton":
-            obstacle = _self_test_triton(device)
         if obstacle is None:
             return name, "; ".join([f"works on {device}", *skipped])
         skipped.append(f"{name} {obstacle}")
@@ -119,13 +118,7 @@ def _obstacle(name: str, device: str) -> str | None:
         return f"needs the package {name.replace('_', '-')}, which is not installed"
     if name == "mamba_ssm" and find_spec("selective_scan_cuda") is None:
         return "was installed without its CUDA kernels for Mamba-1"
-    return None
-
-
-def _self_test_triton(device: str) -> str | None:
-    from model.ops.triton_scan import self_test  # deferred: imports triton, which is optional
-
-    return self_test(device)
+    return self_test(_BACKENDS[name], device, last_state_gradient=name != "mamba_ssm")
 
 
 def _scan(backend: str, inputs: ScanInputs) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import re
 import subprocess
 import sys
 import types
@@ -16,6 +17,7 @@ from common.errors import UsageError
 from model.ops import choose_backend, selective_scan
 from model.ops import torch_scan as blocks
 from model.ops.scan_inputs import ScanInputs
+from model.ops.self_test import self_test
 from model.registry import SCAN_BACKENDS
 from tests.support.scan_cases import assert_equals_plain_loop
 
@@ -148,12 +150,13 @@ def test_choice_on_a_cpu():
 
 
 def test_choice_on_a_gpu(monkeypatch):
-    """Without a GPU: what auto takes, and its reason, for each set of packages and a failing self-test."""
+    """Without a GPU: what auto takes, and its reason, for each set of packages and failing self-tests."""
     dispatch = sys.modules["model.ops.selective_scan"]
+    names = {scan: name for name, scan in dispatch._BACKENDS.items()}
     packages: set[str] = set()
+    failures: dict[str, str] = {}
     monkeypatch.setattr(dispatch, "find_spec", lambda name: name if name in packages else None)
-    failures = {"cuda:0": None}
-    monkeypatch.setattr(dispatch, "_self_test_triton", failures.get)
+    monkeypatch.setattr(dispatch, "self_test", lambda scan, device, **_: failures.get(names[scan]))
 
     def choose(name, *installed):
         packages.clear()
@@ -173,11 +176,57 @@ def test_choice_on_a_gpu(monkeypatch):
     assert choose("triton", "triton") == ("triton", "as requested")
     with pytest.raises(UsageError, match="package mamba-ssm, which is not installed; take --ssm_backend auto"):
         choose("mamba_ssm", "triton")
-    failures["cuda:0"] = "disagrees"
+    failures["triton"] = "disagrees with torch on cuda:0"
     name, reason = choose("auto", "triton")
     assert name == "torch"
     assert "triton disagrees" in reason
+    assert choose("auto", "triton", "mamba_ssm", "selective_scan_cuda")[0] == "mamba_ssm"
+    failures["mamba_ssm"] = "failed on cuda:0 (ImportError: undefined symbol)"
+    name, reason = choose("auto", "triton", "mamba_ssm", "selective_scan_cuda")
+    assert name == "torch"
+    assert "mamba_ssm failed on cuda:0 (ImportError: undefined symbol)" in reason
+    for name in ("triton", "mamba_ssm"):
+        with pytest.raises(UsageError, match=f"--ssm_backend {name} {re.escape(failures[name])}; take --ssm_backend"):
+            choose(name, "triton", "mamba_ssm", "selective_scan_cuda")
     dispatch._choose.cache_clear()
+
+
+def without_device(scan_fn):
+    """A stand-in for mamba_ssm.ops.selective_scan_interface with this function."""
+    package = types.ModuleType("mamba_ssm.ops.selective_scan_interface")
+    package.selective_scan_fn = scan_fn
+    return package
+
+
+def reference_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state):
+    y, last = naive_scan(ScanInputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus))
+    return y, last.detach()  # as the package: no gradient
+
+
+def wrong_scan_fn(*arguments):
+    y, last = reference_scan_fn(*arguments)
+    return 1.01 * y + 0.1, last
+
+
+@pytest.mark.parametrize(
+    ("package", "expected"),
+    [
+        (without_device(reference_scan_fn), None),
+        (without_device(wrong_scan_fn), "disagrees with torch on cpu"),
+        (without_device(None), "failed on cpu (TypeError: 'NoneType' object is not callable)"),
+        (types.ModuleType("mamba_ssm.ops.selective_scan_interface"), "failed on cpu (ImportError: cannot import name"),
+        (None, "failed on cpu (ModuleNotFoundError: import of mamba_ssm.ops.selective_scan_interface halted"),
+    ],
+    ids=["works", "wrong result", "not callable", "without the function", "not importable"],
+)
+def test_mamba_ssm_gets_a_trial_call(monkeypatch, package, expected):
+    """Also with everything installed that the package needs."""
+    for name in ("mamba_ssm", "mamba_ssm.ops"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "mamba_ssm.ops.selective_scan_interface", package)
+    dispatch = sys.modules["model.ops.selective_scan"]
+    result = self_test(dispatch._scan_mamba_ssm, "cpu", last_state_gradient=False)
+    assert result == expected or result.startswith(expected)
 
 
 def test_mamba_ssm_gets_its_own_argument_layout(monkeypatch):

@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.selective_scan import make_inputs, naive_scan
 from model.ops.scan_inputs import ScanInputs
+from model.ops.self_test import LENGTH, self_test
 from model.ops.torch_scan import scan_torch
 from tests.support.scan_cases import assert_equals_plain_loop
 
@@ -94,20 +95,22 @@ def test_gradient_of_the_last_state_alone():
 
 
 def test_self_test():
-    assert kernels.self_test(DEVICE) is None
+    assert LENGTH == kernels.KEEP_EVERY + 1
+    assert self_test(kernels.scan_triton, DEVICE) is None
 
 
-def test_the_self_test_detects_a_wrong_result(monkeypatch):
-    monkeypatch.setattr(kernels, "scan_torch", lambda inputs: [1.001 * x + 0.01 for x in scan_torch(inputs)])
-    assert "disagrees" in kernels.self_test(DEVICE)
+def test_the_self_test_detects_a_wrong_result():
+    def wrong(inputs):
+        return tuple(1.001 * x + 0.01 for x in kernels.scan_triton(inputs))
+
+    assert "disagrees" in self_test(wrong, DEVICE)
 
 
-def test_the_self_test_names_a_failure(monkeypatch):
+def test_the_self_test_names_a_failure():
     def fail(inputs):
         raise RuntimeError("no C compiler")
 
-    monkeypatch.setattr(kernels, "scan_triton", fail)
-    assert "no C compiler" in kernels.self_test(DEVICE)
+    assert "no C compiler" in self_test(fail, DEVICE)
 
 
 def test_float64_is_refused():
