@@ -1,5 +1,7 @@
 """Errors for the person at the terminal; `common.cli.run_command` turns them into exit codes."""
 
+from collections.abc import Sequence
+
 USAGE, DATA = 2, 1  # exit codes
 
 
@@ -17,3 +19,10 @@ class UsageError(UserError):
     """Flags that are invalid or contradict each other: exit code 2."""
 
     exit_code = USAGE
+
+
+def list_some(items: Sequence[str], limit: int = 3, length: int = 100) -> str:
+    """A list for a message: the first `limit` items, cut to `length` characters, and the number of the others."""
+    shown = [item if len(item) <= length else item[: length - 3] + "..." for item in items[:limit]]
+    others = [f"and {len(items) - limit:,} more"] if len(items) > limit else []
+    return ", ".join([*shown, *others])

@@ -36,6 +36,15 @@ _FUSION_NET = {  # buffers of the first edition
 _BUFFER = re.compile(_BACKBONE + rf"({'|'.join(map(re.escape, _FUSION_NET))})$")
 
 
+# prefixes of DataParallel and DistributedDataParallel, of the backbone, and of torch.compile
+_WRAPPERS = re.compile(r"^(?:(?:module|netG|_orig_mod)\.)+|(?<![^.])_orig_mod\.")
+
+
+def strip_wrappers(key: str) -> str:
+    """Name of a weight within the backbone, without the prefixes of wrappers: `netG.module.a` becomes `a`."""
+    return _WRAPPERS.sub("", key)
+
+
 def rename_key(key: str) -> str:
     """Current name of a parameter or buffer, given its name in any checkpoint; `in_block1.` becomes `in_block.0.`."""
     key = _NUMBERED_BLOCK.sub(lambda match: f"{match[1]}{match[2]}_block.{int(match[3]) - 1}.", key)

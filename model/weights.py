@@ -2,20 +2,25 @@
 
 import io
 import pickle
+import re
+import reprlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.errors import DataError
+from common.errors import DataError, list_some
 from common.files import atomic_file
-from model.compat import rename_key, rename_keys
+from model.compat import rename_key, rename_keys, strip_wrappers
 
 _UNREADABLE = (  # what torch.load raises for a truncated or damaged file
     *(OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError, AttributeError, TypeError, struct.error),
+    *(AssertionError, OverflowError, MemoryError),
 )
 PREFIX = "netG."  # of the backbone's parameters in a Reconstructor
 FLAGS_OF = {  # flags that determine a parameter's shape, by the start of its name
@@ -66,33 +71,73 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
         DataError: if the file is missing, truncated, holds code, or is not a checkpoint.
     """
     path = Path(path)
+    torch.serialization.add_safe_globals(_numpy_numbers())
     try:
         content = torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError as error:
         raise DataError(f"there is no checkpoint {path}; give the run's folder or one of its .pth.tar files") from error
     except pickle.UnpicklingError as error:
-        raise DataError(
-            f"{path} is refused: it holds more than tensors and plain values and could run code, or it is not a "
-            "checkpoint; copy it again from where it was trained"
-        ) from error
+        offender = re.search(r"GLOBAL (\S{1,100})|got <class '(\S{1,100})'>", str(error))
+        problem = (
+            "more than tensors and plain values and could run code, or it is not a checkpoint; copy it again from "
+            "where it was trained"
+        )
+        if offender:
+            name = offender[1] or offender[2]
+            problem = f"{name}, neither tensor nor plain value, which could run code; save it without that"
+        raise DataError(f"{path} is refused: it holds {problem}") from error
     except _UNREADABLE as error:
         raise DataError(f"{path} cannot be read as a checkpoint; is it complete? ({first_line(error)})") from error
     if not isinstance(content, dict):
         raise DataError(
             f"{path} is not a checkpoint: expected a dict with 'state_dict', got a {type(content).__name__}"
         )
-    state = content.get("state_dict_G") or _without_prefix(content.get("state_dict"))
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    stored = next((content[key] for key in ("state_dict_G", "state_dict") if _is_weights(content.get(key))), None)
+    if stored is None:
+        keys = list_some(sorted(repr(key) for key in content), limit=8)
+        raise DataError(f"{path} is not a checkpoint: expected weights under 'state_dict', got [{keys}]")
+    epoch = content.get("epoch")
+    if epoch is not None and (not isinstance(epoch, int) or isinstance(epoch, bool) or not 0 <= epoch < 1e9):
         raise DataError(
-            f"{path} is not a checkpoint: expected weights under 'state_dict', got {sorted(map(str, content))}"
+            f"{path} is not a checkpoint: expected a number of epochs under 'epoch', got {reprlib.repr(epoch)}"
         )
-    if not isinstance(content.get("epoch", 0), int | None):
-        raise DataError(f"{path} is not a checkpoint: expected a number under 'epoch', got {content['epoch']!r}")
-    state = rename_keys(state)
+    state = rename_keys({strip_wrappers(key): value for key, value in stored.items()})
+    if len(state) < len(stored):
+        raise DataError(f"{path} holds {len(stored) - len(state)} weights twice, with and without prefixes; remove one")
     content |= {"state_dict_G": state, "state_dict": {PREFIX + key: value for key, value in state.items()}}
-    if "frozen" in content:
-        content["frozen"] = [rename_key(name) for name in content["frozen"]]
+    frozen = content.get("frozen")
+    if isinstance(frozen, list) and all(isinstance(name, str) for name in frozen):
+        content["frozen"] = [PREFIX + rename_key(strip_wrappers(name)) for name in frozen]
     return content
+
+
+@cache
+def _numpy_numbers() -> list[Any]:
+    """What torch.load may call to read the numbers of numpy 1 and 2; it reads them as plain numbers."""
+
+    def scalar(dtype: np.dtype[Any], content: bytes) -> bool | int | float:
+        if dtype.kind not in "biuf":
+            raise ValueError(f"a numpy scalar of type {dtype}")
+        return np.ndarray((), dtype, content).item()
+
+    def named(module: str) -> Callable[..., Any]:
+        def reader(*arguments: Any) -> bool | int | float:
+            return scalar(*arguments)
+
+        reader.__module__, reader.__name__, reader.__qualname__ = module, "scalar", "scalar"
+        return reader
+
+    dtypes = {type(np.dtype(code)) for code in "?bhilqBHILQefd"}
+    return [named("numpy.core.multiarray"), named("numpy._core.multiarray"), np.dtype, *dtypes]
+
+
+def _is_weights(state: Any) -> bool:
+    return (
+        isinstance(state, dict)
+        and bool(state)
+        and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())
+        and not any(value.is_nested for value in state.values())
+    )
 
 
 def is_published(content: Mapping[str, Any]) -> bool:
@@ -109,34 +154,50 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str | P
         source: their file, for the error.
 
     Raises:
-        DataError: if a weight is missing, unexpected or of another shape; lists all, with the flags to check.
+        DataError: if a weight is missing, unexpected or of another shape or kind; counts all and names some, with the
+            flags to check.
     """
     backbone = get_backbone(model)
     expected: dict[str, Tensor] = backbone.state_dict()
     missing = [f"{key} {_size(value)}" for key, value in expected.items() if key not in state]
     extra = [f"{key} {_size(value)}" for key, value in state.items() if key not in expected]
+    pairs = {key: (state[key], value) for key, value in expected.items() if key in state}
     misshapen = [
-        f"{key} {_size(state[key])} instead of {_size(value)}"
-        for key, value in expected.items()
-        if key in state and state[key].shape != value.shape
+        f"{key} {_size(stored)} instead of {_size(value)}"
+        for key, (stored, value) in pairs.items()
+        if stored.shape != value.shape
     ]
     if missing or extra or misshapen:
         lists = {"missing": missing, "unexpected": extra, "of another shape": misshapen}
-        mismatches = "; ".join(f"{title}: {', '.join(keys)}" for title, keys in lists.items() if keys)
+        mismatches = "; ".join(f"{len(keys)} {title}: {list_some(keys)}" for title, keys in lists.items() if keys)
         flags = ", ".join(f"--{flag}" for flag in _flags_of([*missing, *extra, *misshapen]))
         raise DataError(f"{source} is of another architecture than the flags describe; {mismatches}; check {flags}")
+    other = [
+        f"{key} {kind_of(stored)} instead of {kind_of(value)}"
+        for key, (stored, value) in pairs.items()
+        if kind_of(stored) != kind_of(value)
+    ]
+    if other:
+        raise DataError(
+            f"{source} holds {len(other)} weights of another kind: {list_some(other)}; "
+            "take it from where it was trained"
+        )
     backbone.load_state_dict(state)
+
+
+def kind_of(weight: Tensor) -> str:
+    """The kind of a weight's values; a cast between kinds would lose values, one between precisions does not."""
+    if weight.is_meta or weight.layout != torch.strided:
+        return "meta" if weight.is_meta else str(weight.layout).removeprefix("torch.")
+    if weight.is_floating_point():
+        return "floating-point"
+    plain = weight.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    return "integer" if plain else str(weight.dtype).removeprefix("torch.")
 
 
 def get_backbone(model: nn.Module) -> nn.Module:
     """The backbone of a `Reconstructor`."""
     return model.get_submodule("netG")
-
-
-def _without_prefix(state: Any) -> Any:
-    if not isinstance(state, dict):
-        return state
-    return {str(key).removeprefix(PREFIX): value for key, value in state.items()}
 
 
 def _flags_of(keys: list[str]) -> list[str]:

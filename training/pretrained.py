@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from common.errors import DataError
 from data.constants import N_S2
-from model.weights import PREFIX, get_backbone, load_checkpoint
+from model.weights import PREFIX, get_backbone, kind_of, load_checkpoint
 
 MIN_FRACTION = 0.5  # of a checkpoint's weights that must fit
 
@@ -61,23 +61,29 @@ def load_pretrained(model: nn.Module, path: str | Path) -> PretrainedReport:
     stored: dict[str, Tensor] = load_checkpoint(path)["state_dict_G"]
     net = get_backbone(model)
     expected = net.state_dict()
-    fitting = {key: stored[key] for key in expected if key in stored and stored[key].shape == expected[key].shape}
+    fitting = {key: stored[key] for key in expected if key in stored and not _mismatch(stored[key], expected[key])}
     used, total = (sum(value.numel() for value in state.values()) for state in (fitting, stored))
     if used < MIN_FRACTION * total:  # some biases always fit
         raise DataError(
             f"{path} is of another architecture: {used:,} of its {total:,} weights fit this network; "
             "was it trained with another --model, --block_type, or other widths?"
         )
-    missing = {key: _why_missing(key, stored, expected) for key in expected if key not in fitting}
+    missing = {
+        key: _mismatch(stored[key], value) if key in stored else "not in the checkpoint"
+        for key, value in expected.items()
+        if key not in fitting
+    }
     extra = {
-        key: "no such weight here" if key not in expected else f"another shape, {tuple(value.shape)}"
+        key: _mismatch(value, expected[key]) if key in expected else "no such weight here"
         for key, value in stored.items()
         if key not in fitting
     }
     partly = {}
     for kind in ("weight", "bias"):
         target, source = _last_layer(expected, kind), _last_layer(stored, kind)
-        if target in missing and source in extra and expected[target].shape[1:] == stored[source].shape[1:]:
+        if target not in missing or source not in extra or kind_of(stored[source]) != kind_of(expected[target]):
+            continue
+        if expected[target].shape[1:] == stored[source].shape[1:]:
             rows = torch.cat([stored[source][:N_S2], expected[target][N_S2:].cpu()])
             fitting[target] = rows
             partly[target] = f"the {N_S2} rows of the means, from {source}; the other {len(rows) - N_S2} start fresh"
@@ -111,7 +117,10 @@ def _last_layer(state: Mapping[str, Tensor], kind: str) -> str:
     return names[-1] if names else ""
 
 
-def _why_missing(key: str, stored: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    if key in stored:
-        return f"another shape, {tuple(stored[key].shape)} instead of {tuple(expected[key].shape)}"
-    return "not in the checkpoint"
+def _mismatch(stored: Tensor, expected: Tensor) -> str:
+    """Why a weight does not fit; "" if it does."""
+    if stored.shape != expected.shape:
+        return f"another shape, {tuple(stored.shape)} instead of {tuple(expected.shape)}"
+    if kind_of(stored) != kind_of(expected):
+        return f"{kind_of(stored)} instead of {kind_of(expected)}"
+    return ""
