@@ -1,17 +1,20 @@
 """Every flag of a reconstruction, with its default, choices and help text, and the checks of their combinations."""
 
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from common.errors import UsageError
 from common.parallel import AUTO, worker_count
+from common.ranges import LARGEST_FLOAT, Range
 from data.constants import DETECTORS
 
+LARGEST_TILE = 8192  # pixels: a network needs 60 GB for it
+UINT16_MAX = 2**16 - 1
 MAX_WORKERS = 8  # of workers="auto": each needs about 1.5 GB
 
 
-def flag(group: str, default: Any, text: str, *, name: str = "", **options: Any) -> Any:
+def flag(group: str, default: Any, text: str, *, name: str = "", allowed: Range | None = None, **options: Any) -> Any:
     """A dataclass field that is a command line flag.
 
     Args:
@@ -19,9 +22,19 @@ def flag(group: str, default: Any, text: str, *, name: str = "", **options: Any)
         default: value of an absent flag; MISSING if it is required.
         text: help text.
         name: of the flag, if not that of the field.
+        allowed: range of a number.
         options: further arguments of `argparse.ArgumentParser.add_argument`.
     """
-    return field(default=default, metadata={"group": group, "text": text, "name": name, "options": options})
+    metadata = {"group": group, "text": text, "name": name, "options": options, "range": allowed}
+    return field(default=default, metadata=metadata)
+
+
+def check_ranges(options: Any) -> None:
+    """Raise a `UsageError` for the first number of a dataclass of flags that is out of range."""
+    for entry in fields(options):
+        value, allowed = getattr(options, entry.name), entry.metadata.get("range")
+        if allowed is not None and isinstance(value, int | float) and (violation := allowed.violation(value)):
+            raise UsageError(f"--{entry.metadata['name'] or entry.name} {violation}")
 
 
 # fmt: off
@@ -38,13 +51,21 @@ class SceneInputs:
     dates: Sequence[str] = flag("inputs", (), "of --optical, like 2018-06-21 (default: from tags or names); of --folder the dates to take", nargs="+", metavar="DAY")
     radar_dates: Sequence[str] = flag("inputs", (), "of --sar", name="sar_dates", nargs="+", metavar="DAY")
     manifest: str = flag("inputs", "", "CSV or JSON of one scene: optical, radar, date, radar_date", name="list", metavar="FILE")
+    allow_vrt: bool = flag("inputs", False, "accept VRT files, mosaics or stacks of images in their own folder", action="store_true")
     folder: str = flag("inputs", "", "a region of SEN12MS-CR-TS, ROOT/ROIs1868/73", metavar="DIR")
     numbers: Sequence[int] = flag("inputs", (), "which of the 30 dates of --folder (default: all)", type=int, nargs="+", metavar="N")
-    offset: str | float = flag("inputs", "auto", "added to stored optical values: auto (as the product's tags declare), none, or a number like -1000")
-    scale: float | None = flag("inputs", None, "reflectance for each stored optical unit (default: as declared, else 0.0001)", type=float)
+    offset: str | float = flag("inputs", "auto", "added to stored optical values: auto (as the product's tags declare), none, or a number like -1000", allowed=Range(-UINT16_MAX, UINT16_MAX))
+    scale: float | None = flag("inputs", None, "reflectance for each stored optical unit (default: as declared, else 0.0001)", type=float, allowed=Range(0, LARGEST_FLOAT, open=True))
     radar_units: str = flag("inputs", "db", "of --sar: dB or linear power (default: db)", name="sar_units", choices=("db", "power"))
 
     def __post_init__(self) -> None:
+        if isinstance(self.offset, str) and self.offset not in ("auto", "none"):
+            try:
+                object.__setattr__(self, "offset", float(self.offset))
+            except ValueError as error:
+                text = f"--offset takes auto, none or a number such as -1000, not {self.offset[:40]!r}"
+                raise UsageError(text) from error
+        check_ranges(self)
         sources = {"--optical": self.optical, "--list": self.manifest, "--folder": self.folder}
         given = [flag for flag, value in sources.items() if value]
         if len(given) != 1:
@@ -70,20 +91,19 @@ class SceneOptions:
     where_clear: str = flag("outputs", "predict", "clear pixels of the latest date: predict them too (default), or keep the observation", choices=("predict", "keep"))
     detector: str = flag("outputs", DETECTORS[0], f"cloud detector, for the masks and for keep (default: {DETECTORS[0]}); none makes no masks", choices=(*DETECTORS, "none"))
     overwrite: bool = flag("outputs", False, "replace what an earlier command with other settings left in --out", action="store_true")
-    tile: int = flag("computation", 256, "pixels along a side of the tiles that the network sees; best as in training (default: 256)", type=int, metavar="PX")
-    overlap: int | None = flag("computation", None, "pixels that neighbouring tiles share (default: a quarter of --tile)", type=int, metavar="PX")
-    batch_size: int | None = flag("computation", None, "tiles predicted together (default: 1 on a CPU, 8 on a GPU)", type=int, metavar="N")
-    workers: int | str = flag("computation", AUTO, f"processes, one core and about 1.5 GB each; auto: a core each, up to {MAX_WORKERS} (default: auto)", type=worker_count(1), metavar="N")
+    tile: int = flag("computation", 256, "pixels along a side of the tiles that the network sees; best as in training (default: 256)", type=int, metavar="PX", allowed=Range(16, LARGEST_TILE))
+    overlap: int | None = flag("computation", None, "pixels that neighbouring tiles share (default: a quarter of --tile)", type=int, metavar="PX", allowed=Range(0, LARGEST_TILE // 2))
+    batch_size: int | None = flag("computation", None, "tiles predicted together (default: 1 on a CPU, 8 on a GPU)", type=int, metavar="N", allowed=Range(1, 4096))
+    workers: int | str = flag("computation", AUTO, f"processes, one core and about 1.5 GB each; auto: a core each, up to {MAX_WORKERS} (default: auto)", type=worker_count, metavar="N")
     scheduler: str = flag("computation", "", "of a running Dask cluster that predicts the tiles; its workers must share the folder --out", metavar="ADDRESS")
     device: str = flag("computation", "auto", "auto, cpu, cuda or cuda:1 (default: auto, a GPU if there is one)")
     precision: str = flag("computation", "fp32", "of the network; auto takes bf16 where the device supports it (default: fp32)", choices=("auto", "fp32", "bf16", "fp16"))
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if self.where_clear == "keep" and self.detector == "none":
             raise UsageError("--where_clear keep needs to detect clear pixels: give a --detector other than none")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UsageError(f"--batch_size takes a number from 1, not {self.batch_size}")
-        if self.workers in (AUTO, 1):
+        if self.workers in (AUTO, 0, 1):
             return
         if self.scheduler:
             raise UsageError("--scheduler has workers of its own; leave --workers out")

@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--region", choices=REGIONS, default="all")
     parser.add_argument(
         "--workers",
-        type=worker_count(0),
+        type=worker_count,
         default=1,
         help="processes, each packs one region at a time; auto: one per core",
     )
@@ -68,7 +68,7 @@ def pack(args: argparse.Namespace) -> None:
     """Pack all regions, then mark the folder as a pack."""
     from data.raster.image_store import dataset_of  # deferred: keeps --help fast
     from data.raster.pack_writer import update_roi  # deferred: keeps --help fast
-    from data.raster.packed_store import FORMAT, MARK  # deferred: keeps --help fast
+    from data.raster.packed_store import FORMAT, MARK, roi_path  # deferred: keeps --help fast
 
     if (args.root / MARK).exists():
         raise UsageError(f"{args.root} is a pack already; --root names a folder of GeoTIFFs")
@@ -82,7 +82,8 @@ def pack(args: argparse.Namespace) -> None:
         text = f"{len(problems)} regions could not be packed, the others are: {'; '.join(problems[:5])}"
         raise DataError(f"{text}; repair or remove these files and run it again")
     n_masks = _copy_masks(args.root, args.out)
-    write_json(args.out / MARK, {"format": FORMAT, "dataset": dataset})
+    regions = [roi for roi in rois(dataset, "all") if roi_path(args.out, roi).is_file()]
+    write_json(args.out / MARK, {"format": FORMAT, "dataset": dataset, "regions": regions})
     tif_bytes, packed_bytes = sum(r.tif_bytes for r in results), sum(r.packed_bytes for r in results)
     sizes = f"{packed_bytes / 1e9:.2f} GB instead of {tif_bytes / 1e9:.2f} ({packed_bytes / tif_bytes:.0%})"
     print(f"{images} images in {args.out}, bitwise equal to the GeoTIFFs: {sizes}")
@@ -95,13 +96,16 @@ def verify(args: argparse.Namespace) -> None:
     from data.raster.pack_writer import verify_roi  # deferred: keeps --help fast
     from data.raster.packed_store import PackedImages  # deferred: keeps --help fast
 
-    dataset = PackedImages(str(args.out)).dataset
-    results = _map_rois(partial(verify_roi, args.root, args.out, dataset), args, dataset, "verifying")
+    pack = PackedImages(str(args.out))
+    check = partial(verify_roi, args.root, args.out, pack.dataset, pack.listed)
+    results = _map_rois(check, args, pack.dataset, "verifying")
     problems = [problem for result in results for problem in result.problems]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         advice = "remove the files of these regions and pack them again"
         raise DataError(f"{len(problems)} images have changed: {'; '.join(problems[:5])}{more}; {advice}")
+    if args.root is None and not all(result.has_checksum for result in results):
+        print("note: an earlier version packed this, names and georeferences have no checksum: verify them with --root")
     reference = "their checksums" if args.root is None else f"the GeoTIFFs in {args.root}"
     print(f"{sum(result.images for result in results)} images in {args.out} are equal to {reference}")
 

@@ -1,8 +1,10 @@
 """Reading and writing GeoTIFFs."""
 
 import math
+import os
 import re
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -11,14 +13,22 @@ from typing import Any
 
 import numpy as np
 import rasterio
+from rasterio.env import ensure_env_with_credentials
 from rasterio.errors import RasterioError, RasterioIOError
-from rasterio.io import MemoryFile
+from rasterio.io import DatasetReader, MemoryFile
 
 from common.errors import DataError
 from common.files import atomic_file
 from data.constants import DATE_ORIGIN, N_S1, N_S2
 
 # By number of bands, as the data sets store them; the size of the SEN12MS-CR-TS archives implies float64 radar.
+DATASET_DRIVERS = ("GTiff",)
+"""GDAL drivers that open images of data sets. Others follow references: a VRT or WMS text named .tif reads any file."""
+SCENE_DRIVERS = (*DATASET_DRIVERS, "JP2OpenJPEG", "netCDF", "Zarr", "HDF5")
+"""GDAL drivers that open images of scenes."""
+LARGEST = 2**28
+"""Values that an image of a data set may have, and a block of any image: 13 bands of 4,544 x 4,544 pixels. Patches have
+256 x 256."""
 _STORED_TYPES = {N_S1: ("float32", "float64"), N_S2: ("uint16",)}
 _DATE = re.compile(r"(?:^|_)(\d{4}-\d{2}-\d{2})(?=_|\.|$)")
 
@@ -37,6 +47,31 @@ class GeoRef:
     transform: Any
 
 
+@ensure_env_with_credentials
+def open_image(path: str, drivers: Sequence[str] = DATASET_DRIVERS, name: str | Path = "") -> Any:
+    """An open rasterio data set; all images are opened here.
+
+    Args:
+        path: a file, or whatever else GDAL opens.
+        drivers: those that may open it; GDAL itself tries a hundred.
+        name: of the file in messages, if not `path`.
+
+    Raises:
+        RasterioIOError: if none of them can.
+        DataError: if the path is not UTF-8, the file refers to others, or its blocks are too large to be read.
+    """
+    try:
+        source = DatasetReader(path, driver=list(drivers))
+    except UnicodeEncodeError as error:
+        raise _not_utf8(path) from error
+    try:
+        _check_structure(name or path, source)
+    except DataError:
+        source.close()
+        raise
+    return source
+
+
 def read_bands(path: str | Path, expected_bands: int | None = None, expected_size: Size | None = None) -> np.ndarray:
     """Read the pixels of a GeoTIFF as stored; the file is closed again.
 
@@ -52,7 +87,7 @@ def read_bands(path: str | Path, expected_bands: int | None = None, expected_siz
     Raises:
         DataError: if the file is missing or truncated, or has another number of bands, size or type.
     """
-    with _open_in_memory(path, expected_bands, expected_size) as source:
+    with open_in_memory(path, expected_bands, expected_size) as source:
         return _read_pixels(path, source, expected_bands)
 
 
@@ -60,7 +95,7 @@ def read_with_georef(
     path: str | Path, expected_bands: int | None = None, expected_size: Size | None = None
 ) -> tuple[np.ndarray, GeoRef]:
     """`read_bands` and `read_georef` with a single opening of the file."""
-    with _open_in_memory(path, expected_bands, expected_size) as source:
+    with open_in_memory(path, expected_bands, expected_size) as source:
         return _read_pixels(path, source, expected_bands), _georef(path, source)
 
 
@@ -68,7 +103,7 @@ def read_with_bounds(
     path: str | Path, expected_bands: int | None = None, expected_size: Size | None = None
 ) -> tuple[np.ndarray, Bounds]:
     """`read_bands` with the bounds; skipping the CRS halves the time of opening."""
-    with _open_in_memory(path, expected_bands, expected_size, GTIFF_SRS_SOURCE="GEOKEYS") as source:
+    with open_in_memory(path, expected_bands, expected_size, GTIFF_SRS_SOURCE="GEOKEYS") as source:
         return _read_pixels(path, source, expected_bands), _georef(path, source).bounds
 
 
@@ -112,6 +147,8 @@ def write_geotiff(
         try:
             with rasterio.open(temporary, "w", **profile) as target:
                 target.write(array)
+        except UnicodeEncodeError as error:
+            raise _not_utf8(path) from error
         except RasterioError as error:
             raise DataError(f"cannot write {path}: {error}; check the disk's free space") from error
 
@@ -153,6 +190,9 @@ def check_image(
     """
     if bands is not None and shape[0] != bands:
         raise DataError(f"{path}: expected {bands} bands, found {shape[0]}")
+    if math.prod(shape) > LARGEST:
+        declared = " x ".join(map(str, shape))
+        raise DataError(f"{path}: it declares {declared} values, expected at most {LARGEST:,}; fetch it again")
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else size
         if shape[1:] != (height, width):
@@ -170,8 +210,10 @@ def _open_header(path: str | Path) -> Iterator[Any]:
     """Open a file to read its metadata only."""
     # EMPTY_DIR: GDAL would list the whole folder at every opening, hundreds of files on a shared file system
     with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
+        if not Path(path).is_file():  # GDAL would fetch a remote path, and wait at a pipe
+            raise _unreadable(path, "it is no file")
         try:
-            source = rasterio.open(path)
+            source = open_image(str(path))
         except RasterioIOError as error:
             raise _unreadable(path, str(error)) from error
         with source:
@@ -179,10 +221,13 @@ def _open_header(path: str | Path) -> Iterator[Any]:
 
 
 @contextmanager
-def _open_in_memory(path: str | Path, bands: int | None, size: Size | None, **env: str) -> Iterator[Any]:
-    """Load a file with a single read, open it in memory and check it."""
+def open_in_memory(path: str | Path, bands: int | None = None, size: Size | None = None, **env: str) -> Iterator[Any]:
+    """Load a file with a single read, open it in memory and check it; see `read_bands`."""
     try:
-        content = Path(path).read_bytes()
+        with open(path, "rb", opener=_open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise _unreadable(path, "it is no file")
+            content = file.read()
     except OSError as error:
         raise _unreadable(path, error.strerror or str(error)) from error
     if not content:
@@ -192,7 +237,7 @@ def _open_in_memory(path: str | Path, bands: int | None, size: Size | None, **en
     options = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GTIFF_VIRTUAL_MEM_IO": "YES"}
     with rasterio.Env(**options, **env), MemoryFile(content) as memory:
         try:
-            source = memory.open()
+            source = open_image(memory.name, name=path)
         except RasterioIOError as error:
             raise _unreadable(path, str(error).replace(memory.name, str(path))) from error
         with source:
@@ -200,8 +245,27 @@ def _open_in_memory(path: str | Path, bands: int | None, size: Size | None, **en
             yield source
 
 
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe without a writer would block
+
+
+def _check_structure(path: str | Path, source: Any) -> None:
+    if "OVERVIEW_FILE" in source.tags(ns="OVERVIEWS"):  # GDAL opens it with any driver
+        raise DataError(f"{path}: its metadata names another file as its overviews; remove it (gdal_edit.py -unsetmd)")
+    height, width = max(source.block_shapes, default=(0, 0))
+    if height * width > LARGEST:
+        raise DataError(
+            f"{path}: stored in blocks of {height} x {width} pixels, expected at most {LARGEST:,}; store it in tiles "
+            "(gdal_translate -co TILED=YES)"
+        )
+
+
+def _not_utf8(path: str | Path) -> DataError:
+    return DataError(f"{str(path)!a}: GDAL opens only paths in UTF-8; rename the file or its folder")
+
+
 def _unreadable(path: str | Path, reason: str) -> DataError:
-    if not Path(path).is_file():
+    if not Path(path).exists():
         return DataError(f"no such image: {path}; is the download complete?")
     return DataError(f"not a readable GeoTIFF: {path} ({reason}); fetch it again")
 

@@ -8,11 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 
 from common.errors import DataError
 from data.layout import STACKS, list_images
-from data.raster.geotiff import Bounds, GeoRef, Size, read_georef, read_size, read_with_bounds, read_with_georef
+from data.raster.geotiff import (
+    Bounds,
+    GeoRef,
+    Size,
+    open_in_memory,
+    read_georef,
+    read_size,
+    read_with_bounds,
+    read_with_georef,
+)
 from data.raster.packed_store import MARK, PackedImages
 from data.splits import MONO, SERIES, rois
 
@@ -62,7 +70,7 @@ class ImageFolder:
 
     def open(self, path: str) -> AbstractContextManager[Any]:
         """The image as an open rasterio data set."""
-        return rasterio.open(self._path(path))
+        return open_in_memory(self._path(path))
 
     def _path(self, path: str) -> str:
         return os.path.join(self.root, path)

@@ -1,6 +1,6 @@
 """Pack one region (`data.raster.packed_store`), and compare it with its GeoTIFFs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,22 @@ import numpy as np
 
 from common.errors import DataError
 from common.files import atomic_file, remove_stale_files
+from common.locks import folder_lock
 from data.constants import N_DATES, N_S1, N_S2
 from data.layout import STACKS, list_images
 from data.raster.geotiff import check_image
+from data.raster.hdf5 import check_written, write_hdf5
 from data.raster.image_store import ImageFolder
-from data.raster.packed_store import BLOSC_FILTER, FORMAT, RoiFile, blosc, checksum, roi_path
+from data.raster.packed_store import (
+    BLOSC_FILTER,
+    FORMAT,
+    TABLES_CHECKSUM,
+    RoiFile,
+    blosc,
+    checksum,
+    checksum_tables,
+    roi_path,
+)
 from data.splits import SERIES
 
 # Level 5 of lz4hc decodes in a third of zstd's time, 0.28 instead of 0.83 ms an optical image, for 5 % more space. The
@@ -27,12 +38,16 @@ Manifest = dict[str, dict[tuple[int, int], str]]
 
 @dataclass(frozen=True)
 class RoiResult:
-    """Result of one region: number of images, bytes of their GeoTIFFs, bytes of its file, and problems."""
+    """Result of one region: number of images, bytes of their GeoTIFFs, bytes of its file, and problems.
+
+    `has_checksum`: whether its file has one of names and georeferences.
+    """
 
     images: int = 0
     tif_bytes: int = 0
     packed_bytes: int = 0
     problems: tuple[str, ...] = ()
+    has_checksum: bool = True
 
 
 def update_roi(root: Path, out: Path, dataset: str, roi: str) -> RoiResult:
@@ -44,23 +59,34 @@ def update_roi(root: Path, out: Path, dataset: str, roi: str) -> RoiResult:
             return RoiResult()
         remove_stale_files(target.parent)
         if not is_packed(images, manifest, target):
-            pack_roi(images, manifest, out, dataset, roi)
+            with folder_lock(target, "--out", beside=True, wait=True):  # several commands may fill one pack
+                if not is_packed(images, manifest, target):
+                    pack_roi(images, manifest, out, dataset, roi)
     except DataError as error:
         return RoiResult(problems=(str(error),))
     sizes = [images.file_bytes(path) for _, path in _stack_paths(manifest)]
     return RoiResult(len(sizes), sum(sizes), target.stat().st_size)
 
 
-def verify_roi(root: Path | None, out: Path, dataset: str, roi: str) -> RoiResult:
-    """Compare a packed region with its GeoTIFFs, or with its own checksums if `root` is None."""
+def verify_roi(root: Path | None, out: Path, dataset: str, packed_rois: Sequence[str], roi: str) -> RoiResult:
+    """Compare a packed region with its GeoTIFFs, or with its own checksums if `root` is None.
+
+    Args:
+        root: of the GeoTIFFs.
+        out: the pack.
+        dataset: as for `list_roi`.
+        packed_rois: regions that the pack lists; those must have a file.
+        roi: the region.
+    """
     target = roi_path(out, roi)
     try:
         manifest = {} if root is None else list_roi(ImageFolder(str(root)), dataset, roi)
         if not target.is_file():
-            return RoiResult(problems=(f"{roi} is not packed",) if manifest else ())
+            return RoiResult(problems=(f"{roi} is not packed",) if manifest or roi in packed_rois else ())
         packed = RoiFile(target)
         problems = damaged(packed) if root is None else differences(ImageFolder(str(root)), manifest, packed)
-        return RoiResult(sum(1 for _ in packed.slots()), problems=tuple(problems))
+        has_checksum = packed.has_intact_tables() is not None
+        return RoiResult(sum(1 for _ in packed.slots()), problems=tuple(problems), has_checksum=has_checksum)
     except DataError as error:
         return RoiResult(problems=(str(error),))
 
@@ -114,15 +140,14 @@ def pack_roi(images: ImageFolder, manifest: Manifest, out: str | Path, dataset: 
         DataError: if an image cannot be read, differs in size or type from the first of its group, or is not the same
             after packing; no file is left then.
     """
-    import h5py  # deferred: heavy, needed for packs only
-
     with atomic_file(roi_path(out, roi)) as temporary:
-        with h5py.File(temporary, "w", libver=("v110", "v110"), locking=False) as file:
+        with write_hdf5(temporary, libver=("v110", "v110")) as file:
             file.attrs.update({"format": FORMAT, "dataset": dataset, "roi": roi})
             georefs: dict[tuple[Any, ...], int] = {}  # row of each distinct (bounds, transform, CRS)
             for stack, paths in manifest.items():
                 _write_stack(file.create_group(stack), images, stack, paths, georefs)
             _write_georefs(file, georefs)
+            file.attrs[TABLES_CHECKSUM] = checksum_tables(file)
         difference = next(differences(images, manifest, RoiFile(temporary)), None)
         if difference is not None:
             raise DataError(f"{roi} was not packed without loss: {difference}; check the disk and pack it again")
@@ -155,7 +180,11 @@ def differences(images: ImageFolder, manifest: Manifest, packed: RoiFile) -> Ite
 
 
 def damaged(packed: RoiFile) -> Iterator[str]:
-    """The images of a region's file whose pixels do not match their checksums."""
+    """The images of a region's file whose pixels do not match their checksums, and damage of its tables."""
+    if packed.has_intact_tables() is False:
+        yield f"{packed.path}: names or georeferences do not match their checksum"
+    for stack, name in packed.without_pixels():
+        yield f"{name} in {packed.path} has no pixels ({stack})"
     for slot, name in packed.slots():
         try:
             if not packed.is_intact(slot):
@@ -186,13 +215,14 @@ def _write_stack(
     pixels: Any = None
     for (number, date), path in paths.items():
         image, georef = images.read_native(path)
+        check_image(path, image.shape, {image.dtype.name}, bands, None if pixels is None else pixels.shape[3:])
         if pixels is None:
             pixels = _create_pixels(group, (len(numbers), n_dates, *image.shape), image.dtype)
-        check_image(path, image.shape, {image.dtype.name}, bands, pixels.shape[3:])
         if image.dtype != pixels.dtype:
             raise DataError(f"{path}: {image.dtype} values, those of the images before it are {pixels.dtype}")
         slot = rows[number], date
         pixels.id.write_direct_chunk((*slot, 0, 0, 0), _compress(image), 0)
+        check_written(group)
         names[slot], file_bytes[slot] = path.rpartition("/")[2].encode(), images.file_bytes(path)
         key = georef.bounds, tuple(georef.transform)[:6], "" if georef.crs is None else str(georef.crs.to_wkt())
         crc[slot], place[slot] = checksum(image), georefs.setdefault(key, len(georefs))
@@ -210,6 +240,7 @@ def _create_pixels(group: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> 
     options.set_chunk(chunk)
     size = int(np.prod(chunk)) * dtype.itemsize
     parameters = (_BLOSC_FORMAT, _BLOSC_VERSION, dtype.itemsize, size, _LEVELS[dtype.kind], blosc().SHUFFLE, _LZ4)
+    options.set_obj_track_times(False)  # packs of the same images are the same files
     options.set_filter(BLOSC_FILTER, h5py.h5z.FLAG_OPTIONAL, parameters)
     space, datatype = h5py.h5s.create_simple(shape), h5py.h5t.py_create(dtype)
     return h5py.Dataset(h5py.h5d.create(group.id, b"pixels", datatype, space, dcpl=options))

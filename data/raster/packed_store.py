@@ -1,6 +1,6 @@
 """A packed data set: one chunked, compressed HDF5 file for each region, read like the folder of GeoTIFFs.
 
-    PACK/pack.json       marks the root as a pack: format and data set; written last
+    PACK/pack.json       marks the root as a pack: format, data set and packed regions; written last
     PACK/ROIs1868/73.h5  one region; groups S1 and S2 (of SEN12MS-CR: s1, s2 and s2_cloudy), each with
         pixels           (P, D, C, H, W), patches by number, dates 0 to 29 (SEN12MS-CR: one); a chunk is one image,
                          all bands, compressed by Blosc (HDF5 filter 32001: lz4hc, byte shuffle); a missing image
@@ -9,12 +9,14 @@
         file_bytes       (P, D) sizes of the GeoTIFFs, by which stored cloud masks identify their images
         crc32            (P, D) of the pixels' bytes
         place            (P, D) row of `bounds` (N, 4), `transform` (N, 6) and `crs` (N), WKT
+                         and, as an attribute of the file, tables_crc32 of all these but the pixels
 
 Any HDF5 reader with the Blosc filter can read these files. This one asks HDF5 only for the chunk offsets, then reads
 and decodes the chunks itself: one positioned read for each image, without locks or handles that forks cannot share.
 """
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,13 +34,15 @@ from rasterio.io import MemoryFile
 from common.errors import DataError
 from data.constants import N_S1
 from data.layout import STACKS, parse_folder, patch_number
-from data.raster.geotiff import Bounds, GeoRef, Size, check_image
+from data.raster.geotiff import LARGEST, Bounds, GeoRef, Size, check_image, open_image
 from data.splits import MONO, SERIES
 
 MARK = "pack.json"
 FORMAT = 1
+TABLES_CHECKSUM = "tables_crc32"  # attribute of a region's file; earlier packs lack it
 BLOSC_FILTER = 32001  # as registered with the HDF Group
 _GROUPS = {name for names in STACKS.values() for name in names}
+_GEOREFS, _TABLES = ("bounds", "transform", "crs"), ("patch", "names", "file_bytes", "crc32", "place")
 _HEADER = 16  # bytes of Blosc's header: its second and fourth number are the sizes of content and frame
 
 Slot = tuple[str, int, int]
@@ -134,6 +138,19 @@ class RoiFile:
         """Size of the GeoTIFF that an image was packed from."""
         return int(self.stacks[slot[0]].file_bytes[slot[1:]])
 
+    def without_pixels(self) -> Iterator[tuple[str, str]]:
+        """Group and file name of images that are listed and not stored."""
+        for name, stack in self.stacks.items():
+            names = self.names(name)
+            for text in names[(names != b"") & (stack.lengths == 0)].tolist():
+                yield name, text.decode()
+
+    def has_intact_tables(self) -> bool | None:
+        """Whether names and georeferences match their checksum; None if an earlier version packed this file."""
+        with self._open_hdf5() as file:
+            expected = file.attrs.get(TABLES_CHECKSUM)
+            return None if expected is None else int(expected) == checksum_tables(file)
+
     def slots(self) -> Iterator[tuple[Slot, str]]:
         """All images with their file names."""
         for name, stack in self.stacks.items():
@@ -176,6 +193,7 @@ class PackedImages:
 
     Attributes:
         dataset: `data.splits.SERIES` or `data.splits.MONO`.
+        listed: the regions that the pack must hold.
 
     Raises:
         DataError: if pack.json cannot be read or has an unsupported format.
@@ -191,6 +209,7 @@ class PackedImages:
         if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("dataset") not in STACKS:
             raise DataError(f"{mark}: expected format {FORMAT} of a pack of {SERIES} or {MONO}, found {header!r}")
         self.dataset: str = header["dataset"]
+        self.listed: tuple[str, ...] = tuple(map(str, header.get("regions", ())))  # earlier packs list none
         self._rois: dict[str, RoiFile | None] = {}
 
     def roi(self, name: str) -> RoiFile | None:
@@ -251,7 +270,7 @@ class PackedImages:
         with MemoryFile() as memory:
             with memory.open(driver="GTiff", crs=georef.crs, transform=georef.transform, **shape) as target:
                 target.write(pixels)
-            with memory.open() as source:
+            with open_image(memory.name) as source:
                 yield source
 
     def _require(self, path: str, bands: int | None = None, size: Size | None = None) -> tuple[RoiFile, Slot]:
@@ -279,6 +298,17 @@ def checksum(image: np.ndarray) -> int:
     return crc32(np.ascontiguousarray(image).data)
 
 
+def checksum_tables(file: Any) -> int:
+    """CRC-32 of the names and values of all tables of a region's open file, which are all but its pixels."""
+    total = 0
+    names = [*_GEOREFS, *(f"{group}/{table}" for group in sorted(_GROUPS & set(file)) for table in _TABLES)]
+    for name in names:
+        values = file[name][:]
+        content = values.tobytes() if values.dtype.kind != "O" else b"\0".join(values.tolist())
+        total = crc32(f"{name} {values.shape}".encode() + content, total)
+    return total
+
+
 def roi_path(root: str | Path, roi: str) -> Path:
     """The file of a region such as "ROIs1868/73"."""
     return Path(root, f"{roi}.h5")
@@ -296,6 +326,8 @@ def blosc() -> Any:
 
 def _read_index(group: Any) -> StackIndex:
     pixels = group["pixels"]
+    if math.prod(pixels.shape[2:]) > LARGEST:
+        raise ValueError(f"images of {pixels.shape[2:]} values, expected at most {LARGEST:,}")
     offsets = np.zeros(pixels.shape[:2], np.int64)
     lengths = np.zeros(pixels.shape[:2], np.int64)
 

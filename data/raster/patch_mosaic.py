@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rasterio.errors import RasterioError
@@ -17,6 +18,7 @@ from data.layout import patch_number
 from data.raster.geotiff import GeoRef
 from data.raster.image_store import Images, open_images
 
+_LARGEST_GAPS = 1000  # times the area of its patches that a mosaic may have
 _OFF_GRID = 0.05  # pixels by which a patch may miss the grid of the first one: rounding of its corner
 
 
@@ -98,6 +100,11 @@ def plan_mosaic(images: Images, paths: Sequence[str]) -> PatchMosaic:
     top, left = places[:, 1].min(), places[:, 2].min()
     places[:, 1:] -= (top, left)
     height, width = places[:, 1].max() + size[0], places[:, 2].max() + size[1]
+    if height * width > _LARGEST_GAPS * len(paths) * size[0] * size[1]:
+        raise DataError(
+            f"{len(paths)} patches of {size[0]} x {size[1]} pixels, of which {first} is one, lie in {height} x {width} "
+            "pixels; patches of one scene lie side by side: check their georeferences"
+        )
     transform = (step_x, 0.0, georef.transform.c + left * step_x, 0.0, step_y, georef.transform.f + top * step_y)
     crs = "" if georef.crs is None else str(georef.crs.to_wkt())
     return PatchMosaic((int(height), int(width)), size, places, tuple(float(number) for number in transform), crs)
@@ -131,11 +138,24 @@ def merge_patches(root: str | Path, paths: Sequence[str], bands: int) -> tuple[n
     with ExitStack() as stack:
         try:
             sources = [stack.enter_context(images.open(path)) for path in paths]
+            _check_extent(first, sources)
             mosaic, transform = merge(sources, nodata=nodata)
         except RasterioError as error:
             raise DataError(f"cannot merge {first} and {len(paths) - 1} others into one image: {error}") from error
     left, bottom, right, top = array_bounds(*mosaic.shape[1:], transform)
     return mosaic, GeoRef((left, bottom, right, top), georef.crs, transform)
+
+
+def _check_extent(first: str, sources: Sequence[Any]) -> None:
+    """Raise a `DataError` if images lie so far apart that what lies between them does not fit into memory."""
+    lefts, bottoms, rights, tops = zip(*(source.bounds for source in sources), strict=True)
+    step_x, step_y = (abs(step) for step in (sources[0].transform.a, sources[0].transform.e))
+    height, width = (max(tops) - min(bottoms)) / step_y, (max(rights) - min(lefts)) / step_x
+    if not height * width <= _LARGEST_GAPS * sum(source.height * source.width for source in sources):
+        raise DataError(
+            f"{first} and {len(sources) - 1} others lie in {height:.0f} x {width:.0f} pixels, too far apart for one "
+            "image; check their georeferences"
+        )
 
 
 def _pixel_size(georef: GeoRef) -> tuple[float, float]:

@@ -14,10 +14,13 @@ from rasterio.errors import RasterioError, RasterioIOError
 
 from common.errors import DataError
 from common.files import file_stamp
+from data.raster.geotiff import SCENE_DRIVERS, open_image
 from scenes.inputs.grid import Grid, Window
+from scenes.inputs.vrt import is_vrt, read_vrt
 
 CACHE_BYTES = 64 * 2**20  # GDAL's block cache, by default a twentieth of the machine's memory
 OPEN_FILES = 64
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the first bytes of TIFF and BigTIFF
 _PROBES, _PROBE_PIXELS = 5, 32  # windows along each side of a scene that are probed, and their size
 
 
@@ -81,18 +84,56 @@ def is_remote(path: str) -> bool:
     return "://" in path or path.startswith("/vsi")
 
 
-def open_raster(path: str) -> Any:
+def open_raster(path: str, allow_vrt: bool = False) -> Any:
     """An open rasterio data set.
 
+    Args:
+        path: a local file, or a remote path of GDAL.
+        allow_vrt: whether it may be a VRT of images in its folder.
+
     Raises:
-        DataError: if there is none, or it cannot be read.
+        DataError: if there is none, it cannot be read, or refers to other files.
     """
+    if is_remote(path):
+        return _open(path, path)
+    if not os.path.exists(path):
+        raise DataError(f"no such image: {path}")
+    if not (os.path.isfile(path) or os.path.isdir(path)):
+        raise DataError(f"{path} is a pipe or a device; expected an image")
+    if not is_vrt(path):
+        _check_companions(path)
+        return _open(path, path)
+    if not allow_vrt:
+        raise DataError(f"{path} is a VRT, which reads other files; if you trust it, add --allow_vrt")
+    text, sources = read_vrt(path)
+    for source in sources:
+        open_raster(source).close()
+    return _open(text, path, ("VRT",))
+
+
+def image_files(path: str) -> tuple[str, ...]:
+    """The files of an image: itself, and the sources of a VRT."""
+    return (path, *read_vrt(path)[1]) if not is_remote(path) and is_vrt(path) else (path,)
+
+
+def _open(path: str, name: str, drivers: Sequence[str] = SCENE_DRIVERS) -> Any:
     try:
-        return rasterio.open(path)
+        return open_image(path, drivers, name)
     except RasterioIOError as error:
-        if not is_remote(path) and not Path(path).is_file():
-            raise DataError(f"no such image: {path}") from error
-        raise DataError(f"not a readable GeoTIFF: {path} ({error}); fetch it again") from error
+        raise DataError(f"not a readable GeoTIFF: {name} ({error}); fetch it again") from error
+
+
+def _check_companions(path: str) -> None:
+    """Raise a `DataError` if mask or overviews beside an image are no TIFF: GDAL opens them with any driver."""
+    for suffix in (".msk", ".ovr"):
+        companion = Path(path + suffix)
+        try:
+            with companion.open("rb") as file:
+                start = file.read(len(_TIFF[0]))
+        except OSError:
+            continue
+        if start not in _TIFF:
+            raise DataError(f"{companion}: expected a TIFF beside {path}; remove it")
 
 
 @contextmanager

@@ -5,8 +5,15 @@ from typing import Any
 
 import numpy as np
 from affine import Affine
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import RasterioError
+from rasterio.warp import transform_geom
 from rasterio.windows import Window as RasterioWindow
 
+from common.errors import DataError
+
+_LONGITUDE_LATITUDE = "EPSG:4326"
+_EDGE_POINTS = 16  # along each edge: straight in the scene's projection is curved in longitude and latitude
 _TOLERANCE = 0.01  # of a pixel: grids that differ by less are the same
 
 
@@ -54,6 +61,48 @@ class Grid:
         """(x, y) in the coordinate system; integers are the upper left corners of pixels."""
         a, b, c, d, e, f = tuple(self.transform)[:6]
         return a * column + b * row + c, d * column + e * row + f
+
+    def footprint(self) -> tuple[dict[str, Any] | None, list[float] | None]:
+        """The outline as GeoJSON in longitude and latitude, and west, south, east, north; None without a CRS.
+
+        Across the 180th meridian it is two polygons, and west exceeds east, as in GeoJSON.
+        """
+        if self.crs is None:
+            return None, None
+        ring = []
+        corners = self.corners
+        for (column, row), (next_column, next_row) in zip(corners, (*corners[1:], corners[0]), strict=True):
+            for part in np.arange(_EDGE_POINTS) / _EDGE_POINTS:
+                ring.append(self.xy(column + part * (next_column - column), row + part * (next_row - row)))
+        outline = {"type": "Polygon", "coordinates": [[*reversed(ring), ring[-1]]]}  # outer rings run anticlockwise
+        geometry: dict[str, Any] = transform_geom(
+            self.crs, _LONGITUDE_LATITUDE, outline, antimeridian_cutting=True, precision=7
+        )
+        crosses = geometry["type"] == "MultiPolygon"
+        rings = [polygon[0] for polygon in geometry["coordinates"]] if crosses else geometry["coordinates"][:1]
+        xs, ys = zip(*((float(point[0]), float(point[1])) for outer in rings for point in outer), strict=True)
+        west, east = (min(x for x in xs if x > 0), max(x for x in xs if x <= 0)) if crosses else (min(xs), max(xs))
+        return geometry, [west, min(ys), east, max(ys)]
+
+    def check_transform(self, path: str) -> None:
+        """Raise a `DataError` that names a file unless its transform can be inverted."""
+        if not (np.isfinite(tuple(self.transform)).all() and self.transform.determinant):
+            raise DataError(
+                f"{path}: its transform {tuple(self.transform)[:6]} gives pixels no position; assign a georeference "
+                "(gdal_edit.py -a_ullr)"
+            )
+
+    def check_location(self, path: str) -> None:
+        """Raise a `DataError` that names a file unless the grid has a place on Earth, or no CRS at all."""
+        self.check_transform(path)
+        try:
+            self.footprint()
+        except (RasterioError, CPLE_BaseError, ValueError) as error:  # rasterio does not convert all of GDAL's errors
+            reason = str(error).partition("{")[0][:100].strip()
+            raise DataError(
+                f"{path}: its coordinate system, {self.crs_name}, does not place it in longitude and latitude "
+                f"({reason}); assign the right one (gdal_edit.py -a_srs EPSG:...)"
+            ) from error
 
     def difference(self, other: "Grid") -> str:
         """How two grids differ; empty if they are the same to a hundredth of a pixel."""

@@ -11,7 +11,7 @@ from scenes.inputs.dataset_pool import gdal_settings, is_remote, open_raster
 from scenes.inputs.dates import date_labels, describe_pairs, find_date, pair_nearest, parse_date
 from scenes.inputs.grid import Grid
 from scenes.inputs.manifest import ManifestEntry, read_manifest
-from scenes.inputs.optical import OpticalImage, open_optical
+from scenes.inputs.optical import NO_DATA, OpticalImage, open_optical
 from scenes.inputs.radar import RadarDay, RadarImage, open_radar
 from scenes.inputs.region import open_region
 from scenes.inputs.series import SceneSeries
@@ -32,9 +32,18 @@ def open_series(inputs: SceneInputs) -> SceneSeries:
         DataError: if files cannot be read or do not fit together; the message names them.
         UsageError: if a flag has an invalid value.
     """
-    shift = _parse_offset(inputs.offset)
     if inputs.folder:
-        return open_region(inputs.folder, inputs.numbers, [parse_date(text, "--dates") for text in inputs.dates])
+        days = [parse_date(text, "--dates") for text in inputs.dates]
+        series = open_region(inputs.folder, inputs.numbers, days)
+    else:
+        series = _open_files(inputs)
+    series.grid.check_location(inputs.folder or series.paths[0])
+    return series
+
+
+def _open_files(inputs: SceneInputs) -> SceneSeries:
+    """The series of files that flags or a list name."""
+    shift = _parse_offset(inputs.offset)
     if inputs.manifest:
         entries, unpaired = read_manifest(inputs.manifest), []
     else:
@@ -43,12 +52,12 @@ def open_series(inputs: SceneInputs) -> SceneSeries:
         entries = [ManifestEntry(path, date=day) for path, day in optical]
         unpaired = [ManifestEntry("", path, radar_date=day) for path, day in radar]
     with gdal_settings():
-        dated = [(_date(entry.optical, entry.date), entry) for entry in entries]
+        dated = [(_date(entry.optical, entry.date, inputs.allow_vrt), entry) for entry in entries]
         dated.sort(key=lambda pair: pair[0])
         days = tuple(days_since_origin(day) for day, _ in dated)
-        images, grid, notes = _open_optical(dated, date_labels(days), shift, inputs.scale)
+        images, grid, notes = _open_optical(dated, date_labels(days), shift, inputs)
         radar_sources, paired_days, radar_notes = _open_radar(
-            [entry for _, entry in dated], unpaired, days, grid, inputs.radar_units
+            [entry for _, entry in dated], unpaired, days, grid, inputs
         )
     nodata = next((image.nodata for image in images if image.nodata is not None), None)
     return SceneSeries(grid, days, paired_days, images, radar_sources, nodata, (*notes, *radar_notes))
@@ -58,10 +67,7 @@ def _parse_offset(offset: str | float) -> float | None:
     """None for "auto"."""
     if offset == "auto":
         return None
-    try:
-        return 0.0 if offset == "none" else float(offset)
-    except ValueError as error:
-        raise UsageError(f"--offset takes auto, none or a number such as -1000, not {offset!r}") from error
+    return 0.0 if offset == "none" else float(offset)
 
 
 def _with_dates(flag: str, paths: Sequence[str], dates: Sequence[str]) -> list[tuple[str, str]]:
@@ -72,15 +78,15 @@ def _with_dates(flag: str, paths: Sequence[str], dates: Sequence[str]) -> list[t
     return list(zip(absolute, dates or [""] * len(paths), strict=True))
 
 
-def _date(path: str, text: str) -> date:
+def _date(path: str, text: str, allow_vrt: bool) -> date:
     if text:
         return parse_date(text, f"date of {path}")
-    with open_raster(path) as dataset:
+    with open_raster(path, allow_vrt) as dataset:
         return find_date(path, dataset.tags())
 
 
 def _open_optical(
-    dated: Sequence[tuple[date, ManifestEntry]], labels: Sequence[str], offset: float | None, scale: float | None
+    dated: Sequence[tuple[date, ManifestEntry]], labels: Sequence[str], offset: float | None, inputs: SceneInputs
 ) -> tuple[tuple[OpticalImage, ...], Grid, list[str]]:
     """The optical images, their common grid, and notes."""
     paths = [entry.optical for _, entry in dated]
@@ -90,7 +96,7 @@ def _open_optical(
     images, grids = [], []
     notes: dict[str, list[str]] = defaultdict(list)
     for (day, entry), label in zip(dated, labels, strict=True):
-        image, grid, image_notes = open_optical(entry.optical, offset, scale, day)
+        image, grid, image_notes = open_optical(entry.optical, offset, inputs.scale, day, inputs.allow_vrt)
         images.append(image)
         grids.append(grid)
         for note in image_notes:
@@ -101,6 +107,8 @@ def _open_optical(
                 f"{paths[0]} and {entry.optical} have different {difference}; all optical images must lie on one grid "
                 "(gdalwarp brings them there)"
             )
+    if len(notes.get(NO_DATA, ())) == len(paths):
+        raise DataError(f"{paths[0]} and all other optical images: {NO_DATA}")
     repeated_days = sorted({label[:10] for label in labels if len(label) > 10})
     lines = [*_note_lines(notes, len(paths)), *(f"several images of {day}: all are used" for day in repeated_days)]
     return tuple(images), grids[0], lines
@@ -111,7 +119,7 @@ def _open_radar(
     unpaired: Sequence[ManifestEntry],
     days: Sequence[int],
     grid: Grid,
-    units: str,
+    inputs: SceneInputs,
 ) -> tuple[tuple[RadarDay, ...], tuple[int, ...], list[str]]:
     """The radar of each date: the image in its entry, else all of the nearest day; their days, and notes."""
     named = {entry.radar: entry for entry in (*entries, *unpaired) if entry.radar}
@@ -121,8 +129,8 @@ def _open_radar(
     day_of: dict[str, int] = {}
     notes: dict[str, list[str]] = defaultdict(list)
     for path, entry in named.items():
-        images[path], image_notes = open_radar(path, grid, units)
-        day_of[path] = days_since_origin(_date(path, entry.radar_date))
+        images[path], image_notes = open_radar(path, grid, inputs.radar_units, inputs.allow_vrt)
+        day_of[path] = days_since_origin(_date(path, entry.radar_date, inputs.allow_vrt))
         for note in image_notes:
             notes[note].append(os.path.basename(path))
     available = sorted(set(day_of.values()))

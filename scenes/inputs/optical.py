@@ -11,13 +11,15 @@ import numpy as np
 from common.errors import DataError
 from data.constants import N_S2, REFLECTANCE_SCALE
 from scenes.inputs.bands import optical_bands
-from scenes.inputs.dataset_pool import dataset_key, dataset_pool, grid_of, open_raster, probe, read_errors
+from scenes.inputs.dataset_pool import dataset_key, dataset_pool, grid_of, image_files, open_raster, probe, read_errors
 from scenes.inputs.grid import Grid, Window
 
 OFFSET = -1000.0  # added to the stored values of products from baseline 04.00, reflectance x 10000
 _OFFSET_BASELINE, _OFFSET_DATE = 4.0, date(2022, 1, 25)
 _UINT16_MAX = np.iinfo(np.uint16).max
 _REFLECTANCE_MAX = 2.0  # values that nowhere exceed this are reflectance, not reflectance x 10000
+_STORED_MAX = 30_000.0  # of the darkest pixel: not even clouds have a reflectance of 3
+NO_DATA = "no pixel has data: all are nodata, NaN, infinite, or 0 in all bands"
 _WIDE_STRIP = 4096  # pixels; wider rows do not stay in the cache from tile to tile
 _BASELINE = re.compile(r"_N(\d{2})(\d{2})_")
 
@@ -33,6 +35,7 @@ class OpticalImage:
         shift: see `factor`.
         nodata: as declared.
         masked: whether the file has a mask of valid pixels.
+        sources: of a VRT.
     """
 
     path: str
@@ -41,11 +44,12 @@ class OpticalImage:
     shift: float
     nodata: float | None
     masked: bool
+    sources: tuple[str, ...] = ()
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The file."""
-        return (self.path,)
+        """The file, and the sources of a VRT."""
+        return (self.path, *self.sources)
 
     def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """See `OpticalSource.read`.
@@ -55,7 +59,7 @@ class OpticalImage:
         """
         pool = dataset_pool()
         with pool.lock:
-            dataset = pool.get(dataset_key(self.path), lambda: open_raster(self.path))
+            dataset = pool.get(dataset_key(self.path), lambda: open_raster(self.path, bool(self.sources)))
             with read_errors(self.path):
                 stored = dataset.read([band for band in self.bands if band], window=window.rasterio)  # (12 or 13,h,w)
                 masked = dataset.dataset_mask(window=window.rasterio) == 0 if self.masked else False
@@ -80,16 +84,22 @@ def missing_pixels(stored: np.ndarray, nodata: float | None) -> np.ndarray:
     """Where an image (C,h,w) has no data, bool (h,w).
 
     `nodata` in one band is enough, except for 0, declared or not, which valid water and B10 reach: it must be in all
-    bands. NaN is always missing.
+    bands. NaN and infinity are always missing.
     """
-    missing: np.ndarray = np.isnan(stored).any(axis=0) if stored.dtype.kind == "f" else np.zeros(stored.shape[1:], bool)
+    missing: np.ndarray = np.zeros(stored.shape[1:], bool)
+    if stored.dtype.kind == "f":
+        missing = ~np.isfinite(stored).all(axis=0)
     if nodata is None or nodata == 0:
         return missing | ~stored.any(axis=0)
     return missing | (stored == nodata).any(axis=0)
 
 
 def open_optical(
-    path: str, offset: float | None = None, scale: float | None = None, day: date | None = None
+    path: str,
+    offset: float | None = None,
+    scale: float | None = None,
+    day: date | None = None,
+    allow_vrt: bool = False,
 ) -> tuple[OpticalImage, Grid, list[str]]:
     """Determine how to read an optical file.
 
@@ -98,6 +108,7 @@ def open_optical(
         offset: added to stored values of reflectance x 10000; None detects it, see `declared_offset`.
         scale: reflectance for each stored unit; None takes what the file declares, else 1e-4.
         day: acquisition date, for a note where the offset cannot be detected.
+        allow_vrt: see `open_raster`.
 
     Returns:
         The image, its grid, and notes on how it is read.
@@ -105,7 +116,7 @@ def open_optical(
     Raises:
         DataError: if it cannot be read, lacks bands, or has other values than reflectance x 10000.
     """
-    with open_raster(path) as dataset:
+    with open_raster(path, allow_vrt) as dataset:
         bands = optical_bands(path, dataset.descriptions)
         present = [band for band in bands if band]
         notes = []
@@ -126,7 +137,7 @@ def open_optical(
         strip = dataset.block_shapes[0][1]
         if strip >= _WIDE_STRIP:
             notes.append(f"stored in rows of {strip} pixels: tiled files (gdal_translate -co TILED=YES) read faster")
-        image = OpticalImage(path, bands, factor, shift, nodata, masked)
+        image = OpticalImage(path, bands, factor, shift, nodata, masked, image_files(path)[1:])
         notes += _check_values(image, dataset, present)
         return image, grid_of(dataset), notes
 
@@ -159,7 +170,19 @@ def declared_offset(path: str, tags: Mapping[str, str]) -> tuple[float | None, s
 def _scaling(
     path: str, dataset: Any, bands: Sequence[int], offset: float | None, scale: float | None, day: date | None
 ) -> tuple[float, float, list[str]]:
-    """`factor` and `shift` of `OpticalImage`, and notes on them."""
+    """`factor` and `shift` of `OpticalImage`, and notes on them; a `DataError` if they give no reflectance."""
+    factor, shift, notes = _find_scaling(path, dataset, bands, offset, scale, day)
+    if not (0 < factor < np.inf and np.isfinite(shift)):
+        raise DataError(
+            f"{path}: its values would be multiplied by {factor:g} and {shift:g} added, which gives no reflectance; "
+            "check the scale and offset that it declares, or give --scale and --offset"
+        )
+    return factor, shift, notes
+
+
+def _find_scaling(
+    path: str, dataset: Any, bands: Sequence[int], offset: float | None, scale: float | None, day: date | None
+) -> tuple[float, float, list[str]]:
     factor, shift, notes = 1.0, 0.0, []
     scales, offsets = ({values[band - 1] for band in bands} for values in (dataset.scales, dataset.offsets))
     is_declared = scale is None and (scales != {1.0} or offsets != {0.0})
@@ -190,6 +213,16 @@ def _scaling(
     return factor, detected or 0.0, notes
 
 
+def _has_data(image: OpticalImage, dataset: Any, bands: Sequence[int]) -> bool:
+    """Whether any pixel of an image has data; reads block by block."""
+    for _, window in dataset.block_windows(bands[0]):
+        with read_errors(image.path):
+            pixels = dataset.read(list(bands), window=window)
+        if not missing_pixels(pixels, image.nodata).all():
+            return True
+    return False
+
+
 def _number(text: str, where: str) -> float:
     try:
         return float(text.strip().removeprefix("N"))  # N0400
@@ -207,14 +240,22 @@ def _check_values(image: OpticalImage, dataset: Any, bands: Sequence[int]) -> li
         values = pixels[:, ~missing_pixels(pixels, image.nodata)].astype(np.float64) * image.factor
         if values.size:
             highest, lowest = max(highest, float(values.max())), min(lowest, float(values.min()))
-        if highest > _REFLECTANCE_MAX:
+        if highest > max(_REFLECTANCE_MAX, -image.shift) and lowest + image.shift < _STORED_MAX:
             break
+    if lowest == np.inf:
+        return [NO_DATA] if not _has_data(image, dataset, bands) else []
     if 0 < highest <= _REFLECTANCE_MAX:
         raise DataError(
             f"{image.path}: expected reflectance x 10000, found values up to {highest:.3g}; multiply by 10000, or give "
             "--scale 1 if they are reflectance"
         )
-    if not image.shift and -OFFSET <= lowest < np.inf:
+    if highest + image.shift <= 0 or lowest + image.shift >= _STORED_MAX:
+        added = f", to which {image.shift:g} is added" if image.shift else ""
+        raise DataError(
+            f"{image.path}: expected reflectance x 10000, found {lowest:g} to {highest:g}{added}; check --scale and "
+            "--offset, or what the file declares"
+        )
+    if not image.shift and lowest >= -OFFSET:
         return [
             f"the lowest sampled value is {lowest:g}: an offset of -1000 may still be in; if so give --offset -1000"
         ]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import Resampling
 from rasterio.errors import CRSError
 from rasterio.vrt import WarpedVRT
@@ -12,7 +13,7 @@ from rasterio.warp import transform as transform_points
 
 from common.errors import DataError, UsageError
 from scenes.inputs.bands import radar_bands
-from scenes.inputs.dataset_pool import dataset_key, dataset_pool, grid_of, open_raster, probe, read_errors
+from scenes.inputs.dataset_pool import dataset_key, dataset_pool, grid_of, image_files, open_raster, probe, read_errors
 from scenes.inputs.grid import Grid, Window
 
 UNITS = {"db": "dB", "power": "linear power"}
@@ -34,6 +35,7 @@ class RadarImage:
         power: whether values are linear power, to be converted to dB.
         factor: backscatter is the stored value times this, plus `shift`.
         shift: see `factor`.
+        sources: of a VRT.
     """
 
     path: str
@@ -44,11 +46,12 @@ class RadarImage:
     power: bool
     factor: float
     shift: float
+    sources: tuple[str, ...] = ()
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The file."""
-        return (self.path,)
+        """The file, and the sources of a VRT."""
+        return (self.path, *self.sources)
 
     def read(self, window: Window) -> np.ndarray:
         """See `RadarSource.read`.
@@ -78,10 +81,11 @@ class RadarImage:
         if self.power:
             values[values <= 0] = np.nan
             values = 10 * np.log10(values)
+        values[~np.isfinite(values)] = np.nan
         return values
 
     def _open(self) -> Any:
-        source = open_raster(self.path)
+        source = open_raster(self.path, bool(self.sources))
         if not self.warp:
             return source
         x_scale, y_scale = _warp_scales(source, self.grid)
@@ -110,7 +114,7 @@ class RadarDay:
     @property
     def paths(self) -> tuple[str, ...]:
         """The files."""
-        return tuple(image.path for image in self.images)
+        return tuple(path for image in self.images for path in image.paths)
 
     def read(self, window: Window) -> np.ndarray:
         """See `RadarSource.read`; where images overlap, the first one takes precedence."""
@@ -134,13 +138,14 @@ class _Warped(WarpedVRT):
         self._source.close()
 
 
-def open_radar(path: str, grid: Grid, units: str = "db") -> tuple[RadarImage, list[str]]:
+def open_radar(path: str, grid: Grid, units: str = "db", allow_vrt: bool = False) -> tuple[RadarImage, list[str]]:
     """Determine how to read a radar file.
 
     Args:
         path: bands VV and VH by description, or two bands in this order; any CRS and grid.
         grid: of the optical images.
         units: of the stored values: "db", or "power" for linear power.
+        allow_vrt: see `open_raster`.
 
     Returns:
         The image, and notes on how it is read.
@@ -152,18 +157,22 @@ def open_radar(path: str, grid: Grid, units: str = "db") -> tuple[RadarImage, li
     if units not in UNITS:
         raise UsageError(f"--sar_units must be one of {', '.join(UNITS)}, not {units!r}")
     notes = []
-    with open_raster(path) as source:
+    with open_raster(path, allow_vrt) as source:
         bands = radar_bands(path, source.descriptions)
         warp = bool(grid.difference(grid_of(source)))
         if warp:
+            grid_of(source).check_transform(path)
             coverage = _coverage(path, source, grid)
             notes.append(f"radar is brought onto the grid of the optical images, bilinearly, in {UNITS[units]}")
             if coverage < 1:
                 notes.append(f"radar covers {100 * coverage:.0f} % of the scene; elsewhere it counts as missing")
         first = bands[0] - 1
         factor, shift, nodata = source.scales[first], source.offsets[first], source.nodatavals[first]
-        image = RadarImage(path, bands, grid, warp, nodata, units == "power", factor, shift)
-        _check_values(image, source)
+        if not (factor and np.isfinite([factor, shift]).all()):
+            raise DataError(f"{path}: it declares a scale of {factor:g} and an offset of {shift:g}; expected numbers")
+        files = image_files(path)
+        image = RadarImage(path, bands, grid, warp, nodata, units == "power", factor, shift, files[1:])
+        notes += _check_values(image, source)
     if image.power:
         notes.append("linear power of radar is turned into dB, as given")
     return image, notes
@@ -198,7 +207,7 @@ def _coverage(path: str, source: Any, grid: Grid) -> float:
     points = [grid.xy(column, row) for row in rows for column in columns]
     try:
         columns, rows = _pixel_positions(source, points, grid)
-    except CRSError as error:
+    except (CRSError, CPLE_BaseError) as error:  # rasterio does not convert all of GDAL's errors
         raise DataError(f"{path}: no transformation from {grid.crs_name} to {source.crs}: {error}") from error
     inside = (columns >= 0) & (columns <= source.width) & (rows >= 0) & (rows <= source.height)
     if not inside.any():
@@ -206,8 +215,8 @@ def _coverage(path: str, source: Any, grid: Grid) -> float:
     return float(inside.mean())
 
 
-def _check_values(image: RadarImage, source: Any) -> None:
-    """Raise a `DataError` if sampled pixels have other units than declared: dB is negative, power is not."""
+def _check_values(image: RadarImage, source: Any) -> list[str]:
+    """Check sampled pixels for the declared units: dB is negative, power is not. Returns notes."""
     as_stored = replace(image, power=False)
     lowest, highest = np.inf, -np.inf
     for pixels in probe(image.path, source, image.bands):
@@ -217,10 +226,13 @@ def _check_values(image: RadarImage, source: Any) -> None:
             lowest, highest = min(lowest, float(values.min())), max(highest, float(values.max()))
         if lowest < 0:
             break
+    if lowest == np.inf:
+        return ["no sampled pixel has data: all are nodata, NaN or infinite"]
     if image.power and lowest < 0:
         raise DataError(f"{image.path}: expected linear power, found {lowest:.3g}; leave --sar_units power out")
-    if not image.power and 0 < lowest < np.inf:
+    if not image.power and lowest > 0:
         raise DataError(
             f"{image.path}: expected backscatter in dB, found positive values only, {lowest:.3g} to {highest:.3g}; if "
             "they are linear power add --sar_units power, if they are amplitudes calibrate them"
         )
+    return []

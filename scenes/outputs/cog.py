@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree.ElementTree import Element, ElementTree, SubElement
 
-import rasterio
 import rasterio.shutil
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 
 from common.errors import DataError
 from common.files import atomic_file
+from data.raster.geotiff import open_image
 from scenes.inputs.grid import Grid, Window
 
 BLOCK = 512
@@ -89,7 +89,7 @@ def write_cog(source: Path, path: Path, work: Path, average: bool) -> None:
     options |= {"OVERVIEW_RESAMPLING": "AVERAGE" if average else "NEAREST", "NUM_THREADS": "ALL_CPUS"}
     try:
         rasterio.shutil.copy(str(source), str(unfinished), driver="COG", **options)
-        with rasterio.open(unfinished) as written:  # GDAL reports a full disk late
+        with open_image(str(unfinished)) as written:  # GDAL reports a full disk late
             written.read(1, window=((written.height - 1, written.height), (written.width - 1, written.width)))
     except (RasterioError, CPLE_BaseError) as error:  # rasterio's copy raises GDAL's errors unconverted
         raise DataError(f"cannot write {path}: {error.__cause__ or error}; check the disk's free space") from error

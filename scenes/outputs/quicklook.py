@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-import rasterio
 from rasterio.enums import Resampling
 
 from data.constants import N_S2, REFLECTANCE_SCALE, RGB
+from data.raster.geotiff import open_image
 from data.raster.rgb import save_pixels, to_rgb
 from scenes.inputs.dataset_pool import read_errors
 
@@ -21,7 +21,7 @@ def write_quicklook(reflectance: Path, path: Path, longest: int = LONGEST) -> No
         path: the file to write.
         longest: maximum pixels along the longer side.
     """
-    with rasterio.open(reflectance) as source, read_errors(str(reflectance)):
+    with open_image(str(reflectance)) as source, read_errors(str(reflectance)):
         reduction = max(1.0, max(source.height, source.width) / longest)
         size = max(1, round(source.height / reduction)), max(1, round(source.width / reduction))
         bands = [band + 1 for band in RGB]

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pystac
-from rasterio.warp import transform_geom
 
 from common.files import write_json
 from data.constants import DATE_ORIGIN, S2_BANDS
@@ -22,8 +21,6 @@ EXTENSIONS = (
     "https://stac-extensions.github.io/processing/v1.2.0/schema.json",
 )
 SOFTWARE, VERSION = "cloudless-uncertainty", "0.1.0"
-_LONGITUDE_LATITUDE = "EPSG:4326"
-_EDGE_POINTS = 16  # along each edge: straight in the scene's projection is curved in longitude and latitude
 # Centre wavelengths of Sentinel-2A in micrometres, and the extension's common names.
 _WAVELENGTHS = (0.4427, 0.4927, 0.5598, 0.6646, 0.7041, 0.7405, 0.7828, 0.8328, 0.8647, 0.9451, 1.3735, 1.6137, 2.2024)
 _COMMON = (
@@ -54,7 +51,7 @@ def write_item(
     """
     first, last = (DATE_ORIGIN + timedelta(days=day) for day in (min(series.days), max(series.days)))
     lineage = f"reconstructed by {network} from {', '.join(series.labels)}"
-    geometry, bbox = footprint(series.grid)
+    geometry, bbox = series.grid.footprint()
     item = pystac.Item(
         id=path.resolve().parent.name,
         geometry=geometry,
@@ -77,29 +74,6 @@ def write_item(
     item.set_self_href(str(path.resolve()))
     item.make_asset_hrefs_relative()
     write_json(path, item.to_dict(include_self_link=False))
-
-
-def footprint(grid: Grid) -> tuple[dict[str, Any] | None, list[float] | None]:
-    """The outline of a scene as GeoJSON in longitude and latitude, and west, south, east, north.
-
-    Across the 180th meridian it is two polygons, and west exceeds east, as in GeoJSON. None without a CRS.
-    """
-    if grid.crs is None:
-        return None, None
-    ring = []
-    corners = grid.corners
-    for (column, row), (next_column, next_row) in zip(corners, (*corners[1:], corners[0]), strict=True):
-        for part in np.arange(_EDGE_POINTS) / _EDGE_POINTS:
-            ring.append(grid.xy(column + part * (next_column - column), row + part * (next_row - row)))
-    outline = {"type": "Polygon", "coordinates": [[*reversed(ring), ring[-1]]]}  # outer rings run anticlockwise
-    geometry: dict[str, Any] = transform_geom(
-        grid.crs, _LONGITUDE_LATITUDE, outline, antimeridian_cutting=True, precision=7
-    )
-    crosses = geometry["type"] == "MultiPolygon"
-    rings = [polygon[0] for polygon in geometry["coordinates"]] if crosses else geometry["coordinates"][:1]
-    xs, ys = zip(*((float(point[0]), float(point[1])) for outer in rings for point in outer), strict=True)
-    west, east = (min(x for x in xs if x > 0), max(x for x in xs if x <= 0)) if crosses else (min(xs), max(xs))
-    return geometry, [west, min(ys), east, max(ys)]
 
 
 def _properties(grid: Grid) -> dict[str, Any]:

@@ -2,15 +2,18 @@
 
 import os
 import shutil
+import time
 from pathlib import Path
 
+import h5py
 import pytest
 
 from common.cli import run_command
+from data.raster.geotiff import read_bands, write_geotiff
 from data.raster.image_store import image_series
 from data.raster.packed_store import RoiFile, roi_path
 from tests.support.commands import TINY
-from tests.support.fake_trees import ROI, image_path
+from tests.support.fake_trees import ROI, image_path, patch_transform
 from util import pack_dataset
 
 
@@ -95,6 +98,77 @@ def test_verify_finds_damage(tree, tmp_path, capsys):
     code, _, error = run(capsys, "--root", tree, "--out", out, "--verify")
     assert code == 1
     assert f"{ROI} is not packed" in error
+
+
+def test_verify_without_the_geotiffs_finds_what_else_is_damaged(tree, tmp_path, capsys):
+    out = tmp_path / "pack"
+    run(capsys, "--root", tree, "--out", out)
+    path = roi_path(out, ROI)
+    intact = path.read_bytes()
+
+    def error_of(change) -> str:
+        path.write_bytes(intact)
+        with h5py.File(path, "r+") as file:
+            change(file)
+        code, _, error = run(capsys, "--out", out, "--verify")
+        assert code == 1
+        return error
+
+    def shift(file):
+        file["bounds"][0, 0] += 10
+
+    def rename(file):
+        file["S1/names"][0, 3] = b"x"
+
+    def lose_chunks(file):
+        pixels = file["S2/pixels"]
+        filled = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        filled.set_chunk(pixels.chunks)
+        space, kind = h5py.h5s.create_simple(pixels.shape), h5py.h5t.py_create(pixels.dtype)
+        del file["S2/pixels"]
+        h5py.h5d.create(file["S2"].id, b"pixels", kind, space, dcpl=filled)
+
+    assert "73.h5: names or georeferences do not match their checksum" in error_of(shift)
+    assert "73.h5: names or georeferences do not match their checksum" in error_of(rename)
+    assert "60 images have changed" in error_of(lose_chunks)
+    path.unlink()
+    code, _, error = run(capsys, "--out", out, "--verify")
+    assert code == 1
+    assert f"{ROI} is not packed" in error
+
+
+def test_packs_of_earlier_versions_are_verified_as_far_as_they_can_be(tree, tmp_path, capsys):
+    out = tmp_path / "pack"
+    run(capsys, "--root", tree, "--out", out)
+    with h5py.File(roi_path(out, ROI), "r+") as file:
+        del file.attrs["tables_crc32"]
+    (out / "pack.json").write_text('{"format": 1, "dataset": "SEN12MS-CR-TS"}', encoding="utf-8")
+    code, text, _ = run(capsys, "--out", out, "--verify")
+    assert code == 0
+    assert "names and georeferences have no checksum: verify them with --root" in text
+
+
+def test_packs_of_the_same_images_are_the_same_files(tree, tmp_path, capsys):
+    first, second = tmp_path / "first", tmp_path / "second"
+    run(capsys, "--root", tree, "--out", first)
+    started = int(time.time())
+    while int(time.time()) == started:  # HDF5 counts seconds
+        time.sleep(0.05)
+    run(capsys, "--root", tree, "--out", second)
+    files = [path.relative_to(first) for path in first.rglob("*") if path.is_file()]
+    assert len(files) == 6
+    for path in files:
+        assert (first / path).read_bytes() == (second / path).read_bytes(), path
+
+
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+def test_images_of_another_type_are_named(copy, tmp_path, capsys, dtype):
+    for day in range(30):
+        path = image_path(copy, "S2", day)
+        write_geotiff(path, read_bands(path).astype(dtype), "EPSG:32633", patch_transform(9))
+    code, _, error = run(capsys, "--root", copy, "--out", tmp_path / "pack")
+    assert code == 1
+    assert f"expected uint16 values, found {dtype}" in error
 
 
 def pack_offset(path: Path) -> int:

@@ -1,9 +1,11 @@
 import os
+import re
 from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from rasterio.transform import from_origin
 
 from common.errors import DataError
@@ -16,6 +18,8 @@ from data.raster.geotiff import (
     read_with_georef,
     write_geotiff,
 )
+from data.raster.image_store import open_images
+from tests.support.commands import ROOT
 
 TRANSFORM = from_origin(500000, 5000000, 10, 10)  # 10 m pixels
 
@@ -108,6 +112,71 @@ def test_missing_and_foreign_files_are_named(tmp_path):
     (tmp_path / "text.tif").write_text("not a picture")
     with pytest.raises(DataError, match="not a readable GeoTIFF: .*text.tif"):
         read_bands(tmp_path / "text.tif")
+
+
+VRT = """<VRTDataset rasterXSize="8" rasterYSize="8">
+<VRTRasterBand dataType="Byte" band="1" subClass="VRTRawRasterBand">
+<SourceFilename relativeToVRT="0">{}</SourceFilename><ImageOffset>0</ImageOffset>
+<PixelOffset>1</PixelOffset><LineOffset>8</LineOffset></VRTRasterBand></VRTDataset>"""
+WMS = "<GDAL_WMS><Service name='TMS'><ServerUrl>http://127.0.0.1:9/${{z}}</ServerUrl></Service></GDAL_WMS>{}"
+
+
+@pytest.mark.parametrize("text", [VRT, WMS])
+def test_a_text_that_refers_to_other_files_is_no_image(tmp_path, text):
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(range(64)))
+    path = tmp_path / "patch.tif"
+    path.write_text(text.format(secret))
+    for read in (read_bands, read_georef, read_size, lambda path: open_images(tmp_path).open(path).__enter__()):
+        with pytest.raises(DataError, match=r"not a readable GeoTIFF: .*patch\.tif"):
+            read(path)
+
+
+def test_a_path_named_in_a_list_is_never_fetched(tmp_path):
+    with pytest.raises(DataError, match="no such image: /vsicurl/http://127.0.0.1:9/a.tif"):
+        read_georef("/vsicurl/http://127.0.0.1:9/a.tif")
+
+
+def test_an_image_that_names_a_file_as_its_overviews_is_refused(tmp_path):
+    path = written(tmp_path / "a.tif", optical())
+    with rasterio.open(path, "r+") as image:
+        image.update_tags(ns="OVERVIEWS", OVERVIEW_FILE="/etc/passwd")
+    with pytest.raises(DataError, match=r"a\.tif: its metadata names another file as its overviews"):
+        read_bands(path)
+
+
+def test_the_declared_size_is_checked_before_anything_is_read(tmp_path):
+    path, shape = tmp_path / "sparse.tif", {"count": 13, "height": 100_000, "width": 100_000}
+    layout = {"tiled": True, "blockxsize": 2048, "blockysize": 2048, "SPARSE_OK": True, "BIGTIFF": "YES"}
+    with rasterio.open(path, "w", driver="GTiff", dtype="uint16", **shape, **layout):
+        pass
+    assert path.stat().st_size < 2**20
+    with pytest.raises(DataError, match=r"sparse\.tif: it declares 13 x 100000 x 100000 values, expected at most"):
+        read_bands(path)
+
+
+def test_a_pipe_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / "pipe.tif")
+    for read in (read_bands, read_georef):
+        with pytest.raises(DataError, match=r"not a readable GeoTIFF: .*pipe\.tif \(it is no file\)"):
+            read(tmp_path / "pipe.tif")
+
+
+def test_paths_that_gdal_cannot_open_are_named(tmp_path):
+    path = tmp_path / os.fsdecode(b"a\xff.tif")
+    with pytest.raises(DataError, match=r"a.*udcff\.tif': GDAL opens only paths in UTF-8"):
+        written(path, optical())
+    written(tmp_path / "a.tif", optical()).rename(path)
+    assert read_bands(path).shape == (13, 20, 24)
+    with pytest.raises(DataError, match=r"a.*udcff\.tif': GDAL opens only paths in UTF-8"):
+        read_size(path)
+
+
+def test_images_are_opened_in_one_place():
+    rooms = [ROOT / name for name in ("common", "config", "data", "evaluation", "model", "scenes", "training", "util")]
+    opening = re.compile(r"rasterio\.open\((?![^\n]*\"w\")|memory\.open\(\)|DatasetReader\(")
+    places = [path.name for room in rooms for path in room.rglob("*.py") if opening.search(path.read_text("utf-8"))]
+    assert places == ["geotiff.py"]
 
 
 def test_what_cannot_be_written_leaves_nothing(tmp_path):

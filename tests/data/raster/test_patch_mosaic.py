@@ -70,3 +70,11 @@ def test_patches_that_do_not_fit_are_named(tmp_path):
     larger = write_patch(tmp_path, 13, 1, size=2 * SIZE)
     with pytest.raises(DataError, match=r"patch_13.tif: uint16 .*, unlike the other patches"):
         plan_mosaic(images, [first, larger]).join([first, larger], lambda path: images.read_native(path)[0])
+
+
+def test_patches_far_apart_make_no_image(tmp_path):
+    paths = [write_patch(tmp_path, 9, 1), write_patch(tmp_path, 10, 2, transform=shifted(9, 10**7))]
+    with pytest.raises(DataError, match=r"patch_9\.tif is one, lie in 32 x 10000032 pixels; .*check their georef"):
+        plan_mosaic(open_images(tmp_path), paths)
+    with pytest.raises(DataError, match=r"patch_9\.tif and 1 others lie in 32 x 10000032 pixels, too far apart"):
+        merge_patches(tmp_path, paths, 13)

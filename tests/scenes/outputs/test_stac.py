@@ -12,7 +12,7 @@ from rasterio.warp import transform, transform_bounds
 from data.constants import S2_BANDS
 from scenes.inputs.grid import Grid
 from scenes.inputs.series import SceneSeries
-from scenes.outputs.stac import EXTENSIONS, footprint, write_item
+from scenes.outputs.stac import EXTENSIONS, write_item
 
 GRID = Grid(700, 1100, Affine(10, 0, 400_000, 0, -10, 5_000_000), CRS.from_epsg(32632))
 FILES = ("reflectance", "total", "clouds")
@@ -118,7 +118,7 @@ def test_without_crs_there_is_no_place(tmp_path):
 def test_a_scene_across_the_180th_meridian_is_two_polygons():
     xs, ys = transform("EPSG:4326", "EPSG:32660", [180.0], [-17.0])
     grid = Grid(1000, 2000, Affine(10, 0, xs[0] - 10_000, 0, -10, ys[0] + 5000), CRS.from_epsg(32660))
-    geometry, bbox = footprint(grid)
+    geometry, bbox = grid.footprint()
     assert geometry["type"] == "MultiPolygon"
     west, south, east, north = bbox
     assert 179.8 < west < 180
