@@ -139,7 +139,9 @@ def open_optical(
             notes.append(f"stored in rows of {strip} pixels: tiled files (gdal_translate -co TILED=YES) read faster")
         image = OpticalImage(path, bands, factor, shift, nodata, masked, image_files(path)[1:])
         notes += _check_values(image, dataset, present)
-        return image, grid_of(dataset), notes
+        grid = grid_of(dataset)
+        grid.check_transform(path)
+        return image, grid, notes
 
 
 def declared_offset(path: str, tags: Mapping[str, str]) -> tuple[float | None, str]:
@@ -187,6 +189,8 @@ def _find_scaling(
     scales, offsets = ({values[band - 1] for band in bands} for values in (dataset.scales, dataset.offsets))
     is_declared = scale is None and (scales != {1.0} or offsets != {0.0})
     if is_declared:
+        if not np.isfinite([*scales, *offsets]).all():
+            return np.nan, np.nan, []
         if len(scales) > 1 or len(offsets) > 1:
             raise DataError(f"{path}: its bands declare different scales or offsets; expected one for all")
         # rounded, because 0.0001 * 10000 is not 1

@@ -125,3 +125,78 @@ def test_a_mask_within_the_file_counts(tmp_path):
     series = open_series(SceneInputs([path]))
     assert np.argwhere(~read_all(series).valid[0]).tolist() == [[2, 3]]
     assert "nodata" not in notes_of(series)
+
+
+def test_infinite_values_are_missing(write_optical):
+    pixels = ground().astype(np.float32)
+    pixels[4, 3, 4], pixels[:, 5, 6] = np.inf, -np.inf
+    result = read_all(open_series(SceneInputs([write_optical(pixels)])))
+    valid = np.ones((HEIGHT, WIDTH), bool)
+    valid[3, 4] = valid[5, 6] = False
+    assert np.array_equal(result.valid[0], valid)
+    assert not result.raw[0][:, ~valid].any()
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 0.0])
+def test_images_without_data_are_refused_or_told(value, write_optical):
+    empty = write_optical(np.full((13, HEIGHT, WIDTH), value, np.float32), name="s2_2018-06-16.tif")
+    with pytest.raises(
+        DataError, match=r"06-16\.tif and all other optical images: no pixel has data: all are nodata, NaN"
+    ):
+        open_series(SceneInputs([empty]))
+    series = open_series(SceneInputs([empty, write_optical()]))
+    assert "no pixel has data: all are nodata, NaN, infinite, or 0 in all bands (2018-06-16)" in notes_of(series)
+
+
+def test_data_between_the_sampled_windows_count(write_optical):
+    pixels = np.zeros((13, 400, 400), np.uint16)
+    pixels[:, 40, 40] = 3000
+    assert read_all(open_series(SceneInputs([write_optical(pixels)]))).valid.sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("inputs", "found"),
+    [
+        ({"offset": -20000}, r"found 1500 to 5999, to which -20000 is added"),
+        ({"offset": -65535}, r"found 1500 to 5999, to which -65535 is added"),
+        ({"scale": 1.0}, r"found 1\.5e\+07 to 5\.\d*e\+07"),
+        ({"scale": 1e-3, "offset": 20000}, r"found 15000 to 59990, to which 20000 is added"),
+    ],
+)
+def test_values_that_are_no_reflectance_are_refused(inputs, found, write_optical):
+    with pytest.raises(DataError, match=rf"2018-06-21\.tif: expected reflectance x 10000, {found}; check --scale and"):
+        open_series(SceneInputs([write_optical()], **inputs))
+
+
+def test_negative_values_alone_are_no_reflectance(write_optical):
+    with pytest.raises(DataError, match=r"expected reflectance x 10000, found -5999 to 0; check --scale"):
+        open_series(SceneInputs([write_optical(-ground().astype(np.float32))]))
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(np.nan, 0), (-1e-4, 0), (0.0, 0), (1e-4, np.inf)])
+def test_declared_scales_and_offsets_must_be_numbers(scale, offset, write_optical):
+    with pytest.raises(DataError, match="which gives no reflectance; check the scale and offset that it declares"):
+        open_series(SceneInputs([write_optical(scale=scale, offset=offset)]))
+
+
+def test_an_offset_in_a_tag_must_be_a_number(write_optical):
+    path = write_optical(name="2022-06-21.tif", tags={"BOA_ADD_OFFSET": "nan"})
+    with pytest.raises(DataError, match="which gives no reflectance"):
+        open_series(SceneInputs([path]))
+
+
+@pytest.mark.parametrize("place", [(np.nan, 0, 0, 0, -10, 0), (0, 0, 5, 0, 0, 7), (10, 10, 0, 10, 10, 0)])
+def test_pixels_without_a_position_are_refused(place, write_optical):
+    path = write_optical(transform=rasterio.Affine(*place))
+    with pytest.raises(DataError, match=r"2018-06-21\.tif: its transform .* gives pixels no position"):
+        open_series(SceneInputs([path]))
+
+
+def test_coordinates_that_are_nowhere_on_earth_are_refused(write_optical):
+    local = 'LOCAL_CS["arbitrary",UNIT["metre",1]]'
+    with pytest.raises(DataError, match=r"06-21\.tif: its coordinate system, .*does not place it in longitude and lat"):
+        open_series(SceneInputs([write_optical(crs=local)]))
+    far = rasterio.transform.from_origin(1e12, 0, 10, 10)
+    with pytest.raises(DataError, match=r"its coordinate system, EPSG:32632, does not place it .*; assign the right"):
+        open_series(SceneInputs([write_optical(transform=far)]))
+    assert open_series(SceneInputs([write_optical(crs=None)])).grid.crs is None

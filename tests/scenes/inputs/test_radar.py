@@ -167,3 +167,29 @@ def test_files_without_crs_must_share_the_grid(tmp_path):
     placed = write_tif(tmp_path / "s1_2018-06-22.tif", speckle())
     with pytest.raises(DataError, match="lie on different grids, and one of them has no CRS"):
         open_series(SceneInputs([optical], [placed]))
+
+
+def test_infinite_backscatter_is_missing(optical, tmp_path):
+    backscatter = speckle()
+    backscatter[0, 3, 4], backscatter[1, 5, 6] = np.inf, -np.inf  # 10 log10(0)
+    series = open_series(SceneInputs([optical], [write_tif(tmp_path / "s1_2018-06-18.tif", backscatter)]))
+    backscatter[~np.isfinite(backscatter)] = np.nan
+    assert np.array_equal(read_all(series).radar[0], sar_to_unit(backscatter))
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_radar_without_data_is_told(optical, tmp_path, value):
+    path = write_tif(tmp_path / "s1_2018-06-18.tif", np.full((2, HEIGHT, WIDTH), value, np.float32))
+    notes = "\n".join(open_series(SceneInputs([optical], [path])).notes)
+    assert "no sampled pixel has data: all are nodata, NaN or infinite (s1_2018-06-18.tif)" in notes
+
+
+def test_radar_needs_a_scale_and_a_place(optical, tmp_path):
+    def refused(message: str, **options) -> None:
+        path = write_tif(tmp_path / "s1_2018-06-18.tif", speckle(), **options)
+        with pytest.raises(DataError, match=rf"s1_2018-06-18\.tif: {message}"):
+            open_series(SceneInputs([optical], [path]))
+
+    refused("it declares a scale of nan and an offset of 0; expected numbers", scale=np.nan)
+    refused("its transform .* gives pixels no position", transform=from_origin(np.nan, 0, 10, 10))
+    refused("no transformation from EPSG:32632 to LOCAL_CS", crs='LOCAL_CS["arbitrary",UNIT["metre",1]]')
