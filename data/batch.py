@@ -13,6 +13,7 @@ from torch.utils.data import get_worker_info
 from common.errors import DataError
 from data.constants import N_S1, N_S2
 from data.layout import parse_path
+from data.raster.geotiff import acquisition_date, days_since_origin
 from data.raster.rescaling import RawImage
 
 Part = TypedDict(
@@ -189,13 +190,18 @@ def sample_info(sample: Sample, index: int) -> SampleInfo:
         index=index,
         roi=members[0][0],
         patch="+".join(patch for _, patch, _ in members),
-        input_days=tuple(part.get("S2 TD", ())),
-        target_days=target["S2 TD"][0] if "S2 TD" in target else None,
+        input_days=tuple(_days(path) for path in _as_list(part["S2 path"])) if "S2 TD" in part else (),
+        target_days=_days(target_path) if "S2 TD" in target else None,
         input_paths=tuple(_relative(path) for path in _as_list(part["S2 path"])),
         sar_paths=tuple(_relative(path) for path in _as_list(part["S1 path"])),
         target_path=_relative(target_path),
         bounds=tuple(float(edge) for edge in coord),
     )
+
+
+def _days(joined: str) -> int:
+    """Days from the data set's origin to the date in a file's name; those of a sample count from --ref_date."""
+    return days_since_origin(acquisition_date(joined.partition(";")[0]))
 
 
 def _relative(joined: str) -> str:

@@ -1,11 +1,15 @@
 """Records of samples: the choice of those to show, and their file."""
 
 import math
+from datetime import date
 
 import pytest
 
 from common.errors import DataError
+from data.batch import sample_info
+from data.dataLoader import SEN12MSCRTS
 from evaluation.sample_records import choose_samples, iso_date, read_records, sample_record, write_records
+from tests.support.fake_trees import optical_date
 
 
 def record(number, rmse):
@@ -44,3 +48,12 @@ def test_records_survive_the_file(tmp_path):
     (tmp_path / "bad.json").write_text('{"samples": [{"id": 1}]}')
     with pytest.raises(DataError, match="is not a list of tested samples .*test the run again"):
         read_records(tmp_path / "bad.json")
+
+
+def test_records_keep_the_calendar_whatever_the_reference_date(tree):
+    sample = SEN12MSCRTS(tree, "test", ref_date=date(2017, 1, 1))[0]
+    info = sample_info(sample, 0)
+    assert info == sample_info(SEN12MSCRTS(tree, "test")[0], 0)
+    record = sample_record(0, info.to_json(), {})
+    assert record.target_date == optical_date(sample["target"]["idx"][0]).isoformat()
+    assert record.dates == tuple(optical_date(day).isoformat() for day in sample["input"]["idx"])
