@@ -1,11 +1,18 @@
 """Shared parts of the command lines: exit codes, one-line errors and warnings."""
 
+import os
+import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from threading import Timer, current_thread, main_thread
+from types import FrameType
 
 from common.errors import DATA, UserError
+
+INTERRUPTED = 130  # exit code, as of a shell
+_END_S = 10.0  # after which an interrupted command ends even if a library has swallowed the interruption
 
 
 def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
@@ -18,30 +25,33 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
     Returns:
         The return value of `main` (None counts as 0), or the exit code of the `UserError` it raised, which is
         printed to stderr as one line. Any other OSError is printed the same way, with exit code 1. With `--debug`
-        among the arguments the traceback is printed as well, and warnings name the line that issued them.
+        among the arguments the traceback is printed as well, and warnings name the line that issued them. Ctrl-C gives
+        the line "interrupted" and exit code 130; a second one ends the process at once.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     format_warning = warnings.formatwarning
     if not debug:
         warnings.formatwarning = _format_warning
+    interrupts = _Interrupts()
     try:
-        return main(argv) or 0
-    except UserError as error:
-        if debug:
-            traceback.print_exc()
-        message = " ".join(str(error).split())
-        print(f"error: {message}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:  # a failing disk, an unreadable folder: one line instead of a traceback
-        if debug:
-            traceback.print_exc()
-        path = f"{error.filename}: " if error.filename else ""
-        print(f"error: {path}{error.strerror or error} (--debug shows where)", file=sys.stderr)
-        return DATA
+        with interrupts:
+            return main(argv) or 0
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return _end_interrupted()
+    except Exception as error:
+        if interrupts.received:  # a consequence, such as a lost process
+            return _end_interrupted()
+        if debug and isinstance(error, UserError | OSError):
+            traceback.print_exc()
+        if isinstance(error, UserError):
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            return error.exit_code
+        if isinstance(error, OSError):  # a failing disk, an unreadable folder: one line instead of a traceback
+            path = f"{error.filename}: " if error.filename else ""
+            print(f"error: {path}{error.strerror or error} (--debug shows where)", file=sys.stderr)
+            return DATA
+        raise
     finally:
         warnings.formatwarning = format_warning
 
@@ -50,6 +60,51 @@ def print_notes(notes: Iterable[str]) -> None:
     """Print notes for the user, one per line."""
     for note in notes:
         print(f"note: {note}")
+
+
+class _Interrupts:
+    """Within, Ctrl-C raises KeyboardInterrupt once; a second one, or ten seconds, end this process at once.
+
+    Libraries may swallow an exception raised in one of their callbacks. Ending at once is safe: files are written
+    atomically, and workers end with their parent.
+
+    Attributes:
+        received: whether there was a Ctrl-C.
+    """
+
+    received = False
+
+    def __enter__(self) -> None:
+        self._before = signal.getsignal(signal.SIGINT)
+        # only the main thread may set handlers; a process in the background of a shell ignores Ctrl-C
+        if current_thread() is main_thread() and self._before is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._on_interrupt)
+
+    def __exit__(self, *_: object) -> None:
+        if self.received:  # the handler stays: libraries end their processes when this one ends
+            self._timer.cancel()
+        elif self._before is signal.default_int_handler and current_thread() is main_thread():
+            signal.signal(signal.SIGINT, self._before)
+
+    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            _end_now()
+        self.received = True
+        self._timer = Timer(_END_S, _end_now)
+        self._timer.daemon = True
+        self._timer.start()
+        raise KeyboardInterrupt
+
+
+def _end_interrupted() -> int:
+    print("interrupted", file=sys.stderr)
+    return INTERRUPTED
+
+
+def _end_now() -> None:
+    sys.stdout.flush()
+    print("\ninterrupted", file=sys.stderr, flush=True)
+    os._exit(INTERRUPTED)
 
 
 def _format_warning(

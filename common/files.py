@@ -3,22 +3,28 @@
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from common.errors import DataError
+from common.processes import has_ended, process_tag
 
-_STALE_SECONDS = 3600  # older temporary files have no writer: they are written within minutes
+_TEMPORARY = re.compile(r"\..+?\.(?:([0-9a-f]{8}-\d+-\d+)\.)?[a-z0-9_]{8}\.tmp(\.[^.]*)?")  # with its writer
+_STALE_SECONDS = 86_400  # older temporary files have no writer on another machine
+_swept: set[Path] = set()  # folders without temporary files of ended processes
 
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """A temporary path that replaces `path` when the block succeeds, so that the file is whole or absent.
+
+    The first file that a process writes to a folder removes what killed processes left there.
 
     Args:
         path: the file to write; a missing folder is created.
@@ -32,7 +38,11 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=f".tmp{path.suffix}", dir=path.parent)
+        if path.parent not in _swept:
+            _swept.add(path.parent)
+            remove_stale_files(path.parent)
+        prefix, suffix = f".{path.stem}.{process_tag()}.", f".tmp{path.suffix}"
+        handle, name = tempfile.mkstemp(suffix, prefix, path.parent)
         os.close(handle)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror or error}; check the folder and the disk") from error
@@ -56,12 +66,23 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def remove_stale_files(folder: Path) -> None:
-    """Remove the temporary files that killed writers left in a folder, but not those of active writers."""
-    for leftover in folder.glob(".*.tmp*"):
+def remove_stale_files(folder: Path, recursive: bool = False) -> None:
+    """Remove the temporary files that killed processes left in a folder, but not those of active ones.
+
+    The name of a temporary file has the tag of its writer. Where that is of another machine, or missing as in files of
+    earlier versions, a file is removed when it is a day old.
+    """
+    entries: list[os.DirEntry[str]] = []
+    with suppress(OSError):  # a folder that may be written to, but not listed
+        entries += os.scandir(folder)
+    for entry in entries:
         try:
-            if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
-                leftover.unlink()
+            if recursive and entry.is_dir(follow_symlinks=False):
+                remove_stale_files(Path(entry), recursive)
+            elif match := _TEMPORARY.fullmatch(entry.name):
+                ended = has_ended(match[1]) if match[1] else None
+                if ended or (ended is None and time.time() - entry.stat().st_mtime > _STALE_SECONDS):
+                    os.unlink(entry)
         except OSError:  # already removed, or owned by another user
             continue
 

@@ -16,6 +16,7 @@ from data.constants import N_DATES
 from data.datasets.file_index import SeriesPaths
 from data.layout import SENSORS, patch_number
 from data.raster.geotiff import acquisition_date
+from data.raster.hdf5 import check_written, write_hdf5
 from data.raster.image_store import Images
 from data.raster.patch_mosaic import PatchMosaic, plan_mosaic
 
@@ -38,7 +39,7 @@ def write_region(
     Raises:
         DataError: if an image cannot be read, or the patches make no scene.
     """
-    with atomic_file(target) as temporary, h5py.File(temporary, "w", locking=False) as file:
+    with atomic_file(target) as temporary, write_hdf5(temporary) as file:
         file.attrs["layout"] = layout
         group = file.create_group(roi)
         if layout == "scenes":
@@ -69,7 +70,7 @@ def is_written(target: Path, layout: str) -> bool:
 
 def write_links(path: Path, regions: Sequence[tuple[str, Path]]) -> None:
     """Write a file that links to the files of (region, file) pairs."""
-    with atomic_file(path) as temporary, h5py.File(temporary, "w", locking=False) as file:
+    with atomic_file(path) as temporary, write_hdf5(temporary) as file:
         for roi, target in regions:
             file[roi] = h5py.ExternalLink(target.relative_to(path.parent).as_posix(), f"/{roi}")
 
@@ -99,6 +100,7 @@ def _write_mosaics(
             chunk = (1, len(scene), *mosaic.patch_size)
             dataset = group.create_dataset(name, (len(dates), *scene.shape), scene.dtype, chunks=chunk, **_GZIP)
         dataset[date] = scene
+        check_written(group)
 
 
 def _write_patch(group: Any, images: Images, paths: SeriesPaths, store: MaskStore | None) -> None:
@@ -106,6 +108,7 @@ def _write_patch(group: Any, images: Images, paths: SeriesPaths, store: MaskStor
         part = group.create_group(sensor)
         part.create_dataset(sensor, data=np.stack([images.read_native(path)[0] for path in paths[sensor]]), **_GZIP)
         _write_dates(part, sensor, [[path] for path in paths[sensor]])
+        check_written(part)
     if store is not None:
         group["S2"].create_dataset("cloud_mask", data=_masks(store, images, paths["S2"]), **_GZIP)
 
