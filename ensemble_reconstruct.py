@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.cli import run_command
+from common.locks import folder_lock
 from common.memory import memory_advice
 from evaluation.mixture import UNCERTAINTIES
 
@@ -44,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = {name: value for name, value in vars(args).items() if name != "debug"}
     options = {name: value for name, value in flags.items() if name not in ("exports", "res_dir")}
     command, out = ["ensemble_reconstruct.py", *(sys.argv[1:] if argv is None else argv)], Path(args.res_dir)
-    with memory_advice(args.device, "samples are mixed one by one; use --device cpu, or a machine with more memory"):
+    advice = "samples are mixed one by one; use --device cpu, or a machine with more memory"
+    with folder_lock(out, "--res_dir"), memory_advice(args.device, advice):
         result = evaluate_ensemble(args.exports, out, **options)
         report_ensemble(out, result, flags, command)
     return 0

@@ -5,10 +5,11 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import TypeVar
 
 from common.errors import DataError
+from common.processes import end_with_parent, interrupts_blocked
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -50,15 +51,33 @@ def map_in_processes(function: Callable[[Item], Result], items: Sequence[Item], 
     if n_workers <= 1:
         yield from map(function, items)
         return
+    require_shared_memory("--workers 1")
+    others = active_children()
     # spawn: a forked child would inherit locks of libraries that have started threads
-    with ProcessPoolExecutor(n_workers, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(function, item) for item in items]
+    with ProcessPoolExecutor(n_workers, get_context("spawn"), initializer=end_with_parent) as pool:
         try:
+            with interrupts_blocked():
+                futures = [pool.submit(function, item) for item in items]
             for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool as error:
             raise DataError(
                 "a worker was killed from outside (out of memory?); run again to resume, with fewer --workers"
             ) from error
+        except KeyboardInterrupt:  # an item may take minutes
+            for worker in set(active_children()) - set(others):
+                worker.kill()
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def require_shared_memory(flag: str) -> None:
+    """Raise a `DataError` that advises `flag` unless processes can share locks, which lie in /dev/shm on Linux."""
+    try:
+        get_context("spawn").Lock()
+    except OSError as error:
+        raise DataError(
+            f"cannot start worker processes: /dev/shm cannot be written ({error.strerror or error}); mount it "
+            f"writable (docker run --shm-size=8g), or use {flag}"
+        ) from error

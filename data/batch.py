@@ -110,6 +110,10 @@ class Batch:
         """The batch in page-locked memory, from which copies to a GPU are asynchronous."""
         return self._map(lambda tensor: tensor.pin_memory())
 
+    def share_memory(self) -> "Batch":
+        """The batch in shared memory; tensors that are there already are not copied."""
+        return self._map(lambda tensor: tensor.share_memory_() if tensor.numel() else tensor)
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         tensors = {name: getattr(self, name) for name in ("x", "target", "dates", "masks", "coverage")}
         mapped: dict[str, Any] = {name: function(tensor) for name, tensor in tensors.items() if tensor is not None}
@@ -149,7 +153,7 @@ class Collate:
         dates = None
         if all("S2 TD" in part for part in inputs):
             dates = torch.stack([self._days(part) for part in inputs])  # (B, T)
-        return Batch(
+        batch = Batch(
             x=self._images(inputs),
             target=_stack(targets),  # (B, 1, 13, H, W)
             dates=dates,
@@ -158,6 +162,8 @@ class Collate:
             info=tuple(sample_info(item.sample, item.index) for item in indexed),
             skipped=skipped,
         )
+        # torch would share the small tensors in a thread of the worker, whose errors are printed and the batch lost
+        return batch if get_worker_info() is None else batch.share_memory()
 
     def _images(self, inputs: Sequence[Part]) -> Tensor:
         if not self.use_sar:

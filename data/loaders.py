@@ -1,5 +1,6 @@
 """Data loaders of a run: data sets, subsets, sample order and workers."""
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common import process_group
 from common.errors import DataError, UsageError
-from common.parallel import AUTO, available_cores
+from common.parallel import AUTO, available_cores, require_shared_memory
+from common.processes import end_with_parent, interrupts_blocked
 from config.schema import Config
 from data.batch import Batch, Collate, Indexed, Skipped
 from data.datasets.base import EmptySplitError
@@ -23,6 +25,7 @@ PatchSet = SEN12MSCR | SEN12MSCRTS
 Order = Sequence[int] | Sampler[int]
 Keep = Callable[[int, str], bool]  # (position in the split, ROI) of a sample -> whether it is used
 _MAX_WORKERS = 8  # more would wait for the disk, not for the processor
+_NO_SHARED_MEMORY = re.compile(r"unable to \w+ shared memory|</torch_\w+>|Bus error")  # in the errors of torch
 
 
 class Subset(Dataset[Indexed | Skipped]):
@@ -122,9 +125,18 @@ class PatchLoader(DataLoader[Any]):
             yield batch
 
     def _batches(self) -> Iterator[Batch]:
+        if self.num_workers:
+            require_shared_memory("--num_workers 0")
+        with interrupts_blocked():
+            batches = super().__iter__()
         try:
-            yield from super().__iter__()
+            yield from batches
         except RuntimeError as error:
+            if _NO_SHARED_MEMORY.search(str(error)):
+                raise DataError(
+                    "shared memory is full: batches of data loading processes lie in /dev/shm; give a container more "
+                    "(docker run --shm-size=8g), or lower --num_workers or --batch_size"
+                ) from error
             if "DataLoader worker" not in str(error) or "exited unexpectedly" not in str(error):
                 raise
             raise DataError(
@@ -273,8 +285,14 @@ def _loader(
         batch_size=config.batch_size,
         num_workers=min(count_workers(config.num_workers), len(positions)),
         collate_fn=Collate(config.use_sar),
+        worker_init_fn=_start_worker,
         pin_memory=config.device.startswith("cuda"),
     )
+
+
+def _start_worker(number: int) -> None:
+    """Called in each data loading process: torch's own check for the end of the parent takes up to five seconds."""
+    end_with_parent()
 
 
 def _build_dataset(config: Config, split: str, region: str) -> PatchSet:

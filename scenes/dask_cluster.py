@@ -6,8 +6,6 @@ submitted at a time, so that a large scene fills neither the scheduler nor the d
 """
 
 import logging
-import signal
-import threading
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager
@@ -16,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import DataError
+from common.parallel import require_shared_memory
+from common.processes import interrupts_blocked
 from scenes.predict import Job, predict_batch
 
 AHEAD = 2  # submitted tasks for each thread of the cluster: one runs, one waits
@@ -36,6 +36,7 @@ def local_cluster(workers: int) -> Iterator[str]:
     Yields:
         The address of its scheduler.
     """
+    require_shared_memory("--workers 1")
     import dask  # deferred: optional
     import distributed  # deferred: optional; adds its defaults to dask.config
 
@@ -47,30 +48,19 @@ def local_cluster(workers: int) -> Iterator[str]:
     }
     with ExitStack() as stack:
         stack.enter_context(dask.config.set(config))
-        with _ignore_interrupts():
-            cluster = distributed.LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                processes=True,
-                host="127.0.0.1",
-                dashboard_address=None,
-                memory_limit=0,
-                silence_logs=logging.CRITICAL,
+        with interrupts_blocked():
+            cluster = stack.enter_context(
+                distributed.LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    host="127.0.0.1",
+                    dashboard_address=None,
+                    memory_limit=0,
+                    silence_logs=logging.CRITICAL,
+                )
             )
-        yield stack.enter_context(cluster).scheduler_address
-
-
-@contextmanager
-def _ignore_interrupts() -> Iterator[None]:
-    """Processes started within ignore Ctrl-C, which a terminal sends to all of them: this process ends them."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+        yield cluster.scheduler_address
 
 
 def run_on_cluster(address: str, job: Job, batches: Sequence[range]) -> Generator[range, None, None]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from common.locks import folder_lock
 from common.memory import memory_advice
 from common.parallel import AUTO, available_cores
 from model.runtime import choose_device
@@ -44,6 +45,7 @@ def reconstruct_scene(options: SceneOptions) -> None:
             print(f"note: {note}")
         print(_describe(options, requirements, job, workers))
         settings = _settings(options, job, batch_size, weight_files)
+        stack.enter_context(folder_lock(options.out, "--out"))
         state = ResumeState(options.out, settings)
         status = state.begin(options.overwrite)
         if status == "done":

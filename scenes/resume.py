@@ -12,7 +12,6 @@ from common.files import file_stamp, write_json
 
 WORK = ".work"  # the folder of unfinished files
 RECORD = "reconstruction.json"
-LOCK = "lock"
 
 
 def digest(paths: Iterable[str | Path]) -> str:
@@ -36,7 +35,7 @@ class ResumeState:
         self.settings = json.loads(json.dumps(settings))
 
     def begin(self, overwrite: bool) -> Literal["new", "resumed", "done"]:
-        """Prepare the folder.
+        """Prepare the folder, which this process must hold.
 
         Args:
             overwrite: start anew, whatever is there.
@@ -45,7 +44,7 @@ class ResumeState:
             `new`, `resumed`, or `done` if nothing is left to do.
 
         Raises:
-            UsageError: if it holds a reconstruction with other settings, or another process is using it.
+            UsageError: if it holds a reconstruction with other settings.
             DataError: if the folder cannot be created or read.
         """
         job, record = self.work / "job.json", self.folder / RECORD
@@ -53,11 +52,11 @@ class ResumeState:
             self._check_settings(record)
             return "done"
         try:
-            self.work.mkdir(parents=True, exist_ok=True)
-            self._lock()
             if overwrite:
                 record.unlink(missing_ok=True)
-                self._clear()
+                if self.work.exists():
+                    shutil.rmtree(self.work)
+            self.work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"cannot write to {self.folder}: {error.strerror or error}; check --out") from error
         if job.is_file():
@@ -76,33 +75,6 @@ class ResumeState:
         write_json(record, {"settings": self.settings, **details})
         shutil.rmtree(self.work, ignore_errors=True)
         return record
-
-    def _lock(self) -> None:
-        """Lock the folder until this process ends; without effect on file systems that have no locks.
-
-        Raises:
-            UsageError: if another process holds the lock.
-        """
-        try:
-            import fcntl  # deferred: Unix only
-        except ImportError:
-            return
-        self._held = (self.work / LOCK).open("w")
-        try:
-            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            text = f"another command is at work in {self.folder}; wait for it, or choose another --out"
-            raise UsageError(text) from error
-        except OSError:
-            return
-
-    def _clear(self) -> None:
-        """Delete all temporary files but the lock."""
-        for path in self.work.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name != LOCK:
-                path.unlink()
 
     def _check_settings(self, path: Path) -> None:
         try:

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ import torch
 from common import process_group
 from common.errors import DataError
 from common.files import write_json
+from common.locks import folder_lock
 from common.memory import keep_freed_memory
 from common.run_folder import RunFolder
 from config.schema import Config
@@ -61,13 +62,24 @@ def set_up_run(config: Config) -> RunSetup:
     return RunSetup(folder, Compute(device, dtype), reason, scan)
 
 
+def lock_run_folder(config: Config) -> AbstractContextManager[None]:
+    """Hold the folder of a run, in the process of rank 0; `--profile` writes nothing.
+
+    Raises:
+        DataError: if another command is at work there, or it cannot be written.
+    """
+    if config.profile or not process_group.is_rank_zero():
+        return nullcontext()
+    return folder_lock(Path(config.res_dir) / config.experiment_name, "--experiment_name or --res_dir", beside=True)
+
+
 def start_run_folder(folder: RunFolder, config: Config) -> None:
     """Create the folder of a training; one of an earlier training of this name is moved unless it is resumed."""
+    folder.sweep()
     earlier = None if config.resume_from else folder.set_aside()
     if earlier is not None:
         print(f"note: an earlier training of this name is now in {earlier}")
     folder.create()
-    folder.sweep()
     write_json(folder.conf, config.to_json())
 
 

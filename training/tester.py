@@ -19,7 +19,7 @@ from model.runtime import count_parameters
 from report.cards import Placeholders
 from report.page import report_or_note
 from report.test_page import TestReport, write_test_page
-from training.run import print_skipped_at_exit, set_up_run
+from training.run import lock_run_folder, print_skipped_at_exit, set_up_run
 
 MEMORY_FLAGS = "lower --batch_size, use --precision bf16, or add --device cpu"
 
@@ -35,7 +35,7 @@ def test_run(config: Config, weights: Path, command: Sequence[str]) -> None:
     Raises:
         DataError: if data or checkpoint cannot be used, or memory runs out.
     """
-    with memory_advice(config.device, MEMORY_FLAGS):
+    with lock_run_folder(config), memory_advice(config.device, MEMORY_FLAGS):
         setup = set_up_run(config)
         source = RunFolder(weights.parent, weights.name)
         checkpoint = source.checkpoint(config.resume_at) if config.resume_at > 0 else source.best
@@ -45,6 +45,7 @@ def test_run(config: Config, weights: Path, command: Sequence[str]) -> None:
         folder = setup.folder
         if process_group.is_rank_zero():
             folder.create()
+            folder.sweep()
             same_run = folder.conf.exists() and source.conf.exists() and folder.conf.samefile(source.conf)
             write_json(folder.path / "test_conf.json" if same_run else folder.conf, config.to_json())
         process_group.barrier()

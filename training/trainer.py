@@ -24,6 +24,7 @@ from training.fusion import train_fusion
 from training.pretrained import freeze, load_pretrained, unfreeze
 from training.run import (
     RunSetup,
+    lock_run_folder,
     print_skipped_at_exit,
     seed_rank,
     set_up_run,
@@ -49,7 +50,7 @@ def fit(config: Config, checkpoint: str = "") -> None:
         DataError: if data or checkpoints cannot be used, a loss is not finite, or memory runs out.
         UsageError: if a flag cannot be followed on this machine.
     """
-    with memory_advice(config.device, MEMORY_FLAGS):
+    with lock_run_folder(config), memory_advice(config.device, MEMORY_FLAGS):
         if config.model == FUSION:
             train_fusion(config, fit)
         else:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from common.cli import run_command
 from common.errors import UsageError
+from common.locks import folder_lock
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     runs = read_runs([Path(folder) for folder in args.runs])
     command = shlex.join(["python", "-m", "util.compare_runs", *(sys.argv[1:] if argv is None else argv)])
-    print(f"comparison: {write_comparison_page(runs, Path(args.out), args.root, command)}")
+    with folder_lock(args.out, "--out", beside=True):
+        print(f"comparison: {write_comparison_page(runs, Path(args.out), args.root, command)}")
     return 0
 
 

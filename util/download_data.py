@@ -15,6 +15,7 @@ from pathlib import Path
 from common.cli import run_command
 from common.errors import DataError, UsageError
 from common.files import check_disk_space, write_json
+from common.locks import folder_lock
 from data.constants import REGIONS, SPLITS
 from util.download.archives import SEASONS, TABLE, Archive, choose_archives, read_table
 from util.download.extract import extract
@@ -79,7 +80,7 @@ def download(archives: Sequence[Archive], out: str | Path, url_base: str | None 
     out = Path(out)
     missing = []
     for archive in archives:
-        if (out / DONE / f"{archive.key}.json").exists():
+        if _is_done(out, archive):
             print(f"{archive.key}: already there")
         else:
             missing.append(archive)
@@ -88,22 +89,35 @@ def download(archives: Sequence[Archive], out: str | Path, url_base: str | None 
     urls = {archive.key: _url(archive, url_base) for archive in missing}
     _check_disk(out, missing, _packed_sizes(missing, out, urls), keep)
     for archive in missing:
-        packed = out / archive.file_name
-        if not packed.exists():
-            with _progress_bar(f"fetch {archive.key}") as show:
-                fetch(urls[archive.key], packed, _largest(archive), show)
-        size = packed.stat().st_size
-        with _progress_bar(f"extract {archive.key}", size) as show:
-            n_files, on_disk = extract(packed, out / archive.folder, _largest(archive), show)
-        if abs(on_disk - archive.extracted_bytes) > EXPECTED_WITHIN * archive.extracted_bytes:
-            print(
-                f"warning: {archive.key} extracted to {_gb(on_disk)}, the table says {_gb(archive.extracted_bytes)}: "
-                "has the release changed?"
-            )
-        write_json(out / DONE / f"{archive.key}.json", {"bytes": size, "files": n_files, "unpacked_bytes": on_disk})
-        if not keep:
-            packed.unlink()
-        print(f"{archive.key}: {n_files} files in {out / archive.folder}")
+        with folder_lock(out / archive.file_name, "--out or other archives", beside=True):
+            if _is_done(out, archive):  # by another command in the meantime
+                print(f"{archive.key}: already there")
+            else:
+                _download(archive, out, urls[archive.key], keep)
+
+
+def _download(archive: Archive, out: Path, url: str, keep: bool) -> None:
+    """Fetch and extract an archive, and note that it is done."""
+    packed = out / archive.file_name
+    if not packed.exists():
+        with _progress_bar(f"fetch {archive.key}") as show:
+            fetch(url, packed, _largest(archive), show)
+    size = packed.stat().st_size
+    with _progress_bar(f"extract {archive.key}", size) as show:
+        n_files, on_disk = extract(packed, out / archive.folder, _largest(archive), show)
+    if abs(on_disk - archive.extracted_bytes) > EXPECTED_WITHIN * archive.extracted_bytes:
+        print(
+            f"warning: {archive.key} extracted to {_gb(on_disk)}, the table says {_gb(archive.extracted_bytes)}: "
+            "has the release changed?"
+        )
+    write_json(out / DONE / f"{archive.key}.json", {"bytes": size, "files": n_files, "unpacked_bytes": on_disk})
+    if not keep:
+        packed.unlink()
+    print(f"{archive.key}: {n_files} files in {out / archive.folder}")
+
+
+def _is_done(out: Path, archive: Archive) -> bool:
+    return (out / DONE / f"{archive.key}.json").exists()
 
 
 def _url(archive: Archive, base: str | None) -> str:

@@ -30,6 +30,7 @@ from pathlib import Path
 
 from common.cli import run_command
 from common.errors import DataError
+from common.locks import folder_lock
 from data.constants import DETECTORS, REGIONS, SPLITS
 from data.layout import EXAMPLES
 from data.splits import SERIES, rois
@@ -76,17 +77,18 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if args.cloud_masks:
         store = open_mask_store(args.precomputed, args.detector, n_inputs=3, split=args.split, region=args.region)
     exported = []
-    for roi in tqdm(regions, desc="exporting", unit="region"):
-        patches, _ = index_series(args.root, [roi], args.skip_bad_samples)
-        if not patches:
-            continue
-        target = args.out / args.split / f"{roi.replace('/', '_')}.hdf5"
-        if not is_written(target, args.layout):
-            write_region(target, args.layout, images, roi, patches, store)
-        exported.append((roi, target))
-    if not exported:
-        raise DataError(f"no patch of {SERIES}, split {args.split!r}, in {args.root}; expected {EXAMPLES[SERIES]}")
-    write_links(args.out / f"{args.split}.hdf5", exported)
+    with folder_lock(args.out / args.split, "--out"):
+        for roi in tqdm(regions, desc="exporting", unit="region"):
+            patches, _ = index_series(args.root, [roi], args.skip_bad_samples)
+            if not patches:
+                continue
+            target = args.out / args.split / f"{roi.replace('/', '_')}.hdf5"
+            if not is_written(target, args.layout):
+                write_region(target, args.layout, images, roi, patches, store)
+            exported.append((roi, target))
+        if not exported:
+            raise DataError(f"no patch of {SERIES}, split {args.split!r}, in {args.root}; expected {EXAMPLES[SERIES]}")
+        write_links(args.out / f"{args.split}.hdf5", exported)
     print(f"{len(exported)} regions of split {args.split} in {args.out / args.split}.hdf5, layout {args.layout}")
     return 0
 

@@ -20,6 +20,7 @@ from typing import Any
 from common.cli import run_command
 from common.errors import DataError, UsageError
 from common.files import check_disk_space, write_json
+from common.locks import folder_lock
 from data.constants import N_DATES
 from data.splits import MONO, SERIES, rois
 
@@ -93,16 +94,19 @@ def make_sample_data(
     check_disk_space(out, n_rois * n_patches * N_DATES * size * size * BYTES_PER_PIXEL * 2, advice)
     from data.synthetic.writer import read_base, write_mono, write_series  # deferred: keeps --help fast
 
-    with _atomic_folder(out) as folder:
-        ground = read_base(base) if base else None
-        n_files = write_series(folder, series, n_patches, size, seed, ground)
-        n_files += write_mono(folder, mono, n_patches, size, seed, ground)
-        summary = arguments | {
-            "files": n_files,
-            "series": {split: [roi for s, roi in series if s == split] for split in SHARES},
-            "mono": {split: [roi for s, roi in mono if s == split] for split in SHARES},
-        }
-        write_json(folder / SUMMARY, summary)
+    with folder_lock(out, "OUT", beside=True):
+        if (existing := _existing_summary(out, arguments)) is not None:  # finished by another command just now
+            return existing
+        with _atomic_folder(out) as folder:
+            ground = read_base(base) if base else None
+            n_files = write_series(folder, series, n_patches, size, seed, ground)
+            n_files += write_mono(folder, mono, n_patches, size, seed, ground)
+            summary = arguments | {
+                "files": n_files,
+                "series": {split: [roi for s, roi in series if s == split] for split in SHARES},
+                "mono": {split: [roi for s, roi in mono if s == split] for split in SHARES},
+            }
+            write_json(folder / SUMMARY, summary)
     return summary
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import DataError
-from common.files import cache_folder, remove_stale_files, write_json
+from common.files import cache_folder, write_json
 from data.clouds.detectors import detect_clouds, detector_settings
 from data.clouds.mask_record import DamagedRecordError, MaskEntry, MaskRecord, write_record
 from data.clouds.published_coverage import ImportedCoverage, find_published, published_name, read_published
@@ -65,7 +65,6 @@ class MaskStore:
         # caches: the coverages of a patch are followed by its masks
         self._last_read: tuple[Path, MaskRecord] | None = None
         self._last_computed: tuple[Path, dict[str, MaskEntry]] | None = None
-        self._swept: set[Path] = set()
         self._warned: set[str] = set()
 
     def folder(self, root: str | Path) -> Path:
@@ -229,9 +228,6 @@ class MaskStore:
             return
         settings = self.folder(root) / "settings.json"
         try:
-            if record_path.parent not in self._swept:
-                self._swept.add(record_path.parent)
-                remove_stale_files(record_path.parent)
             if not settings.is_file():
                 write_json(settings, self._settings)
             write_record(record_path, entries)
