@@ -47,6 +47,7 @@ class Job:
         precision: auto, fp32, bf16 or fp16.
         uses_radar: whether the network takes radar.
         uses_dates: whether the network takes dates; those of single images do not.
+        reference_day: days since 2014-04-03 of the day from which the network counts dates.
         detector: of clouds, see `data.clouds.detectors`; empty for no masks.
         keep_clear: whether clear pixels of the latest date replace the prediction.
     """
@@ -60,6 +61,7 @@ class Job:
     precision: str = "fp32"
     uses_radar: bool = False
     uses_dates: bool = True
+    reference_day: int = 0
     detector: str = ""
     keep_clear: bool = False
 
@@ -69,9 +71,10 @@ class Job:
 
     @property
     def dates(self) -> tuple[float, ...]:
-        """Days since 2014-04-03 as in training: with radar the mean of both sensors' dates."""
+        """Days as in training: since the reference day; with radar the mean of both sensors' dates."""
         days, radar = self.series.days, self.series.radar_days
-        return tuple((a + b) / 2 for a, b in zip(days, radar, strict=True)) if self.uses_radar else days
+        means = tuple((a + b) / 2 for a, b in zip(days, radar, strict=True)) if self.uses_radar else days
+        return tuple(day - self.reference_day for day in means)
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,7 @@ def _plan(options: SceneOptions, requirements: ModelRequirements, series: SceneS
         precision=options.precision,
         uses_radar=requirements.radar,
         uses_dates=not requirements.single,
+        reference_day=requirements.reference_day,
         detector="" if options.detector == "none" else options.detector,
         keep_clear=options.where_clear == "keep",
     )

@@ -1,10 +1,12 @@
 """The inputs that a trained run requires and the outputs that it has, read from its conf.json without its weights."""
 
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 from common.errors import DataError, UsageError
 from config.stored import model_config, read_conf
+from data.raster.geotiff import days_since_origin
 from model.restore import CONF, WEIGHTS
 
 VARIANCES = {"nig": ("aleatoric", "epistemic"), "gaussian": ("aleatoric",), "mean": ()}  # by head
@@ -20,6 +22,7 @@ class ModelRequirements:
         single: whether it takes a single date.
         dates: number of dates in training; 0 if unknown.
         variances: those that it predicts, of `aleatoric` and `epistemic`.
+        reference_day: days since 2014-04-03 of the day from which it counts dates, `--ref_date` of the training.
     """
 
     name: str
@@ -27,6 +30,7 @@ class ModelRequirements:
     single: bool
     dates: int
     variances: tuple[str, ...]
+    reference_day: int = 0
 
     def check(self, n_dates: int, has_radar: bool) -> list[str]:
         """Compare a scene with the requirements.
@@ -86,5 +90,14 @@ def read_requirements(weights: str | Path) -> tuple[ModelRequirements, list[Path
         single=config.pretrain or config.model == "unet",
         dates=dates if isinstance(dates, int) else 0,
         variances=VARIANCES["nig" if config.model == "fusion_net" else config.head],
+        reference_day=_reference_day(stored.get("ref_date"), folder / CONF),
     )
     return requirements, [checkpoint, folder / CONF]
+
+
+def _reference_day(text: object, conf: Path) -> int:
+    """Days since 2014-04-03 of a stored --ref_date; published runs have none."""
+    try:
+        return days_since_origin(date.fromisoformat(str(text))) if text else 0
+    except ValueError as error:
+        raise DataError(f"{conf}: ref_date must be YYYY-MM-DD, got {text!r}") from error
