@@ -8,6 +8,7 @@ from pathlib import Path
 from common.cli import run_command
 from common.locks import folder_lock
 from common.memory import memory_advice
+from common.ranges import number
 from evaluation.mixture import UNCERTAINTIES
 
 
@@ -29,8 +30,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--res_dir", default="./ensemble", help="folder of metrics, plots and exports")
     parser.add_argument("--allow_missing", action="store_true", help="average over the members that have a sample")
-    parser.add_argument("--plot_every", type=int, default=-1, help="plot every N-th sample; -1 none (default)")
-    parser.add_argument("--export_every", type=int, default=1, help="export every N-th sample; -1 none (default 1)")
+    parser.add_argument(
+        "--plot_every", type=number(int, -1), default=-1, help="plot every N-th sample; -1 none (default)"
+    )
+    parser.add_argument(
+        "--export_every", type=number(int, -1), default=1, help="export every N-th sample; -1 none (default 1)"
+    )
     parser.add_argument("--device", default="cpu", help="device of the metrics: cpu (default), cuda, cuda:N")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

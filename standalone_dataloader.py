@@ -9,7 +9,8 @@ from typing import Any
 
 from common.cli import run_command
 from common.errors import UsageError
-from data.constants import REGIONS, SPLITS
+from common.ranges import number
+from data.constants import N_DATES, REGIONS, SPLITS
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -19,8 +20,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--mono_root", help="folder of SEN12MS-CR, with ROIs1158_spring_s1 etc.")
     parser.add_argument("--split", default="all", choices=SPLITS)
     parser.add_argument("--region", default="all", choices=REGIONS, help="of SEN12MS-CR-TS")
-    parser.add_argument("--input_t", type=int, default=3, help="input dates of a series")
-    parser.add_argument("--samples", type=int, default=2, help="number of samples to print")
+    parser.add_argument("--input_t", type=number(int, 1, N_DATES), default=3, help="input dates of a series")
+    parser.add_argument("--samples", type=number(int, 0), default=2, help="number of samples to print")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
     if not args.root and not args.mono_root:

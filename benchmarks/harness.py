@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from common import json_files
 from common.errors import DataError
 from common.files import write_json
 
@@ -141,7 +142,4 @@ def read_json(path: Path) -> Any:
     Raises:
         DataError: if it is missing or not JSON.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {error}; remove it, and run the benchmark again") from error
+    return json_files.read_json(path, {}, "remove it, and run the benchmark again")

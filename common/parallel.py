@@ -14,6 +14,7 @@ from common.processes import end_with_parent, interrupts_blocked
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 AUTO = "auto"
+MOST_WORKERS = 1024
 
 
 def available_cores() -> int:
@@ -22,18 +23,15 @@ def available_cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def worker_count(minimum: int) -> Callable[[str], int | str]:
-    """An argparse type: a number of processes of at least `minimum`, or `auto`."""
-
-    def parse(text: str) -> int | str:
-        if text == AUTO:
-            return text
-        if not text.isdecimal() or int(text) < minimum:
-            start = f" from {minimum}" if minimum else ""
-            raise argparse.ArgumentTypeError(f"expected a number of workers{start} or auto, got {text!r}")
-        return int(text)
-
-    return parse
+def worker_count(text: str) -> int | str:
+    """An argparse type: a number of processes, 0 and 1 for none besides this one, or `auto`."""
+    if text == AUTO:
+        return text
+    if not text.isdecimal() or len(text) > 9 or int(text) > MOST_WORKERS:
+        raise argparse.ArgumentTypeError(
+            f"expected auto or a number of workers up to {MOST_WORKERS}, got {text[:40]!r}"
+        )
+    return int(text)
 
 
 def map_in_processes(function: Callable[[Item], Result], items: Sequence[Item], workers: int | str) -> Iterator[Result]:
@@ -42,12 +40,13 @@ def map_in_processes(function: Callable[[Item], Result], items: Sequence[Item], 
     Args:
         function: a module-level function, or a partial of one.
         items: its arguments.
-        workers: number of processes, or "auto" for one per core; up to one runs in this process.
+        workers: number of processes, at most one for each item, or "auto" for one per core; up to one runs in this
+            process.
 
     Raises:
         DataError: if a process was killed from outside.
     """
-    n_workers = available_cores() if isinstance(workers, str) else workers
+    n_workers = min(available_cores() if isinstance(workers, str) else workers, len(items))
     if n_workers <= 1:
         yield from map(function, items)
         return

@@ -2,36 +2,31 @@
 
 import math
 import re
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from datetime import date
+from typing import Any
 
 from common import process_group
 from common.errors import UsageError
+from common.ranges import LARGEST_FLOAT
 from config.defaults import PYRAMIDS, UNETS
 from config.schema import Config, ModelConfig
 from model.registry import FUSION, LOSS_HEADS
 
 DATE_GROUPS = 4  # channel groups that conv3d_mamba weights over dates
-_POSITIVE = (
-    *("epochs", "batch_size", "lr", "scale_by", "input_t", "n_head", "d_model", "d_k", "low_res_size", "accumulate"),
-    *("val_every", "display_step", "fusion_epochs", "fusion_lr", "joint_epochs"),
-)
-_NOT_NEGATIVE = ("gamma", "clip_grad", "weight_reg", "lambda1", "lambda2", "rdm_seed")
 
 
 def validate_config(config: Config) -> None:
     """Raise a `UsageError` for the first flag that is out of range or contradicts another."""
-    for name in _POSITIVE:
-        if not 0 < getattr(config, name) < math.inf:  # NaN fails too
-            raise UsageError(f"--{name} must be above 0, got {getattr(config, name)}")
-    for name in _NOT_NEGATIVE:
-        if not 0 <= getattr(config, name) < math.inf:
-            raise UsageError(f"--{name} must not be below 0, got {getattr(config, name)}")
-    if not 0.0 <= config.min_cov <= config.max_cov <= 1.0:
-        raise UsageError(f"expected 0 <= --min_cov <= --max_cov <= 1, got {config.min_cov} and {config.max_cov}")
-    if not 0.0 < config.max_samples_frac <= 1.0:
-        raise UsageError(f"--max_samples_frac must lie in (0, 1], got {config.max_samples_frac}")
-    if config.max_samples_count < 1:
-        raise UsageError(f"--max_samples_count must be at least 1, got {config.max_samples_count}")
+    for problem in range_violations(vars(config)):
+        raise UsageError(f"--{problem}")
+    if config.min_cov > config.max_cov:
+        raise UsageError(f"expected --min_cov <= --max_cov, got {config.min_cov} and {config.max_cov}")
+    if math.log10(config.lr) + config.epochs * math.log10(max(config.gamma, 1)) > math.log10(LARGEST_FLOAT):
+        raise UsageError(
+            f"--gamma {config.gamma} over --epochs {config.epochs} raises --lr {config.lr} beyond all bounds"
+        )
     if config.model == FUSION:
         _validate_fusion(config)
     elif config.loss == "fusion":
@@ -48,6 +43,14 @@ def validate_config(config: Config) -> None:
         date.fromisoformat(config.ref_date)
     except ValueError as error:
         raise UsageError(f"--ref_date must be YYYY-MM-DD, got {config.ref_date!r}") from error
+
+
+def range_violations(flags: Mapping[str, Any]) -> Iterator[str]:
+    """The numbers among flags by name that are out of range, each as "epochs must be at least 1, got 0"."""
+    for entry in fields(Config):
+        allowed, value = entry.metadata["range"], flags.get(entry.name)
+        if allowed is not None and value is not None and (violation := allowed.violation(value)):
+            yield f"{entry.name} {violation}"
 
 
 def check_distributed(config: Config) -> None:

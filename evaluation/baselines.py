@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.json_files import Schema
 from data.constants import N_S2
 from evaluation.accumulator import Accumulator, EvaluatedBatch
 from evaluation.image_metrics import IMAGE_METRICS, average_metrics
@@ -53,6 +54,19 @@ def cloud_cover_bins(coverage: Sequence[float]) -> tuple[str, ...]:
     mean = sum(coverage) / len(coverage)
     groups = (OVERALL, _BIN_NAMES[sum(mean >= edge for edge in _BIN_EDGES)])
     return (*groups, EVERY_CLOUDED) if min(coverage) >= _CLOUDED else groups
+
+
+COMPARISON_SCHEMA: Schema = {  # of `ComparisonTable.compute`
+    "type": "object",
+    "additionalProperties": {
+        "type": "object",
+        "additionalProperties": {
+            "type": "object",
+            "required": ["images", *IMAGE_METRICS],
+            "properties": {"images": {"type": "integer"}, **dict.fromkeys(IMAGE_METRICS, {"type": "number"})},
+        },
+    },
+}
 
 
 class ComparisonTable(Accumulator):

@@ -1,6 +1,5 @@
 """Exported predictions: one .npy file per field and sample, and a manifest with the origin of the samples."""
 
-import json
 import re
 import time
 from collections import deque
@@ -17,6 +16,7 @@ from torch import Tensor
 from common import process_group
 from common.errors import DataError, UsageError
 from common.files import atomic_file, write_json
+from common.json_files import PATH, Schema, read_json
 from data.constants import N_S2
 from data.raster.image_store import open_images
 from data.raster.rescaling import optical_to_unit
@@ -40,6 +40,33 @@ _PREDICTION = re.compile(r"img-(\d+)_pred\.npy")
 _SAMPLE_FILE = re.compile(r"img-\d+_(pred|target|var|gamma|alpha|beta|covar)\.npy")
 
 Entry = dict[str, Any]  # of a sample in the manifest
+_DAYS = {"type": ["integer", "null"], "minimum": -700_000, "maximum": 700_000}  # within the years of `date`
+_PATHS = {"type": "array", "items": PATH}
+_INFO: Schema = {  # `data.batch.SampleInfo` and the coverage
+    "type": "object",
+    "properties": {
+        "index": {"type": "integer"},
+        "roi": {"type": "string"},
+        "patch": {"type": ["string", "integer"]},
+        "input_days": {"type": "array", "items": _DAYS | {"type": "integer"}},
+        "target_days": _DAYS,
+        "input_paths": _PATHS,
+        "sar_paths": _PATHS,
+        "target_path": PATH,
+        "coverage": {"type": "array", "items": {"type": "number"}},
+    },
+}
+_SCHEMA: Schema = {
+    "type": "object",
+    "required": ["samples"],
+    "properties": {
+        "samples": {
+            "type": "object",
+            "patternProperties": {"^[0-9]{1,18}$": {"type": "object", "properties": {"info": _INFO}}},
+            "additionalProperties": False,
+        }
+    },
+}
 
 
 class ExportWriter(Accumulator):
@@ -305,8 +332,5 @@ def _read_manifest(folder: Path) -> dict[int, Entry]:
     path = folder / MANIFEST
     if not path.is_file():
         return {}
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        return {int(sample_id): dict(entry) for sample_id, entry in manifest["samples"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is not a manifest of exports ({error!r}); delete it or export again") from error
+    samples = read_json(path, _SCHEMA, "delete this list of exports, or export again")["samples"]
+    return {int(sample_id): entry for sample_id, entry in samples.items()}

@@ -1,6 +1,5 @@
 """Records of the samples of a split, without pixels, and the images of the few samples that a report shows."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,14 +10,34 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.errors import DataError
 from common.files import write_json
+from common.json_files import Schema, read_json
 from data.constants import DATE_ORIGIN, N_S1, N_S2, SAR_RANGE_DB
 from evaluation.accumulator import Accumulator, EvaluatedBatch
 from evaluation.image_metrics import IMAGE_METRICS
 from evaluation.mixture import Image, PredictedImages
 
 FILE = "test_samples.json"
+_TEXT, _NUMBER, _WHOLE = {"type": "string"}, {"type": "number"}, {"type": "integer"}
+_COLUMNS = {
+    **{"id": _WHOLE, "index": _WHOLE, "roi": _TEXT, "patch": _TEXT, "target_date": _TEXT},
+    "dates": {"type": "array", "items": _TEXT},
+    "coverage": {"type": "array", "items": _NUMBER},
+}
+_SCHEMA: Schema = {
+    "type": "object",
+    "required": ["samples"],
+    "properties": {
+        "samples": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": list(_COLUMNS),
+                "properties": _COLUMNS | dict.fromkeys(IMAGE_METRICS, _NUMBER),
+            },
+        }
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -163,23 +182,19 @@ def read_records(path: Path) -> list[SampleRecord]:
     Raises:
         DataError: if the file is not valid.
     """
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["samples"]
-        return [
-            SampleRecord(
-                id=int(row["id"]),
-                index=int(row["index"]),
-                roi=str(row["roi"]),
-                patch=str(row["patch"]),
-                dates=tuple(row["dates"]),
-                target_date=str(row["target_date"]),
-                coverage=tuple(row["coverage"]),
-                metrics={name: float(row[name]) for name in IMAGE_METRICS if name in row},
-            )
-            for row in rows
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not a list of tested samples ({error!r}); test the run again") from error
+    return [
+        SampleRecord(
+            id=int(row["id"]),
+            index=int(row["index"]),
+            roi=row["roi"],
+            patch=row["patch"],
+            dates=tuple(row["dates"]),
+            target_date=row["target_date"],
+            coverage=tuple(row["coverage"]),
+            metrics={name: float(row[name]) for name in IMAGE_METRICS if name in row},
+        )
+        for row in read_json(path, _SCHEMA, "test the run again")["samples"]
+    ]
 
 
 def choose_samples(records: Sequence[SampleRecord]) -> list[tuple[str, SampleRecord]]:

@@ -6,8 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.json_files import Schema
+from data.constants import S2_BANDS
 from evaluation.accumulator import Accumulator, EvaluatedBatch, Part
+from evaluation.baselines import COMPARISON_SCHEMA
 from evaluation.calibration import (
+    BINS,
+    CENTRAL_CELLS,
     Array,
     CalibrationMeter,
     CalibrationSums,
@@ -26,6 +31,55 @@ STRATA = ("clouded at no date", "clouded at some dates", "clouded at all dates")
 _UNKNOWN = len(STRATA)  # stratum of samples without masks
 
 # has_variance, (id, metrics) of each image, sums of the pixels
+_FIGURE = {"type": "number", "minimum": -1e30, "maximum": 1e30}
+_FIGURES = {"^(RMSE|MAE|PSNR|SAM|SSIM|NLL|CRPS|ENCE|UCE|AUSE|sharpness|coverage [0-9]+)$": {"type": "number"}}
+_CURVES = {
+    "reliability": {
+        "type": "object",
+        "required": ["RMV", "RMSE"],
+        "properties": dict.fromkeys(
+            ("RMV", "RMSE"), {"type": "array", "items": _FIGURE, "minItems": BINS, "maxItems": BINS}
+        ),
+    },
+    "coverage curve": {
+        "type": "object",
+        "required": ["nominal", "inside"],
+        "properties": dict.fromkeys(
+            ("nominal", "inside"),
+            {"type": "array", "items": _FIGURE, "minItems": CENTRAL_CELLS - 1, "maxItems": CENTRAL_CELLS - 1},
+        ),
+    },
+    "discard curve SE": {"type": "array", "items": _FIGURE},
+}
+METRICS_SCHEMA: Schema = {  # of a test's metrics file: `SplitMetrics.compute`, `BandMeter.compute`, and the comparison
+    "type": "object",
+    "properties": {
+        **_CURVES,
+        "images": {"type": "integer"},
+        "strata": {
+            "type": "object",
+            "additionalProperties": {
+                "type": "object",
+                "required": ["elements", "RMSE", "MAE"],
+                "properties": {"elements": {"type": "integer"}, "RMSE": _FIGURE, "MAE": _FIGURE},
+                "patternProperties": _FIGURES,
+            },
+        },
+        "bands": {
+            "type": "object",
+            "required": list(S2_BANDS),
+            "additionalProperties": {
+                "type": "object",
+                "required": ["RMSE", "MAE", "bias"],
+                "properties": dict.fromkeys(("RMSE", "MAE", "bias", "RMV"), _FIGURE),
+            },
+        },
+        "comparison": COMPARISON_SCHEMA,
+    },
+    "patternProperties": _FIGURES,
+    "dependencies": {"reliability": ["coverage curve", "discard curve SE", "ENCE", "coverage 90"]},
+}
+
 State = tuple[bool | None, list[tuple[int, dict[str, float]]], tuple[Array, ...]]
 
 

@@ -1,6 +1,5 @@
 """The page that compares tested runs: the figures in their folders, and cards of samples that all of them exported."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from common.errors import DataError, UsageError
-from evaluation.baselines import OVERALL
+from common.json_files import PATH, Schema, read_json
+from evaluation.baselines import COMPARISON_SCHEMA, OVERALL
 from evaluation.exports import Exports, read_exports
 from evaluation.image_metrics import IMAGE_METRICS
 from evaluation.mixture import PredictedImages
 from evaluation.sample_records import FILE as SAMPLES
 from evaluation.sample_records import SampleImages, SampleRecord, choose_samples, read_records, sample_record
+from evaluation.split_metrics import METRICS_SCHEMA
 from report.cards import Cards, Placeholders, make_cards
 from report.page import write_page
 from report.pictures import Chart, calibration_charts
@@ -33,6 +34,7 @@ from report.tables import (
 )
 
 METRICS = "test_metrics.json"
+_FLAGS: Schema = {"type": "object", "properties": {"root2": PATH, "root3": PATH}}
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,9 @@ def read_runs(folders: Sequence[Path]) -> list[RunResult]:
 def _read_run(folder: Path) -> RunResult:
     if not (folder / METRICS).is_file():
         raise DataError(f"there is no {METRICS} in {folder}; give the folder that a test wrote (RES_DIR/EXPERIMENT)")
-    metrics = _read(folder / METRICS)
-    comparison = metrics.get("comparison") or _read(folder / "comparison.json")
-    flags = _read(folder / "test_conf.json") or _read(folder / "conf.json")
+    metrics = _read(folder / METRICS, METRICS_SCHEMA)
+    comparison = metrics.get("comparison") or _read(folder / "comparison.json", COMPARISON_SCHEMA)
+    flags = _read(folder / "test_conf.json", _FLAGS) or _read(folder / "conf.json", _FLAGS)
     exports = _exports(folder)
     if (folder / SAMPLES).is_file():
         records: Sequence[SampleRecord] = read_records(folder / SAMPLES)
@@ -169,15 +171,9 @@ def write_comparison_page(runs: Sequence[RunResult], path: Path, root: str, comm
     return write_page(path, "compare.html", content)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as JSON ({error}); test the run again") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: expected an object of figures by name, got {type(content).__name__}")
+def _read(path: Path, schema: Schema) -> dict[str, Any]:
+    """The content of a file, empty if there is none."""
+    content: dict[str, Any] = read_json(path, schema, "test the run again") if path.is_file() else {}
     return content
 
 

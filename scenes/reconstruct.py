@@ -78,7 +78,7 @@ def _choose_device(options: SceneOptions) -> tuple[str, int]:
     """The device, and the number of tiles that it predicts together."""
     device = options.device
     if device == "auto":
-        several = options.scheduler or options.workers not in (AUTO, 1)
+        several = options.scheduler or options.workers not in (AUTO, 0, 1)
         device = "cuda" if torch.cuda.is_available() and not several else "cpu"
     return device, options.batch_size or (1 if device == "cpu" else 8)
 
@@ -102,9 +102,9 @@ def _plan(options: SceneOptions, requirements: ModelRequirements, series: SceneS
 
 
 def _count_workers(options: SceneOptions, device: str, n_tiles: int) -> int:
-    """As given; else one for each core, if each has enough tiles, up to `MAX_WORKERS`."""
+    """As given, at most one for each tile; else one for each core, if each has enough tiles, up to `MAX_WORKERS`."""
     if options.workers != AUTO:
-        return int(options.workers)
+        return min(max(int(options.workers), 1), n_tiles)
     return max(1, min(available_cores(), MAX_WORKERS, n_tiles // TILES_PER_WORKER)) if device == "cpu" else 1
 
 

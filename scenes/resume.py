@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 from common.errors import DataError, UsageError
 from common.files import file_stamp, write_json
+from common.json_files import Schema, read_json
 
 WORK = ".work"  # the folder of unfinished files
 RECORD = "reconstruction.json"
+_SCHEMA: Schema = {"type": "object", "required": ["settings"], "properties": {"settings": {"type": "object"}}}
 
 
 def digest(paths: Iterable[str | Path]) -> str:
@@ -77,10 +79,7 @@ class ResumeState:
         return record
 
     def _check_settings(self, path: Path) -> None:
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} cannot be read ({error}); add --overwrite to begin anew") from error
+        stored = read_json(path, _SCHEMA, "add --overwrite to begin anew")["settings"]
         names = [name for name in {**stored, **self.settings} if stored.get(name) != self.settings.get(name)]
         if names:
             raise UsageError(

@@ -4,7 +4,6 @@ Every step is a command line that also works on its own; it is printed before it
 """
 
 import argparse
-import json
 import shlex
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 from common.cli import run_command
 from common.errors import DataError
 from common.files import write_text
+from common.json_files import read_json
 from report.screenshot import take_screenshot
 
 DATA = {"rois": 20, "patches": 5, "size": 64, "seed": 1}
@@ -153,7 +153,7 @@ def run_step(title: str, line: str) -> None:
 
 
 def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path, {"type": "object"}, "run the demo again")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ give the same bytes.
 """
 
 import argparse
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -20,16 +19,26 @@ from typing import Any
 from common.cli import run_command
 from common.errors import DataError, UsageError
 from common.files import check_disk_space, write_json
+from common.json_files import Schema, read_json
 from common.locks import folder_lock
+from common.ranges import Range
 from data.constants import N_DATES
 from data.splits import MONO, SERIES, rois
 
 SHARES = {"train": 0.60, "val": 0.15, "test": 0.25}
-SMALLEST_PX = 16
+RANGES = {"patches": Range(1, 10_000), "size": Range(16, 4096), "seed": Range(0, 2**62)}
 SEASONS = ("fall", "spring", "summer", "winter")
 REGIONS = ("europa", "asiaEast", "africa", "america", "asiaWest")
 BYTES_PER_PIXEL = 2 * 13 + 2 * 4  # one date, before compression
 SUMMARY = "sample_data.json"
+_SCHEMA: Schema = {
+    "type": "object",
+    "required": ["files", "series"],
+    "properties": {
+        "files": {"type": "integer"},
+        "series": {"type": "object", "additionalProperties": {"type": "array"}},
+    },
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -81,11 +90,9 @@ def make_sample_data(
         DataError: if `base` has no triplet, or the disk is too small.
     """
     out = Path(out)
-    if n_patches < 1 or size < SMALLEST_PX or seed < 0:
-        raise UsageError(
-            f"--patches {n_patches} --size {size} --seed {seed}: expected at least one patch of at least "
-            f"{SMALLEST_PX} pixels, and a seed from 0"
-        )
+    for (name, allowed), value in zip(RANGES.items(), (n_patches, size, seed), strict=True):
+        if violation := allowed.violation(value):
+            raise UsageError(f"--{name} {violation}")
     series, mono = choose_rois(SERIES, n_rois), choose_rois(MONO, n_rois)
     arguments = {"rois": n_rois, "patches": n_patches, "size": size, "seed": seed, "base": str(base) if base else None}
     if (existing := _existing_summary(out, arguments)) is not None:
@@ -158,11 +165,9 @@ def _existing_summary(out: Path, arguments: dict[str, Any]) -> dict[str, Any] | 
     if not out.is_dir() or not any(out.iterdir()):
         return None
     try:
-        summary = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not written by this command
-        summary = None
-    if not isinstance(summary, dict):
-        raise UsageError(f"{out} holds other files; name a new folder, or remove it first")
+        summary: dict[str, Any] = read_json(out / SUMMARY, _SCHEMA, "")
+    except DataError as error:  # not written by this command
+        raise UsageError(f"{out} holds other files; name a new folder, or remove it first") from error
     if any(summary.get(name, "") != value for name, value in arguments.items()):
         raise UsageError(f"{out} holds sample data of other arguments; name a new folder, or remove it first")
     return summary

@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", choices=SPLITS, default="all")
     parser.add_argument("--region", choices=REGIONS, default="all")
     parser.add_argument(
-        "--workers", type=worker_count(0), default=1, help="processes with one thread each; auto: one per core"
+        "--workers", type=worker_count, default=1, help="processes with one thread each; auto: one per core"
     )
     parser.add_argument("--device", default="cpu", help="accepted for compatibility; detection runs on processor cores")
     parser.add_argument("--shard", default="1/1", metavar="i/n", help="process the i-th of n parts, i from 1 to n")

@@ -1,11 +1,11 @@
 """Custom samples: lists of the patches to merge and the dates to use."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from common.errors import DataError
+from common.json_files import PATH, Schema, check_schema, read_json
 from data.constants import N_DATES
 from data.datasets.file_index import get_pairedS1
 
@@ -19,6 +19,26 @@ _FORMS = (
     '{"target": [S2 paths], "inputs": [image numbers]}, or the published '
     '{"input": {"S1": [[paths] per date], "S2": ...}, "target": {"S1": [[paths]], "S2": [[paths]]}}'
 )
+
+_PATHS: Schema = {"type": "array", "minItems": 1, "items": PATH | {"minLength": 2}}
+_IMAGES: Schema = {
+    "type": "object",
+    "required": ["S1", "S2"],
+    "properties": {sensor: {"type": "array", "minItems": 1, "items": _PATHS} for sensor in ("S1", "S2")},
+}
+_SHORT: Schema = {
+    "type": "object",
+    "required": ["target"],
+    "properties": {
+        "target": _PATHS,
+        "inputs": {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0, "maximum": N_DATES - 1}},
+    },
+}
+_NESTED: Schema = {
+    "type": "object",
+    "required": ["input", "target"],
+    "properties": {"input": _IMAGES, "target": _IMAGES},
+}
 
 CustomSample = dict[str, dict[str, list[list[str]]]]
 """input and target -> S1 and S2 -> dates -> patches of a mosaic; paths relative to the root."""
@@ -39,25 +59,21 @@ def read_custom_list(source: str | Path | Sequence[Any], root: str | Path) -> li
         DataError: if the file cannot be read, an entry has neither form, or a file is missing.
     """
     if not isinstance(source, str | Path):
-        return [_expand(entry, root) for entry in source]
+        return [_expand(entry, number, root) for number, entry in enumerate(source, start=1)]
     if str(source) == PUBLISHED:
-        return [_expand({"target": _PUBLISHED_TARGETS, "inputs": [0, 1, 2]}, root)]
-    try:
-        entries = json.loads(Path(source).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"cannot read the custom list {source}: {error.strerror}; check --use_custom") from error
-    except ValueError as error:
-        raise DataError(f"the custom list {source} is not valid JSON: {error}") from error
-    if not isinstance(entries, list) or not entries:
-        raise DataError(f"the custom list {source} must be a JSON list of samples, each {_FORMS}")
-    return [_expand(entry, root) for entry in entries]
+        return [_expand({"target": _PUBLISHED_TARGETS, "inputs": [0, 1, 2]}, 1, root)]
+    entries = read_json(
+        source, {"type": "array", "minItems": 1}, f"--use_custom takes a JSON list of samples, each {_FORMS}"
+    )
+    return [_expand(entry, number, root) for number, entry in enumerate(entries, start=1)]
 
 
-def _expand(entry: Any, root: str | Path) -> CustomSample:
-    """A custom sample with all paths, from either of its two forms."""
-    if isinstance(entry, Mapping) and "inputs" in entry and isinstance(entry.get("target"), list):
-        target = [str(path) for path in entry["target"]]
-        dates = _image_numbers(entry["inputs"])
+def _expand(entry: Any, number: int, root: str | Path) -> CustomSample:
+    """The `number`-th custom sample with all paths, from either of its two forms."""
+    short = isinstance(entry, Mapping) and "inputs" in entry
+    check_schema(entry, _SHORT if short else _NESTED, f"custom sample {number}", f"expected {_FORMS}")
+    if short:
+        target, dates = entry["target"], [int(date) for date in entry["inputs"]]
         sample = {
             "input": {
                 "S1": [get_pairedS1(target, root, mod="s1", time=date) for date in dates],
@@ -66,27 +82,10 @@ def _expand(entry: Any, root: str | Path) -> CustomSample:
             "target": {"S1": [get_pairedS1(target, root, mod="s1")], "S2": [target]},
         }
     else:
-        sample = {part: _paths(entry, part) for part in ("input", "target")}
+        sample = {part: {sensor: entry[part][sensor] for sensor in ("S1", "S2")} for part in ("input", "target")}
     n_dates = len(sample["input"]["S2"])
-    if not n_dates or len(sample["input"]["S1"]) != n_dates or len(sample["target"]["S2"]) != 1:
+    if len(sample["input"]["S1"]) != n_dates or len(sample["target"]["S2"]) != 1:
         raise DataError(
-            f"a custom sample needs as many radar as optical input dates, and one target; expected {_FORMS}"
+            f"custom sample {number} needs as many radar as optical input dates, and one target; expected {_FORMS}"
         )
     return sample
-
-
-def _image_numbers(inputs: Any) -> list[int]:
-    if not isinstance(inputs, list) or not all(type(number) is int and 0 <= number < N_DATES for number in inputs):
-        raise DataError(f"inputs of a custom sample are image numbers, 0 to {N_DATES - 1}, not {inputs!r}")
-    return inputs
-
-
-def _paths(entry: Any, part: str) -> dict[str, list[list[str]]]:
-    try:
-        nested = {sensor: [[str(path) for path in group] for group in entry[part][sensor]] for sensor in ("S1", "S2")}
-    except (KeyError, TypeError) as error:
-        raise DataError(f"a custom sample lacks {part!r} or its S1 or S2; expected {_FORMS}") from error
-    flat = [path for groups in nested.values() for group in groups for path in group]
-    if not all(group for groups in nested.values() for group in groups) or any(len(path) < 2 for path in flat):
-        raise DataError(f"a custom sample needs a list of paths for each date; expected {_FORMS}")
-    return nested

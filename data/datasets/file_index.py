@@ -84,7 +84,7 @@ def get_pairedS1(
 
 def natural_key(text: str) -> list[int | str]:
     """A key that sorts numbers within text by value: patch_9 before patch_10."""
-    return [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", text)]
+    return [int(piece) if piece.isdecimal() else piece for piece in re.split(r"(\d+)", text)]
 
 
 def _index(

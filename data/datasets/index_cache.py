@@ -45,7 +45,7 @@ def load_index(root: str | Path, folders: Sequence[str]) -> list[str] | None:
         return None
     try:
         header, _, paths = zlib.decompress(_index_path(root, folders).read_bytes()).decode().partition("\n")
-        if json.loads(header) != _header(root, folder_stamps(root, folders)):
+        if header != _header(root, folder_stamps(root, folders)):
             return None
     except (OSError, zlib.error, ValueError):  # missing or damaged
         return None
@@ -65,7 +65,7 @@ def save_index(root: str | Path, folders: Sequence[str], before: list[Stamp], pa
     recent = any(max(stamp[1:]) > newest for stamp in before if stamp)
     if len(paths) < _LEAST_PATHS or recent or os.environ.get(SWITCH) == "off" or before != folder_stamps(root, folders):
         return
-    text = "\n".join([json.dumps(_header(root, before)), *paths])
+    text = "\n".join([_header(root, before), *paths])
     try:
         with atomic_file(_index_path(root, folders)) as temporary:
             temporary.write_bytes(zlib.compress(text.encode(), 1))
@@ -73,8 +73,8 @@ def save_index(root: str | Path, folders: Sequence[str], before: list[Stamp], pa
         return
 
 
-def _header(root: str | Path, stamps: list[Stamp]) -> dict[str, object]:
-    return {"format": _FORMAT, "root": os.path.realpath(root), "stamps": stamps}
+def _header(root: str | Path, stamps: list[Stamp]) -> str:
+    return json.dumps({"format": _FORMAT, "root": os.path.realpath(root), "stamps": stamps})
 
 
 def _index_path(root: str | Path, folders: Sequence[str]) -> Path:

@@ -1,17 +1,27 @@
 """Lists of the images of a scene, as CSV or JSON."""
 
 import csv
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.errors import DataError
+from common.json_files import PATH, Schema, check_schema, parse_json, read_bytes
 from scenes.inputs.dataset_pool import is_remote
 
 KEYS = ("optical", "radar", "date", "radar_date")
 _EXPECTED = ", ".join(KEYS)
+_SCHEMA: Schema = {
+    "type": "array",
+    "minItems": 1,
+    "items": {
+        "type": "object",
+        "required": ["optical"],
+        "properties": {key: PATH | {"type": ["string", "null"]} for key in KEYS} | {"optical": PATH | {"minLength": 1}},
+        "additionalProperties": False,
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -42,43 +52,27 @@ def read_manifest(path: str | Path) -> list[ManifestEntry]:
         DataError: if it cannot be read, or has other columns.
     """
     path = Path(path)
+    advice = f"expected CSV or JSON with {_EXPECTED}"
+    content = read_bytes(path, advice)
+    if path.suffix.lower() == ".json":
+        rows = parse_json(content, _SCHEMA, str(path), advice)
+    else:
+        rows = _csv_rows(path, content, advice)
+        check_schema(rows, _SCHEMA, str(path), advice)
+    return [_entry(path, row) for row in rows]
+
+
+def _csv_rows(path: Path, content: bytes, advice: str) -> list[dict[str, Any]]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"cannot read the list {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"the list {path} is not text: expected CSV or JSON with {_EXPECTED}") from error
-    rows = _json_rows(path, text) if path.suffix.lower() == ".json" else _csv_rows(text)
-    if not rows:
-        raise DataError(f"the list {path} names no image; expected rows with {_EXPECTED}")
-    return [_entry(path, number, row) for number, row in enumerate(rows, start=1)]
+        lines = content.decode("utf-8-sig").splitlines()
+        delimiter = ";" if lines and ";" in lines[0] else ","
+        return list(csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is not valid CSV in UTF-8 ({error}); {advice}") from error
 
 
-def _csv_rows(text: str) -> list[Any]:
-    header = text.partition("\n")[0]
-    return list(csv.DictReader(text.splitlines(), delimiter=";" if ";" in header else ",", skipinitialspace=True))
-
-
-def _json_rows(path: Path, text: str) -> list[Any]:
-    try:
-        rows = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"the list {path} is not valid JSON: {error}") from error
-    if not isinstance(rows, list):
-        raise DataError(f"the list {path} must be a JSON list of objects with {_EXPECTED}")
-    return rows
-
-
-def _entry(path: Path, number: int, row: Any) -> ManifestEntry:
-    where = f"row {number} of the list {path}"
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: expected an object with {_EXPECTED}, found {row!r}")
-    unknown = sorted(str(key) for key in row if key not in KEYS)
-    if unknown:
-        raise DataError(f"{where}: unknown {', '.join(unknown)}; expected {_EXPECTED}")
-    values = {key: str(value).strip() for key, value in row.items() if value is not None}
-    if not values.get("optical"):
-        raise DataError(f"{where}: no optical image; expected {_EXPECTED}")
+def _entry(path: Path, row: dict[str, str | None]) -> ManifestEntry:
+    values = {key: value.strip() for key, value in row.items() if value is not None}
     for key in ("optical", "radar"):
         if values.get(key) and not is_remote(values[key]):
             values[key] = os.path.abspath(path.parent / values[key])

@@ -304,7 +304,7 @@ def test_an_ensemble_that_fails_says_why_and_leaves_nothing_half_written(runs, s
     damaged.write_bytes(content)
     (exports / "manifest.json").write_text('{"samples": {')
     message = refused(capsys, ensemble_reconstruct.main, exports, "--res_dir", tmp_path / "other")
-    assert "manifest.json is not a manifest of exports" in message
+    assert "manifest.json is not valid JSON" in message
     assert "no folder" in refused(capsys, ensemble_reconstruct.main, tmp_path / "nowhere")
     (exports / "manifest.json").unlink()
     for path in exports.glob("*_target.npy"):

@@ -32,17 +32,17 @@ from tests.support.commands import ROOT
             "--model conv3d_mamba --encoder_widths 8 8 --decoder_widths 8 8 --ssm_backend triton",
             "--ssm_backend triton needs a CUDA device, and this is cpu; take --ssm_backend auto, or torch, which runs",
         ),
-        ("--min_cov 0.6 --max_cov 0.5", "expected 0 <= --min_cov <= --max_cov <= 1, got 0.6 and 0.5"),
+        ("--min_cov 0.6 --max_cov 0.5", "expected --min_cov <= --max_cov, got 0.6 and 0.5"),
         ("--encoder_widths 8 --decoder_widths 8 4", "--encoder_widths ends in 8, --decoder_widths in 4"),
         ("--n_head 3", "--n_head 3 must divide --encoder_widths 8"),
         ("--sample_type generic", "--sample_type generic has no target to train or test on"),
         ("--out_conv 20", "--out_conv ends in 20, but --head nig needs 52"),
         ("--input_t 30", "input_t must lie between 1 and 29"),
         ("--lr nan", "--lr must be above 0, got nan"),
-        ("--lr inf", "--lr must be above 0, got inf"),
-        ("--gamma -1", "--gamma must not be below 0, got -1.0"),
-        ("--rdm_seed -1", "--rdm_seed must not be below 0, got -1"),
-        ("--max_samples_frac 1.5", "--max_samples_frac must lie in (0, 1], got 1.5"),
+        ("--lr inf", "--lr must be at most 1e+30, got inf"),
+        ("--gamma -1", "--gamma must be at least 0, got -1.0"),
+        ("--rdm_seed -1", "--rdm_seed must be at least 0, got -1"),
+        ("--max_samples_frac 1.5", "--max_samples_frac must be at most 1, got 1.5"),
         ("--ref_date 2014-13-01", "--ref_date must be YYYY-MM-DD, got '2014-13-01'"),
         ("--experiment_name .", "--experiment_name must name a folder below --res_dir, got '.'"),
         ("--device tpu", "--device takes cuda, cuda:N or cpu, got 'tpu'"),
@@ -180,13 +180,13 @@ def test_a_checkpoint_of_another_architecture_is_listed_by_name_and_shape(runs_c
     [
         ("{", "is not valid JSON"),
         (b"\xff\xfe\x00", "is not valid JSON"),
-        ("[1]", "holds no configuration: expected the flags of a run by name"),
-        ({"lr": "fast"}, "expected a number for 'lr', got 'fast'"),
-        ({"epochs": None}, "expected a whole number for 'epochs', got None"),
-        ({"use_sar": 1}, "expected true or false for 'use_sar', got 1"),
-        ({"root2": 5}, "expected text for 'root2', got 5"),
-        ({"model": "utea"}, "unknown model 'utea'; choose from uncrtaints"),
-        ({"encoder_widths": ["wide"]}, "--encoder_widths: expected whole numbers such as [64,64,128], got 'wide'"),
+        ("[1]", "the content must be object, got [1]"),
+        ({"lr": "fast"}, "lr must be number, got 'fast'"),
+        ({"epochs": None}, "epochs must be integer, got None"),
+        ({"use_sar": 1}, "use_sar must be boolean, got 1"),
+        ({"root2": 5}, "root2 must be string or null or boolean, got 5"),
+        ({"model": "utea"}, "model must be one of ['uncrtaints', "),
+        ({"encoder_widths": ["wide"]}, "encoder_widths[0] must be integer, got 'wide'"),
     ],
 )
 def test_a_configuration_that_cannot_be_read(runs_copy, series, tmp_path, capsys, content, expected):
@@ -194,16 +194,15 @@ def test_a_configuration_that_cannot_be_read(runs_copy, series, tmp_path, capsys
     if isinstance(content, dict):
         content = json.dumps(json.loads(conf.read_text()) | content)
     conf.write_bytes(content if isinstance(content, bytes) else content.encode())
-    code = 2 if "--encoder_widths" in expected else 1
     before = files_in(runs_copy)
     cases = (
         (test_reconstruct.main, evaluating(runs_copy, series, tmp_path / "inference")),
         (train_reconstruct.main, ["--res_dir", runs_copy, "--resume_from", "--device", "cpu"]),
     )
     for main, words in cases:
-        message = refused(capsys, main, *words, code=code)
+        message = refused(capsys, main, *words)
         assert expected in message
-        assert code == 2 or str(conf) in message
+        assert str(conf) in message
     assert files_in(runs_copy) == before
     assert not (tmp_path / "inference").exists()
 
@@ -221,12 +220,12 @@ def test_a_run_that_is_not_there(series, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (None, "cannot read the custom list"),
+        (None, "list.json: No such file"),
         ("[", "is not valid JSON"),
-        ("[]", "must be a JSON list of samples"),
-        ('[{"target": ["a.tif"], "inputs": ["first"]}]', "inputs of a custom sample are image numbers, 0 to 29"),
+        ("[]", "a JSON list of samples"),
+        ('[{"target": ["a.tif"], "inputs": ["first"]}]', "custom sample 1: inputs[0] must be integer, got 'first'"),
         ('[{"target": ["a.tif"], "inputs": [0]}]', "a.tif is no file of SEN12MS-CR-TS"),
-        ('[{"target": []}]', "a custom sample lacks 'input'"),
+        ('[{"target": []}]', "custom sample 1: the content must contain"),
     ],
 )
 def test_a_custom_list_that_cannot_be_used(runs, series, tmp_path, capsys, content, expected):

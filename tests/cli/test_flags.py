@@ -155,8 +155,8 @@ def test_pretraining_is_mono_temporal():
         ("--min_cov 0.6 --max_cov 0.2", "--min_cov <= --max_cov"),
         ("--max_samples_frac 0", "--max_samples_frac"),
         ("--max_samples_count 0", "--max_samples_count"),
-        ("--epochs 0", "--epochs must be above 0"),
-        ("--batch_size -1", "--batch_size must be above 0"),
+        ("--epochs 0", "--epochs must be at least 1, got 0"),
+        ("--batch_size -1", "--batch_size must be at least 1, got -1"),
         ("--n_head 3", "--n_head 3 must divide"),
         ("--encoder_widths 64 --n_head 4", "needs them equal"),
         ("--device tpu", "--device takes"),
@@ -208,6 +208,17 @@ def test_a_test_restores_the_run_and_hand_given_flags_win(tmp_path):
     assert restore_config(read_conf(path), values, typed, "test")[0].input_t == 2
 
 
+def test_stored_flags_are_not_replaced_by_the_defaults_of_a_backbone(tmp_path):
+    """Also where a stored value is the default of the flag, which is not that of conv3d_mamba."""
+    path = tmp_path / "conf.json"
+    flags = resolved("--model conv3d_mamba --encoder_norm group --encoder_widths 128 --decoder_widths 128")
+    path.write_text(json.dumps(flags.to_json()))
+    for mode in ("train", "test"):
+        values, typed = parse(mode, [])
+        config, _ = restore_config(read_conf(path), values, typed, mode)
+        assert (config.encoder_norm, config.encoder_widths) == ("group", (128,))
+
+
 def test_a_published_conf_has_no_head(tmp_path):
     path = tmp_path / "conf.json"
     published = {
@@ -230,7 +241,8 @@ def test_a_published_conf_has_no_head(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "match"), [("{", "not valid JSON"), ("[]", "holds no configuration"), (None, "cannot read")]
+    ("text", "match"),
+    [("{", "not valid JSON"), ("[]", "conf.json: the content must be object, got"), (None, "cannot read")],
 )
 def test_an_unreadable_conf_is_a_data_error(tmp_path, text, match):
     path = tmp_path / "conf.json"

@@ -130,7 +130,7 @@ def test_a_folder_that_cannot_be_written(line, tmp_path, capsys):
 def test_a_record_that_cannot_be_read(line, tmp_path, capsys):
     (tmp_path / "maps" / ".work").mkdir(parents=True)
     (tmp_path / "maps" / ".work" / "job.json").write_text("[]", encoding="utf-8")
-    assert "cannot be read" in refused(capsys, main, *line)
+    assert "job.json: the content must be object, got []" in refused(capsys, main, *line)
     assert call(main, *line, "--overwrite", "--detector", "none") == 0
     record = json.loads((tmp_path / "maps" / "reconstruction.json").read_text(encoding="utf-8"))
     assert record["settings"]["--tile"] == 64

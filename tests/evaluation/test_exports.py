@@ -195,5 +195,5 @@ def test_damage_is_named(tmp_path):
     with pytest.raises(DataError, match="lists sample 4, but img-4_pred.npy is missing"):
         read_exports(tmp_path)
     (tmp_path / "manifest.json").write_text('{"samples": [')
-    with pytest.raises(DataError, match="manifest.json is not a manifest"):
+    with pytest.raises(DataError, match="manifest.json is not valid JSON .*export again"):
         read_exports(tmp_path)

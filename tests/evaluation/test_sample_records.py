@@ -46,7 +46,7 @@ def test_records_survive_the_file(tmp_path):
     assert set(first.metrics) == {"RMSE", "PSNR", "SAM"}
     assert iso_date(1) == "2014-04-04"
     (tmp_path / "bad.json").write_text('{"samples": [{"id": 1}]}')
-    with pytest.raises(DataError, match="is not a list of tested samples .*test the run again"):
+    with pytest.raises(DataError, match=r"bad.json: samples\[0\] must contain .*; test the run again"):
         read_records(tmp_path / "bad.json")
 
 

@@ -141,11 +141,15 @@ def test_what_a_configuration_means(conf, expected):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"encoder_widths": "128"}, "expected tuple for 'encoder_widths', got '128'"),
-        ({"encoder_widths": [0]}, r"expected positive whole numbers for 'encoder_widths', got \[0\]"),
-        ({"n_head": True}, "expected int for 'n_head', got True"),
-        ({"scale_by": "10"}, "expected float for 'scale_by'"),
-        ({"use_sar": 1}, "expected bool for 'use_sar', got 1"),
+        ({"encoder_widths": "128"}, "encoder_widths must be array, got '128'"),
+        ({"encoder_widths": [0]}, r"encoder_widths\[0\] must be bigger than or equal to 1, got 0"),
+        ({"n_head": True}, "n_head must be integer, got True"),
+        ({"scale_by": "10"}, "scale_by must be number, got '10'"),
+        ({"n_head": 0}, "n_head must be at least 1, got 0"),
+        ({"n_head": 3}, "--n_head 3 must divide --encoder_widths 128"),
+        ({"scale_by": float("nan")}, "scale_by must be above 0, got nan"),
+        ({"expert_configs": [{"name": 1}]}, r"expert_configs\[0\] must contain .*'flags'"),
+        ({"use_sar": 1}, "use_sar must be boolean, got 1"),
     ],
 )
 def test_values_of_another_type_are_named(value, message):
@@ -171,9 +175,9 @@ def test_missing_files_are_named(tmp_path):
     ("text", "message"),
     [
         ("{", r"conf.json is not valid JSON"),
-        ("[1]", "conf.json holds no configuration"),
-        ('{"lr": 1}', "conf.json holds no configuration.*'model' among them"),
-        ('{"model": "uncrtaints", "head": "nig", "d_k": "four"}', "conf.json: expected a whole number for 'd_k'"),
+        ("[1]", "conf.json: the content must be object, got"),
+        ('{"lr": 1}', r"conf.json: the content must contain \['model'\]"),
+        ('{"model": "uncrtaints", "head": "nig", "d_k": "four"}', "conf.json: d_k must be integer, got 'four'"),
     ],
 )
 def test_an_unreadable_configuration(tmp_path, text, message):

@@ -75,5 +75,5 @@ def test_what_cannot_be_compared(members, tmp_path):
         compare(members, tmp_path / "x.html", "--root", "nowhere")
     (tmp_path / "inference" / "bad").mkdir(parents=True)
     (tmp_path / "inference" / "bad" / "test_metrics.json").write_text("{")
-    with pytest.raises(DataError, match="test_metrics.json cannot be read as JSON .*test the run again"):
+    with pytest.raises(DataError, match="test_metrics.json is not valid JSON .*test the run again"):
         compare(tmp_path, tmp_path / "x.html", names=("bad", "bad2"))

@@ -28,7 +28,7 @@ def test_a_folder_of_another_scene_is_refused(tmp_path):
     with pytest.raises(UsageError, match="holds a reconstruction with other inputs, --detector; choose another --out"):
         ResumeState(tmp_path, {"inputs": "b", "--tile": 64, "--detector": "none"}).begin(overwrite=False)
     (tmp_path / ".work" / "job.json").write_text("{")
-    with pytest.raises(DataError, match=r"job\.json cannot be read \(.*\); add --overwrite to begin anew"):
+    with pytest.raises(DataError, match=r"job\.json is not valid JSON \(.*\); add --overwrite to begin anew"):
         ResumeState(tmp_path, {}).begin(overwrite=False)
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot write to .*file: .*; check --out"):

@@ -350,7 +350,7 @@ def test_choices_count():
         ([], 2, "--out DIR is missing"),
         (["--out", "x", "--dataset", "SEN12MSCR", "--region", "africa"], 2, "divided by --season only"),
         (["--out", "x", "--dataset", "SEN12MSCRTS", "--season", "fall"], 2, "--season divides SEN12MSCR only"),
-        (["--list", "--table", "no-such.json"], 1, "not a table of archives"),
+        (["--list", "--table", "no-such.json"], 1, "cannot read no-such.json: No such file"),
     ],
 )
 def test_wrong_flags(flags, code, text, capsys):

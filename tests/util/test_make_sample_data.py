@@ -255,9 +255,9 @@ def test_failure_leaves_nothing(tmp_path, monkeypatch):
     [
         (["--rois", "54"], "choose 1 to 53"),
         (["--rois", "0"], "choose 1 to 53"),
-        (["--patches", "0"], "at least one patch"),
-        (["--size", "8"], "at least 16 pixels"),
-        (["--seed", "-1"], "seed from 0"),
+        (["--patches", "0"], "--patches must be at least 1, got 0"),
+        (["--size", "8"], "--size must be at least 16, got 8"),
+        (["--seed", "-1"], "--seed must be at least 0, got -1"),
     ],
 )
 def test_wrong_flags(tmp_path, capsys, flags, text):

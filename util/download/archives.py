@@ -1,14 +1,33 @@
 """The archives of both data sets: their addresses and sizes, and which of them a selection needs."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from common.errors import DataError, UsageError
+from common.json_files import Schema, read_json
 
 TABLE = Path(__file__).with_name("archives.json")
 FOLDERS = {"multi": "SEN12MSCRTS", "mono": "SEN12MSCR"}
+_SCHEMA: Schema = {
+    "type": "object",
+    "required": ["archives"],
+    "properties": {
+        "archives": {
+            "type": "object",
+            "patternProperties": {
+                "^(multi|mono)_[^_]+_.": {
+                    "type": "object",
+                    "required": ["url", "extracted_kib"],
+                    "properties": {
+                        "url": {"type": "string", "pattern": "^[!-~]*[./=][!-~]*[.](tar[.]gz|tgz)$"},
+                        "extracted_kib": {"type": "integer", "minimum": 0, "maximum": 2**50},
+                    },
+                }
+            },
+            "additionalProperties": False,
+        }
+    },
+}
 SEASONS = ("spring", "summer", "fall", "winter")
 
 
@@ -47,18 +66,15 @@ def read_table(path: str | Path = TABLE) -> dict[str, Archive]:
     Raises:
         DataError: if the file is no such table.
     """
+    advice = f"expected the form of {TABLE}"
+    entries = read_json(path, _SCHEMA, advice)["archives"]
     try:
-        entries: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))["archives"]
-        table = {
-            key: Archive(key, str(entry["url"]), _file_name(str(entry["url"])), 1024 * int(entry["extracted_kib"]))
+        return {
+            key: Archive(key, entry["url"], _file_name(entry["url"]), 1024 * int(entry["extracted_kib"]))
             for key, entry in entries.items()
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a table of archives ({error}); expected the form of {TABLE}") from error
-    for archive in table.values():
-        if archive.key.split("_")[0] not in FOLDERS or not archive.file_name.endswith((".tar.gz", ".tgz")):
-            raise DataError(f"{path}: {archive.key}: expected a key of multi_… or mono_… and a url of a .tar.gz")
-    return table
+    except ValueError as error:
+        raise DataError(f"{path}: {error}; {advice}") from error
 
 
 def choose_archives(

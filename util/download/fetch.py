@@ -2,7 +2,6 @@
 
 import errno
 import http.client
-import json
 import ssl
 import time
 import urllib.error
@@ -14,6 +13,7 @@ from typing import Any
 
 from common.errors import DataError, UsageError
 from common.files import write_json
+from common.json_files import Schema, read_json
 
 CHUNK = 1 << 20
 TIMEOUT_S = 60.0
@@ -21,6 +21,14 @@ RETRIES, FIRST_PAUSE_S = 5, 2.0
 GZIP_MAGIC = b"\x1f\x8b"
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 _BROKEN = (urllib.error.URLError, ConnectionError, TimeoutError, http.client.HTTPException)
+_NOTE: Schema = {
+    "type": "object",
+    "properties": {
+        "url": {"type": "string"},
+        "version": {"type": ["string", "null"], "pattern": "^[ -~]*$"},
+        "size": {"type": ["integer", "null"]},
+    },
+}
 
 
 def check_url(url: str) -> None:
@@ -170,15 +178,15 @@ def _open(url: str, headers: dict[str, str]) -> Any:
 
 def _length(response: Any) -> int | None:
     length = response.headers.get("Content-Length")
-    return int(length) if length is not None and length.isdigit() else None
+    return int(length) if length is not None and length.isdecimal() else None
 
 
 def _read_note(note: Path) -> dict[str, Any]:
     try:
-        state = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        state: dict[str, Any] = read_json(note, _NOTE, "")
+    except DataError:  # missing or damaged: the download starts again
         return {}
-    return state if isinstance(state, dict) else {}
+    return state
 
 
 def _write(target: Any, chunk: bytes, part: Path) -> None:

@@ -38,13 +38,13 @@ def test_lists_in_csv_and_json_say_the_same(tmp_path):
         (
             "a.csv",
             "image,date\na.tif,2018-06-21\n",
-            "row 1 of the list .*: unknown image; expected optical, radar, date",
+            r"a.csv: entry \[0\] must contain \['optical'\] .*expected CSV or JSON with optical, radar, date",
         ),
-        ("a.csv", "optical,date\n", "names no image"),
-        ("a.csv", "optical,date\n,2018-06-21\n", "row 1 of the list .*: no optical image"),
+        ("a.csv", "optical,date\n", "must contain at least 1 items"),
+        ("a.csv", "optical,date\n,2018-06-21\n", r"a.csv: entry \[0\].optical must be longer than or equal to 1"),
         ("a.json", "{", "is not valid JSON"),
-        ("a.json", "{}", "must be a JSON list of objects with optical"),
-        ("a.json", '["a.tif"]', "expected an object with optical.*, found 'a.tif'"),
+        ("a.json", "{}", "a.json: the content must be array, got .*with optical"),
+        ("a.json", '["a.tif"]', r"a.json: entry \[0\] must be object, got 'a.tif'; expected .*optical"),
         ("a.csv", "optical,date\na.tif,then\n", r"date of .*a\.tif: expected a date like 2018-06-21, found 'then'"),
         ("a.csv", "optical,date\na.tif,2018-06-21\na.tif,2018-06-26\n", r"a\.tif is named twice"),
     ],
@@ -56,10 +56,10 @@ def test_bad_lists_are_told(name, text, match, tmp_path):
 
 
 def test_lists_that_cannot_be_read_are_told(tmp_path):
-    with pytest.raises(DataError, match="cannot read the list .*none.csv: No such file"):
+    with pytest.raises(DataError, match="cannot read .*none.csv: No such file"):
         read_manifest(tmp_path / "none.csv")
     (tmp_path / "list.csv").write_bytes(b"\xff\xfe\x00optical")
-    with pytest.raises(DataError, match="is not text: expected CSV or JSON"):
+    with pytest.raises(DataError, match="is not valid CSV in UTF-8 .*; expected CSV or JSON"):
         read_manifest(tmp_path / "list.csv")
 
 
