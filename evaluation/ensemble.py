@@ -17,7 +17,7 @@ from evaluation.baselines import ComparisonTable, comparison_markdown
 from evaluation.charts import plot_coverage, plot_discard, plot_reliability
 from evaluation.exports import ExportWriter, exported_target, read_exports, read_inputs
 from evaluation.images import plot_sample
-from evaluation.mixture import Fields, Image, PredictedImages, mix
+from evaluation.mixture import Fields, Image, PredictedImages, check_fields, mix
 from evaluation.sample_records import FILE, SampleRecord, SampleRecorder, write_records
 from evaluation.split_metrics import SplitMetrics
 from model.predictions import Gaussian
@@ -75,7 +75,7 @@ class Members:
         """The fields of the members that have the sample, in the order of `present`.
 
         Raises:
-            DataError: if they differ in size or in their targets.
+            DataError: if they differ in size or in their targets, or hold impossible values.
         """
         positions = self.present(sample_id)
         fields = [self.exports[index].load(sample_id) for index in positions]
@@ -90,6 +90,8 @@ class Members:
             # Without manifests only the id identifies the patch, so that the targets are compared.
             if not identified and len(targets) == 2 and not np.array_equal(targets[0], targets[1]):
                 raise DataError(f"sample {sample_id} has another target in {first} than in {folder}")
+        for index, member in zip(positions, fields, strict=True):
+            check_fields(member, f"sample {sample_id} in {self.exports[index].folder}")
         return list(fields)
 
     def _check_identity(self, sample_id: int) -> None:

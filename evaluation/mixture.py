@@ -9,11 +9,34 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from common.errors import DataError
+
 UNCERTAINTIES = ("aleatoric", "epistemic", "both")
 NIG_FIELDS = ("gamma", "alpha", "beta")
 
+# Bounds that values exceed: the variance of a Student-t is finite for alpha above 1 alone.
+_LIMITS = {"var": (0.0, True), "gamma": (0.0, False), "alpha": (1.0, False), "beta": (0.0, True)}  # bound, included
+
 Image = npt.NDArray[np.float32]
 Fields = Mapping[str, Image]  # as exported: `pred`, and by the head `var` and NIG_FIELDS
+
+
+def check_fields(fields: Fields, name: str) -> None:
+    """Raise a `DataError` about the first value that no prediction has: NaN, infinite, a negative variance, alpha <= 1.
+
+    Args:
+        fields: as exported.
+        name: of their sample, for the message.
+    """
+    for field, values in fields.items():
+        bound, included = _LIMITS.get(field, (-np.inf, False))
+        allowed = np.isfinite(values) & ((values >= bound) if included else (values > bound))
+        if not allowed.all():
+            value, count = values[~allowed][0], int((~allowed).sum())
+            expected = "finite values" + (f" {'from' if included else 'above'} {bound:g}" if bound > -np.inf else "")
+            raise DataError(
+                f"{name}: {field} holds {value:g}, and {count} such values in all; expected {expected}; export it again"
+            )
 
 
 @dataclass(frozen=True)

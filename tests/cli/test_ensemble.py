@@ -234,6 +234,17 @@ def test_sizes_that_differ_are_an_error(tmp_path, members, capsys):
     assert "sample 0 differs in size" in message
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -0.01])
+def test_a_variance_that_is_none_is_refused(tmp_path, members, capsys, value):
+    path = next((tmp_path / "b").rglob("img-1_var.npy"))
+    variance = np.load(path)
+    variance[3, 4, 5] = value
+    np.save(path, variance)
+    error = error_of(capsys, *members, "--root", tmp_path, "--res_dir", tmp_path / "out")
+    assert f"sample 1 in {path.parent}: var holds {value:g}" in error
+    assert not (tmp_path / "out" / "test_metrics.json").exists()
+
+
 def test_help_as_a_script():
     done = subprocess.run(
         [sys.executable, "ensemble_reconstruct.py", "--help"], capture_output=True, text=True, check=True
