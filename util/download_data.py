@@ -16,6 +16,7 @@ from common.cli import run_command
 from common.errors import DataError, UsageError
 from common.files import check_disk_space, write_json
 from common.locks import folder_lock
+from common.ranges import number
 from data.constants import REGIONS, SPLITS
 from util.download.archives import SEASONS, TABLE, Archive, choose_archives, read_table
 from util.download.extract import extract
@@ -23,7 +24,7 @@ from util.download.fetch import check_url, fetch, remote_size
 
 DONE = ".downloaded"  # folder of notes on extracted archives
 MOST_PACKED = 20  # largest compression ratio of an archive of images
-SLACK = 1.02  # folders, rounding
+SIZE_LIMIT = 1.02  # times the size in the table that an archive may have: folders, rounding
 EXPECTED_WITHIN = 0.01  # relative difference between the extracted size and the table
 
 
@@ -42,6 +43,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--keep-archives", action="store_true", help="keep the .tar.gz files after extraction")
     parser.add_argument("--url-base", metavar="URL", help="fetch URL/FILE_NAME instead, for a mirror or a test server")
     parser.add_argument("--table", default=TABLE, metavar="JSON", help="another table of archives")
+    parser.add_argument(
+        "--size-limit",
+        type=number(float, 1, 1000),
+        default=SIZE_LIMIT,
+        metavar="FACTOR",
+        help=f"accept archives that unpack to FACTOR times their size in the table ({SIZE_LIMIT})",
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -58,13 +66,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError("--out DIR is missing: where should the data go? (--list shows sizes without fetching)")
     if args.url_base is not None:
         check_url(args.url_base)
-    download(archives, args.out, args.url_base, args.keep_archives)
+    download(archives, args.out, args.url_base, args.keep_archives, args.size_limit)
     folders = sorted({archive.folder for archive in archives})
     print("done: " + ", ".join(f"{args.out}/{folder}" for folder in folders))
     return 0
 
 
-def download(archives: Sequence[Archive], out: str | Path, url_base: str | None = None, keep: bool = False) -> None:
+def download(
+    archives: Sequence[Archive],
+    out: str | Path,
+    url_base: str | None = None,
+    keep: bool = False,
+    size_limit: float = SIZE_LIMIT,
+) -> None:
     """Download, check and extract archives one by one.
 
     Args:
@@ -72,6 +86,7 @@ def download(archives: Sequence[Archive], out: str | Path, url_base: str | None 
         out: folder for SEN12MSCRTS and SEN12MSCR.
         url_base: fetch `url_base/FILE_NAME` instead of the published addresses.
         keep: keep the archives after extraction.
+        size_limit: times the size in the table that an archive may have.
 
     Raises:
         DataError: if the disk is too small for all of them (nothing is fetched then), the server fails, or an
@@ -87,24 +102,24 @@ def download(archives: Sequence[Archive], out: str | Path, url_base: str | None 
     if not missing:
         return
     urls = {archive.key: _url(archive, url_base) for archive in missing}
-    _check_disk(out, missing, _packed_sizes(missing, out, urls), keep)
+    _check_disk(out, missing, _packed_sizes(missing, out, urls, size_limit), keep)
     for archive in missing:
         with folder_lock(out / archive.file_name, "--out or other archives", beside=True):
             if _is_done(out, archive):  # by another command in the meantime
                 print(f"{archive.key}: already there")
             else:
-                _download(archive, out, urls[archive.key], keep)
+                _download(archive, out, urls[archive.key], keep, _largest(archive, size_limit))
 
 
-def _download(archive: Archive, out: Path, url: str, keep: bool) -> None:
-    """Fetch and extract an archive, and note that it is done."""
+def _download(archive: Archive, out: Path, url: str, keep: bool, largest: int) -> None:
+    """Fetch and extract an archive of at most `largest` bytes, and note that it is done."""
     packed = out / archive.file_name
     if not packed.exists():
         with _progress_bar(f"fetch {archive.key}") as show:
-            fetch(url, packed, _largest(archive), show)
+            fetch(url, packed, largest, show)
     size = packed.stat().st_size
     with _progress_bar(f"extract {archive.key}", size) as show:
-        n_files, on_disk = extract(packed, out / archive.folder, _largest(archive), show)
+        n_files, on_disk = extract(packed, out / archive.folder, largest, show)
     if abs(on_disk - archive.extracted_bytes) > EXPECTED_WITHIN * archive.extracted_bytes:
         print(
             f"warning: {archive.key} extracted to {_gb(on_disk)}, the table says {_gb(archive.extracted_bytes)}: "
@@ -126,24 +141,25 @@ def _url(archive: Archive, base: str | None) -> str:
     return url
 
 
-def _packed_sizes(archives: Sequence[Archive], out: Path, urls: dict[str, str]) -> dict[str, int]:
+def _packed_sizes(archives: Sequence[Archive], out: Path, urls: dict[str, str], size_limit: float) -> dict[str, int]:
     """Bytes of each archive: on disk, as reported by the server, or their upper bound."""
     sizes = {}
     for archive in archives:
         packed = out / archive.file_name
         size = packed.stat().st_size if packed.exists() else remote_size(urls[archive.key])
-        if size is not None and size > _largest(archive):
+        largest = _largest(archive, size_limit)
+        if size is not None and size > largest:
             raise DataError(
-                f"{urls[archive.key]}: {size} bytes, but {archive.key} cannot have more than {_largest(archive)}; "
-                "is the address right?"
+                f"{urls[archive.key]}: {size} bytes, but {archive.key} cannot have more than {largest}; "
+                "is the address right? If the release has grown add --size-limit"
             )
         sizes[archive.key] = archive.extracted_bytes if size is None else size
     return sizes
 
 
-def _largest(archive: Archive) -> int:
+def _largest(archive: Archive, size_limit: float) -> int:
     """Upper bound of an archive's size: tar headers are smaller than the rounding of files to disk blocks."""
-    return int(SLACK * archive.extracted_bytes) + (1 << 20)
+    return int(size_limit * archive.extracted_bytes) + (1 << 20)
 
 
 def _check_disk(out: Path, archives: Sequence[Archive], packed: dict[str, int], keep: bool) -> None:

@@ -1,11 +1,13 @@
 """The downloader with a server on 127.0.0.1: resume, sizes, hostile archives, disk, selection."""
 
+import gzip
 import io
 import json
 import shutil
 import ssl
 import tarfile
 import threading
+import tracemalloc
 import urllib.error
 from collections import namedtuple
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -257,6 +259,68 @@ def test_archive_that_unpacks_without_end(tmp_path):
     with pytest.raises(DataError, match="unpacks to more than 1000000"):
         extract(archive, tmp_path / "root", 1_000_000)
     assert not list((tmp_path / "root").rglob("*"))
+
+
+def header(kind: bytes, size: int) -> bytes:
+    """A header of 512 bytes that declares `size` bytes of content."""
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_a_header_of_gigabytes_is_not_read(tmp_path, kind):
+    archive = tmp_path / "a.tar.gz"
+    with gzip.open(archive, "wb", compresslevel=1) as stream:
+        stream.write(header(kind, 2 << 30))
+        for _ in range(64):
+            stream.write(bytes(1 << 20))
+    tracemalloc.start()
+    with pytest.raises(DataError, match="refused, it holds a header of more than 65536 bytes"):
+        extract(archive, tmp_path / "root", 10**12)
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [archive]
+
+
+def test_headers_without_end_are_not_read(tmp_path):
+    archive = tmp_path / "a.tar.gz"
+    with gzip.open(archive, "wb", compresslevel=1) as stream:
+        stream.write((header(tarfile.GNUTYPE_LONGNAME, 10) + bytes(512)) * 5000)  # tarfile reads them recursively
+    with pytest.raises(DataError, match="refused, it holds a header of more than 65536 bytes"):
+        extract(archive, tmp_path / "root", 10**12)
+
+
+def test_an_archive_of_countless_empty_files_is_refused(tmp_path):
+    archive, info = tmp_path / "a.tar.gz", tarfile.TarInfo("readme")
+    with gzip.open(archive, "wb", compresslevel=1) as stream:
+        stream.write(info.tobuf() * 20_020)
+    with pytest.raises(DataError, match="unpacks to more than 1000000 bytes or 20015 files"):
+        extract(archive, tmp_path / "root", 1_000_000)
+
+
+@pytest.mark.parametrize("name", [f"africa/{MULTI}", "africa/readme.txt"])
+def test_members_that_are_left_out_count_too(tmp_path, name):
+    archive = tmp_path / "a.tar.gz"
+    archive.write_bytes(pack([(name, bytes(5_000_000)), (f"africa/{MULTI}", NOISE)]))
+    with pytest.raises(DataError, match="unpacks to more than 1000000"):
+        extract(archive, tmp_path / "root", 1_000_000)
+
+
+def test_what_follows_the_last_member_is_limited(tmp_path):
+    archive = tmp_path / "a.tar.gz"
+    archive.write_bytes(pack([(f"africa/{MULTI}", NOISE)]) + gzip.compress(bytes(1 << 25), 1))
+    with pytest.raises(DataError, match="or as much after its last member"):
+        extract(archive, tmp_path / "root", 10**9)
+
+
+def test_a_release_that_has_grown_is_accepted_on_demand(server, table, tmp_path):
+    server.files = {"s2_africa.tar.gz": pack([(f"africa/{MULTI}", NOISE * 10)])}
+    choice = ("--dataset", "SEN12MSCRTS", "--sensor", "S2")
+    with pytest.raises(DataError, match="cannot have more than"):
+        download_data.main(command(server, table, tmp_path / "out", *choice))
+    assert download_data.main(command(server, table, tmp_path / "out", *choice, "--size-limit", "20")) == 0
+    assert (tmp_path / "out/SEN12MSCRTS" / MULTI).read_bytes() == NOISE * 10
 
 
 @pytest.mark.parametrize("damage", ["cut", "bit"])

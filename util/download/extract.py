@@ -19,6 +19,9 @@ from typing import Any
 from common.errors import DataError
 
 BLOCK = 4096  # bytes of a disk block, as assumed by the table of sizes
+HEADER = 1 << 16  # bytes of a member's headers: tarfile keeps them in memory, and those of real ones are below 4 KiB
+TRAILER = 1 << 24  # bytes after the last member
+SPARE_MEMBERS, SMALLEST = 20_000, 1 << 16  # folders, and bytes of a file: their number is limited too
 _DAMAGE = (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, FileExistsError)
 _ROIS = re.compile(r"ROIs\d{4}(_[a-z0-9_]+)?")
 
@@ -47,7 +50,7 @@ def extract(
     Args:
         archive: a .tar.gz file.
         root: data root; existing files of the same name are replaced.
-        largest: maximum number of extracted bytes.
+        largest: maximum number of extracted bytes; it limits the number of members too.
         progress: called with the number of compressed bytes read so far.
 
     Returns:
@@ -55,7 +58,8 @@ def extract(
 
     Raises:
         DataError: if the archive is damaged (it is removed then), holds links, devices or paths that lead outside,
-            exceeds `largest`, or holds no ROI; and if the disk is full. Nothing of it is left in `root`.
+            exceeds `largest`, has more or longer headers than an archive of images, or holds no ROI; and if the disk is
+            full. Nothing of it is left in `root`.
     """
     root.mkdir(parents=True, exist_ok=True)
     staging = root / f".unpacking-{archive.name}"
@@ -83,21 +87,56 @@ def extract(
     return len(files), on_disk
 
 
+class _Metered:
+    """A stream that raises a `DataError` when more than the allowed number of bytes is read.
+
+    Headers may declare gigabytes, which tarfile would read into memory at once.
+    """
+
+    def __init__(self, archive: Path, stream: gzip.GzipFile) -> None:
+        self._archive, self._stream, self._left = archive, stream, 0
+
+    def allow(self, n_bytes: int) -> None:
+        """Set the number of bytes that may be read from here on."""
+        self._left = n_bytes
+
+    def read(self, size: int) -> bytes:
+        """See `gzip.GzipFile.read`."""
+        content = self._stream.read(size)
+        self._left -= len(content)
+        if self._left < 0:
+            raise DataError(
+                f"{self._archive}: refused, it holds a header of more than {HEADER} bytes, or as much after its last "
+                "member; nothing was unpacked"
+            )
+        return content
+
+
 def _unpack(
     archive: Path, staging: Path, largest: int, progress: Callable[[int], None]
 ) -> tuple[list[PurePosixPath], int]:
     files: list[PurePosixPath] = []
-    on_disk = 0
-    with archive.open("rb") as compressed, gzip.GzipFile(fileobj=compressed) as stream:
-        with tarfile.open(fileobj=stream, mode="r|") as members:
-            for member in members:
+    on_disk = skipped = n_members = 0
+    with archive.open("rb") as compressed, gzip.GzipFile(fileobj=compressed) as decompressed:
+        stream = _Metered(archive, decompressed)
+        stream.allow(HEADER)
+        with tarfile.open(fileobj=stream, mode="r|") as members:  # type: ignore[call-overload]  # only read is needed
+            while (member := members.next()) is not None:
+                members.members = []  # tarfile would keep them all
                 place = _check_member(archive, member)
                 progress(compressed.tell())
+                n_members += 1
+                size = -(-member.size // BLOCK) * BLOCK
+                is_file = place is not None and not member.isdir()
+                on_disk, skipped = (on_disk + size, skipped) if is_file else (on_disk, skipped + size)
+                if on_disk + skipped > largest or n_members > SPARE_MEMBERS + largest // SMALLEST:
+                    raise DataError(
+                        f"{archive}: unpacks to more than {largest} bytes or {SPARE_MEMBERS + largest // SMALLEST} "
+                        "files, more than this archive can hold; if the release has grown add --size-limit"
+                    )
+                stream.allow(member.size + HEADER)
                 if place is None or member.isdir():
                     continue
-                on_disk += -(-member.size // BLOCK) * BLOCK
-                if on_disk > largest:
-                    raise DataError(f"{archive}: unpacks to more than {largest} bytes, more than this archive can hold")
                 target = staging / place
                 target.parent.mkdir(parents=True, exist_ok=True)
                 source: Any = members.extractfile(member)
@@ -107,6 +146,8 @@ def _unpack(
                 if target.stat().st_size != member.size:
                     raise EOFError(f"{member.name} is cut off")
                 files.append(place)
+                stream.allow(HEADER)
+        stream.allow(TRAILER)
         while stream.read(1 << 20):  # to the end, where the checksum is
             pass
     return files, on_disk
@@ -119,4 +160,6 @@ def _check_member(archive: Path, member: tarfile.TarInfo) -> PurePosixPath | Non
         raise DataError(f"{archive}: refused, {error}; nothing was unpacked") from error
     if not (member.isreg() or member.isdir()):
         raise DataError(f"{archive}: refused, {member.name!r} is a link or a device; nothing was unpacked")
+    if member.issparse() or member.size < 0:
+        raise DataError(f"{archive}: refused, {member.name!r} has gaps or no size; nothing was unpacked")
     return place
