@@ -1,5 +1,6 @@
 """Backbone-specific defaults, and the flags that a backbone ignores."""
 
+from collections.abc import Collection
 from dataclasses import fields
 from typing import Any
 
@@ -21,12 +22,13 @@ _IGNORED = {
 _IGNORED_FOR_ONE_DATE = (*_ATTENTION, "positional_encoding")
 
 
-def apply_backbone_defaults(flags: dict[str, Any], typed: set[str]) -> list[str]:
-    """Set the defaults of a backbone, for flags that were neither typed nor stored with another value.
+def apply_backbone_defaults(flags: dict[str, Any], typed: set[str], stored: Collection[str] = frozenset()) -> list[str]:
+    """Set the defaults of a backbone, for flags that were neither typed nor stored.
 
     Args:
         flags: every flag by name, the head empty where it is to be inferred; changed in place.
         typed: names of the flags given on the command line.
+        stored: names of those in the conf.json of the run.
 
     Returns:
         Notes for the user.
@@ -34,7 +36,8 @@ def apply_backbone_defaults(flags: dict[str, Any], typed: set[str]) -> list[str]
     model = flags["model"]
     if model not in PYRAMIDS:
         return []
-    free = {e.name for e in fields(Config) if e.name not in typed and flags[e.name] == unset_value(e)}
+    given = {*typed, *stored}
+    free = {e.name for e in fields(Config) if e.name not in given and flags[e.name] == unset_value(e)}
     notes = []
     if model == "unet" and not flags["pretrain"]:
         flags["pretrain"] = True

@@ -1,7 +1,7 @@
 """From the values of flags to a complete, valid configuration."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,13 @@ from common import process_group
 from common.errors import UsageError
 from config.defaults import apply_backbone_defaults
 from config.experts import resolve_experts
-from config.schema import TEST_FLAGS, Config, parse_widths, unset_value
-from config.stored import read_conf
+from config.schema import COMMAND_FLAGS, RESUME_FLAGS, TEST_FLAGS, Config, parse_widths, unset_value
+from config.stored import read_conf, rewind
 from config.validation import check_distributed, validate_config
 from data.constants import N_S2
 from model.registry import FUSION, WITH_SCAN
+
+_WIDTHS = ("encoder_widths", "decoder_widths", "out_conv")
 
 
 def head_channels(head: str, covmode: str) -> int:
@@ -22,12 +24,15 @@ def head_channels(head: str, covmode: str) -> int:
     return {"nig": 4 * N_S2, "mean": N_S2, "gaussian": N_S2 + (1 if covmode == "iso" else N_S2)}[head]
 
 
-def resolve_config(values: Mapping[str, Any], typed: set[str]) -> tuple[Config, list[str]]:
+def resolve_config(
+    values: Mapping[str, Any], typed: set[str], stored: Collection[str] = frozenset()
+) -> tuple[Config, list[str]]:
     """Resolve flags that depend on others, and validate them all.
 
     Args:
         values: a value for every flag.
         typed: names of the flags given on the command line.
+        stored: names of those in the conf.json of the run.
 
     Returns:
         The configuration, and notes for the user about flags without effect.
@@ -36,11 +41,11 @@ def resolve_config(values: Mapping[str, Any], typed: set[str]) -> tuple[Config, 
         UsageError: naming the flags that contradict each other, or the one out of range.
     """
     flags = {entry.name: values.get(entry.name, unset_value(entry)) for entry in fields(Config)}
-    for name in ("encoder_widths", "decoder_widths", "out_conv"):
+    for name in _WIDTHS:
         flags[name] = _widths(name, flags[name])
     for name in ("experts", "expert_configs", "held_out"):
         flags[name] = tuple(flags[name] or ())
-    notes = apply_backbone_defaults(flags, typed)
+    notes = apply_backbone_defaults(flags, typed, stored)
     if flags["pretrain"]:
         flags.update(input_t=1, n_head=1, positional_encoding=False, sample_type="pretrain")
     elif flags["sample_type"] == "pretrain":
@@ -81,13 +86,22 @@ def resolve_training(values: dict[str, Any], typed: set[str]) -> tuple[Config, s
     """
     checkpoint = ""
     conf = Path(values["res_dir"]) / values["experiment_name"] / "conf.json"
+    if values["resume_at"] and not values["resume_from"]:
+        raise UsageError(f"--resume_at {values['resume_at']} belongs to --resume_from; add it, or leave both out")
     if values["resume_from"] and conf.is_file():
         stored = read_conf(conf)
+        if values["resume_at"] > 0:  # later changes belong to the epochs that are abandoned
+            stored = rewind(stored, values["resume_at"]) | {"epochs": stored.get("epochs", values["epochs"])}
         initial = stored.get("trained_checkp") or ""
         if not _same_file(values["trained_checkp"], initial):  # else the command line of the start was repeated
             checkpoint = values["trained_checkp"]
         values["trained_checkp"] = initial
-        config, notes = restore_config(stored, values, typed - {"trained_checkp"}, "train")
+        config, notes = restore_training(stored, values, typed - {"trained_checkp"})
+        if config.model == FUSION and (checkpoint or values["resume_at"]):
+            flag = "trained_checkp" if checkpoint else "resume_at"
+            raise UsageError(
+                f"--{flag}: a fusion is fitted anew when it resumes; its experts go on from their latest epoch"
+            )
     else:
         adopted = resolve_experts(values, typed) if values["model"] == FUSION and values["experts"] else []
         config, notes = resolve_config(values, typed)
@@ -102,6 +116,34 @@ def resolve_training(values: dict[str, Any], typed: set[str]) -> tuple[Config, s
             raise UsageError(f"--{name} is missing: the folder of {dataset}")
     check_distributed(config)
     return config, checkpoint, notes
+
+
+def restore_training(stored: Mapping[str, Any], values: Mapping[str, Any], typed: set[str]) -> tuple[Config, list[str]]:
+    """The configuration of a training that resumes: that of its conf.json, and the flags that may change.
+
+    Args:
+        stored: flags of a conf.json.
+        values: flags of this command line, defaults filled in.
+        typed: names of those given on it; repeating a stored value is no change.
+
+    Raises:
+        UsageError: if a flag differs that would make it another experiment.
+    """
+    may_change = typed & (RESUME_FLAGS | COMMAND_FLAGS)
+    config, notes = restore_config(stored, values, may_change, "train")
+    given = {name: _given(name, values[name]) for name in sorted(typed - may_change)}
+    changed = {name: value for name, value in given.items() if value != getattr(config, name)}
+    try:  # values differ from resolved ones, as --input_t 3 --pretrain, where the command line of the start is repeated
+        refused = bool(changed) and restore_config(stored, values, typed, "train")[0] != config
+    except UsageError:
+        refused = True
+    if refused:
+        flags = ", ".join(f"--{name} {value} (it has {getattr(config, name)})" for name, value in changed.items())
+        raise UsageError(
+            f"--resume_from: {flags} would make this training another experiment; leave that out, or start a new "
+            "--experiment_name"
+        )
+    return config, notes
 
 
 def resolve_test(values: dict[str, Any], typed: set[str]) -> tuple[Config, Path, list[str]]:
@@ -151,9 +193,14 @@ def restore_config(
     kept = {name: value for name, value in stored.items() if name not in own}
     new = {name: value for name, value in values.items() if name in typed or name not in kept}
     merged = {**kept, **new}
-    if "head" not in typed and ("loss" in typed or "covmode" in typed) and mode == "train":
-        merged["head"] = ""
-    return resolve_config(merged, typed | {"head"} if merged["head"] else typed)
+    return resolve_config(merged, typed | {"head"} if merged["head"] else typed, kept.keys())
+
+
+def _given(name: str, value: Any) -> Any:
+    """The value of a flag in the type of the configuration."""
+    if name in _WIDTHS:
+        return _widths(name, value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _same_file(left: str, right: str) -> bool:

@@ -181,7 +181,7 @@ class Config(ModelConfig):
     max_samples_count: int = flag("data", int(1e9), "maximum number of samples of each split", minimum=1)
     max_samples_frac: float = flag("data", 1.0, "fraction of each split, spread over its regions", minimum=0, maximum=1, open=True)
     num_workers: int | str = flag("data", 0, "data loading processes, or auto", kind=worker_count)
-    skip_bad_samples: bool = flag("data", False, "skip unreadable patches and list them at the end")
+    skip_bad_samples: bool = flag("data", False, "leave out unreadable patches, and targets with pixels of zeros, and list them at the end")
     experiment_name: str = flag("run", "my_first_experiment", "name of the run")
     res_dir: str = flag("run", "./results", "folder of the runs")
     weight_folder: str = flag("run", "./results", "test: folder of the trained runs")

@@ -82,7 +82,7 @@ def evaluate(
             batch = cpu_batch.to(compute.device, non_blocking=True)
             prediction = compute.predict(model, batch)
             if criterion is not None:
-                total = total + criterion(prediction, batch.target * model.scale_by) * batch.n
+                total = total + criterion(prediction, batch.target * model.scale_by, batch.valid) * batch.n
             evaluated = EvaluatedBatch.from_batch(batch, prediction.unscaled(model.scale_by), first)
             for accumulator in accumulators:
                 accumulator.update(evaluated)
@@ -135,7 +135,14 @@ class Evaluation:
     log: "SummaryWriter | None"
 
     def run(
-        self, model: Reconstructor, loader: PatchLoader, split: str, epoch: int, *, detailed: bool = False
+        self,
+        model: Reconstructor,
+        loader: PatchLoader,
+        split: str,
+        epoch: int,
+        *,
+        detailed: bool = False,
+        step: int = 0,
     ) -> SplitResult:
         """Evaluate a network.
 
@@ -145,6 +152,7 @@ class Evaluation:
             split: "val" or "test", for names.
             epoch: the epoch of the weights, for names.
             detailed: also by band and by sample, and in comparison with the trivial baselines.
+            step: in TensorBoard: the number of training batches before.
         """
         config = self.config
         accumulators: list[Accumulator] = [SplitMetrics()]
@@ -158,7 +166,7 @@ class Evaluation:
                 title = f"{config.experiment_name}, epoch {epoch}, {split}"
                 folder = self.folder.plots(epoch, split)
                 accumulators.append(SamplePlots(folder, config.plot_every, config.model, title))
-            accumulators.append(FirstSampleLog(self.log, split, epoch, config.use_sar))
+            accumulators.append(FirstSampleLog(self.log, split, step, config.use_sar))
             steps = len(loader)
             loss = evaluate(model, loader, self.criterion, self.compute, accumulators, title=split, steps=steps)
         results = {type(accumulator): accumulator.compute() for accumulator in accumulators}
@@ -168,12 +176,12 @@ class Evaluation:
             metrics["bands"] = results[BandMeter]
         if self.log is not None:
             for name, value in tensorboard_scalars(split, metrics).items():
-                self.log.add_scalar(name, value, epoch)
+                self.log.add_scalar(name, value, step)
         return SplitResult(epoch, metrics, results.get(ComparisonTable, {}), results.get(SampleRecorder, []))
 
-    def test(self, model: Reconstructor, loader: PatchLoader, epoch: int) -> SplitResult:
+    def test(self, model: Reconstructor, loader: PatchLoader, epoch: int, step: int = 0) -> SplitResult:
         """Evaluate weights of an epoch in detail on the test split, and write and print the result."""
-        result = self.run(model, loader, "test", epoch, detailed=True)
+        result = self.run(model, loader, "test", epoch, detailed=True, step=step)
         if not process_group.is_rank_zero():
             return result
         path, name, metrics = self.folder.path, self.config.experiment_name, result.metrics
@@ -230,23 +238,23 @@ class Evaluation:
 class FirstSampleLog(Accumulator):
     """Images of the first sample of a split in TensorBoard, if there is a log."""
 
-    def __init__(self, log: "SummaryWriter | None", split: str, epoch: int, use_sar: bool) -> None:
-        self.log, self.split, self.epoch, self.use_sar = log, split, epoch, use_sar
+    def __init__(self, log: "SummaryWriter | None", split: str, step: int, use_sar: bool) -> None:
+        self.log, self.split, self.step, self.use_sar = log, split, step, use_sar
 
     def update(self, batch: EvaluatedBatch) -> None:
         """Log the first sample of the first batch."""
         if self.log is None or batch.first or batch.inputs is None:
             return
         inputs, total = batch.inputs[0], batch.prediction.total
-        self.log.add_images(f"{self.split}/inputs", _bright(inputs[:, -N_S2:]), self.epoch)
+        self.log.add_images(f"{self.split}/inputs", _bright(inputs[:, -N_S2:]), self.step)
         if self.use_sar:
-            self.log.add_images(f"{self.split}/radar VV", inputs[:, :1].float().cpu(), self.epoch)
-        self.log.add_image(f"{self.split}/target", _bright(batch.target[0, 0]), self.epoch)
-        self.log.add_image(f"{self.split}/prediction", _bright(batch.prediction.mean[0, 0]), self.epoch)
+            self.log.add_images(f"{self.split}/radar VV", inputs[:, :1].float().cpu(), self.step)
+        self.log.add_image(f"{self.split}/target", _bright(batch.target[0, 0]), self.step)
+        self.log.add_image(f"{self.split}/prediction", _bright(batch.prediction.mean[0, 0]), self.step)
         if total is not None:
             deviation = total[0, 0].float().mean(0, keepdim=True).sqrt().cpu()
             scaled = (deviation * 10).nan_to_num().clamp(0, 1)
-            self.log.add_image(f"{self.split}/deviation, 0 to 0.1", scaled, self.epoch)
+            self.log.add_image(f"{self.split}/deviation, 0 to 0.1", scaled, self.step)
 
 
 def tensorboard_scalars(split: str, metrics: Mapping[str, Any]) -> dict[str, float]:

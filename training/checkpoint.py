@@ -11,7 +11,7 @@ import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -47,6 +47,16 @@ def load_weights(path: str | Path, model: nn.Module) -> int:
     content = load_checkpoint(path)
     load_strictly(model, content["state_dict_G"], path)
     return int(content.get("epoch") or 0)
+
+
+def checkpoint_epoch(path: str | Path) -> int:
+    """The epoch after which a checkpoint was written; 0 if unknown."""
+    return int(load_checkpoint(path).get("epoch") or 0)
+
+
+def is_validated(path: str | Path, state: TrainState) -> bool:
+    """Whether the weights of a checkpoint were the best on validation, not the last ones of a training without it."""
+    return state.best_loss < math.inf or load_checkpoint(path).get("best_loss") != math.inf
 
 
 def save_state(path: str | Path, state: TrainState, config: Config, extra: Mapping[str, Any] | None = None) -> None:
@@ -216,7 +226,7 @@ def _is_log_row(epoch: Any, row: Any, latest: int) -> bool:
     return bool(numbered) and isinstance(row, dict) and all(map(_is_number, row.values()))
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -35,12 +35,17 @@ class TrainState:
 
     model: Reconstructor
     optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
+    scheduler: torch.optim.lr_scheduler.ExponentialLR
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler(enabled=False))
     epoch: int = 0  # completed epochs
     best_loss: float = math.inf  # lowest validation loss so far
     frozen: tuple[str, ...] = ()  # parameters frozen until --unfreeze_after
     trainlog: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def completed_steps(self, steps: int) -> int:
+        """Batches of all completed epochs, the unit of TensorBoard; `steps` in an epoch that is not in the log."""
+        rows = (self.trainlog.get(str(epoch), {}) for epoch in range(1, self.epoch + 1))
+        return sum(int(row.get("train_steps", steps)) for row in rows)
 
 
 def train_one_epoch(
@@ -63,7 +68,7 @@ def train_one_epoch(
     Args:
         state: the training; changed in place.
         loader: batches on the CPU.
-        criterion: (prediction, target), both in scaled units, to a scalar.
+        criterion: (prediction, target, valid pixels or None), in scaled units, to a scalar.
         compute: device and precision.
         steps: number of batches in `loader`.
         accumulate: batches whose gradients are averaged into one optimiser step.
@@ -73,7 +78,7 @@ def train_one_epoch(
         rescue: folder for the current batch and weights if the loss is not finite.
 
     Returns:
-        `train_loss` (mean over samples), `train_epoch_time` (s), `train_samples`.
+        `train_loss` (mean over samples), `train_epoch_time` (s), `train_samples`, `train_steps` (batches).
 
     Raises:
         DataError: if the loss is not finite, or no sample could be read.
@@ -84,6 +89,7 @@ def train_one_epoch(
     total, samples, started = torch.zeros((), device=device), 0, time.perf_counter()
     check_every_step = device.type == "cpu"  # reading the loss is free there; a GPU has to be waited for
     unchecked: list[_Step] = []
+    first_step = state.completed_steps(steps)
     latest = math.nan
     state.optimizer.zero_grad(set_to_none=True)
     with progress_bar(loader, steps, f"epoch {state.epoch + 1} train") as bar:
@@ -102,7 +108,7 @@ def train_one_epoch(
                     latest = _check_losses(unchecked, state, cpu_batch, rescue)
                     unchecked.clear()
                 if display:
-                    step = state.epoch * steps + number
+                    step = first_step + number
                     mean = process_group.all_reduce_mean(latest * cpu_batch.n, cpu_batch.n)
                     bar.set_postfix(loss=f"{mean:.4g}", refresh=False)
                     if log is not None:
@@ -117,6 +123,7 @@ def train_one_epoch(
         "train_epoch_time": time.perf_counter() - started,
         "train_loss": process_group.all_reduce_mean(total.item(), samples),
         "train_samples": n_samples,
+        "train_steps": steps,
     }
 
 
@@ -149,7 +156,7 @@ def profile_step(model: Reconstructor, criterion: LossFunction, batch: Batch, co
             torch.cuda.synchronize(compute.device)
             torch.cuda.reset_peak_memory_stats(compute.device)
         started = time.perf_counter()
-        criterion(compute.predict(model, batch), batch.target * model.scale_by).backward()
+        criterion(compute.predict(model, batch), batch.target * model.scale_by, batch.valid).backward()
         if cuda:
             torch.cuda.synchronize(compute.device)
         elapsed = time.perf_counter() - started
@@ -204,7 +211,7 @@ def _check_losses(steps: Sequence[_Step], state: TrainState, batch: Batch, rescu
             "state_dict": state.model.state_dict(),
         }
         if first == len(steps) - 1:  # else the weights have changed since, and the samples must be read again
-            content |= {"x": batch.x, "target": batch.target, "dates": batch.dates}
+            content |= {"x": batch.x, "target": batch.target, "dates": batch.dates, "valid": batch.valid}
         save_checkpoint(path, content)
         saved = f"; the samples and the weights are in {path}"
     raise DataError(

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,12 +14,14 @@ from common.run_folder import RunFolder
 from config.experts import ExpertRun, common_held_out, read_experts
 from config.resolve import resolve_config
 from config.schema import Config
+from config.stored import write_conf
 from data.holdout import FitSplit, build_fit_split, held_out_rois
 from data.loaders import Loaders, PatchLoader, build_loader, build_loaders, rois_of
 from evaluation.calibration import CalibrationMeter, calibration_figures
 from evaluation.evaluate import Evaluation
 from evaluation.images import plot_gate
 from model.build import build_loss, build_model, build_optimizer, build_scheduler
+from model.containers import select_pixels
 from model.fusion.acceptance import AcceptanceResult, FusionEvaluator, choose_clusters, clustered_gain
 from model.fusion.fit import fit_with_acceptance_test
 from model.fusion.gate import FitSettings, GateEpoch
@@ -30,7 +33,14 @@ from model.restore import load_model
 from model.runtime import Compute, autocast, count_parameters, seed_everything
 from training.checkpoint import save_state
 from training.engine import ScalarLog, TrainState, train_one_epoch
-from training.run import RunSetup, print_skipped_at_exit, set_up_run, start_run_folder, tensorboard_log
+from training.run import (
+    RunSetup,
+    print_skipped_at_exit,
+    refuse_fewer_epochs,
+    set_up_run,
+    start_run_folder,
+    tensorboard_log,
+)
 from training.tester import evaluate_and_report
 
 EPOCH = 1  # the fit counts as one epoch
@@ -56,11 +66,11 @@ def train_fusion(config: Config, train_expert: Callable[[Config], None]) -> None
         config = replace(config, held_out=common_held_out(runs))
     else:
         config = replace(config, held_out=config.held_out or held_out_rois(config))
-        write_json(folder.conf, config.to_json())
+        write_conf(folder.conf, config)
         runs = train_experts(config, folder, train_expert)
     seed_everything(config.rdm_seed)
     model, config = build_from_experts(config, runs, compute.device)
-    write_json(folder.conf, config.to_json())
+    write_conf(folder.conf, config)
     split, loaders = build_fit_split(config, config.held_out), build_loaders(config)
     describe(config, setup, runs, model, split)
     sources: list[Loaders | PatchLoader] = [loaders, split.fit, *([split.guard] if split.guard else [])]
@@ -77,16 +87,16 @@ def train_fusion(config: Config, train_expert: Callable[[Config], None]) -> None
         state = TrainState(model, optimizer, scheduler, epoch=EPOCH, trainlog=trainlog)
         evaluation = Evaluation(config, folder, build_loss(config), compute, log)
         if loaders.val is not None:
-            metrics = evaluation.run(model, loaders.val, "val", EPOCH).metrics
+            metrics = evaluation.run(model, loaders.val, "val", EPOCH, step=EPOCH).metrics
             state.best_loss = metrics["loss"]
             folder.write_metrics(f"val_epoch_{EPOCH}", metrics)
-        write_json(folder.path / "trainlog.json", trainlog)
+        write_json(folder.trainlog, trainlog)
         for path in (folder.checkpoint(EPOCH), folder.best):
             save_state(path, state, config, {"guard": result.to_json()})
         if loaders.test is None:
             print("note: there is no test split to test on")
         else:
-            evaluate_and_report(evaluation, model, loaders.test, EPOCH)
+            evaluate_and_report(evaluation, model, loaders.test, EPOCH, step=EPOCH)
             plot_gates(model, config, folder, compute)
     print(f"run folder: {folder.path}\nTensorBoard: tensorboard --logdir {folder.logs.parent}")
 
@@ -104,6 +114,8 @@ def train_experts(config: Config, folder: RunFolder, train_expert: Callable[[Con
         expert = expert_config(config, name, folder)
         expert_folder = RunFolder(Path(expert.res_dir), name)
         epochs = expert_folder.epochs() or [0]
+        if config.resume_from:
+            refuse_fewer_epochs(expert, epochs[-1])
         complete = config.resume_from and expert_folder.best.exists() and epochs[-1] >= config.epochs
         print(f"expert {number} of {len(EXPERTS)}: {name}, {'already trained' if complete else expert_folder.path}")
         if not complete:
@@ -224,10 +236,14 @@ def train_jointly(
     weights = [lambdas.get(entry["flags"]["model"], 1.0) for entry in config.expert_configs]
     scales = [float(entry["flags"]["scale_by"]) for entry in config.expert_configs]
 
-    def criterion(prediction: Prediction, target: Tensor) -> Tensor:
+    def criterion(prediction: Prediction, target: Tensor, valid: Tensor | None = None) -> Tensor:
         assert isinstance(prediction, NIG)
+        experts = net.expert_predictions
+        if valid is not None:
+            select = partial(select_pixels, valid=valid)
+            prediction, experts, target = prediction.map(select), [e.map(select) for e in experts], select(target)
         terms = (scales, weights, target, joint.scale_by, config.weight_reg, config.evidence_reg)
-        return fusion_loss(prediction, net.expert_predictions, *terms)
+        return fusion_loss(prediction, experts, *terms)
 
     net.joint = True
     net.experts.requires_grad_(True)

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from common import process_group
-from common.errors import DataError
-from common.files import write_json
+from common.errors import DataError, UsageError
 from common.locks import folder_lock
 from common.memory import keep_freed_memory
 from common.run_folder import RunFolder
 from config.schema import Config
+from config.stored import write_conf
 from data.batch import Skipped
 from model.build import describe_scan
 from model.runtime import Compute, choose_device, choose_precision, seed_everything
@@ -73,14 +73,29 @@ def lock_run_folder(config: Config) -> AbstractContextManager[None]:
     return folder_lock(Path(config.res_dir) / config.experiment_name, "--experiment_name or --res_dir", beside=True)
 
 
-def start_run_folder(folder: RunFolder, config: Config) -> None:
-    """Create the folder of a training; one of an earlier training of this name is moved unless it is resumed."""
+def start_run_folder(folder: RunFolder, config: Config, epoch: int = 0) -> None:
+    """Create the folder of a training; one of an earlier training of this name is moved unless it is resumed.
+
+    Args:
+        folder: of the run.
+        config: the flags.
+        epoch: completed epochs.
+    """
     folder.sweep()
     earlier = None if config.resume_from else folder.set_aside()
     if earlier is not None:
         print(f"note: an earlier training of this name is now in {earlier}")
     folder.create()
-    write_json(folder.conf, config.to_json())
+    write_conf(folder.conf, config, epoch)
+
+
+def refuse_fewer_epochs(config: Config, completed: int) -> None:
+    """Raise a `UsageError` if a training that resumes has more epochs than `--epochs`."""
+    if completed > config.epochs:
+        raise UsageError(
+            f"--epochs {config.epochs}: {config.experiment_name} has {completed} epochs already; give as many or more, "
+            f"or go back with --resume_at {config.epochs}"
+        )
 
 
 def seed_rank(seed: int, epoch: int) -> None:
@@ -93,8 +108,8 @@ def seed_rank(seed: int, epoch: int) -> None:
 
 
 @contextmanager
-def tensorboard_log(folder: Path, purge_step: int | None = None) -> "Iterator[SummaryWriter]":
-    """A TensorBoard writer; events of an earlier run from `purge_step` on are hidden.
+def tensorboard_log(folder: Path, first_step: int = 0) -> "Iterator[SummaryWriter]":
+    """A TensorBoard writer; events of earlier processes from `first_step` on are hidden.
 
     Raises:
         DataError: if the log cannot be written: `folder` is not a folder, or the disk is full.
@@ -109,7 +124,7 @@ def tensorboard_log(folder: Path, purge_step: int | None = None) -> "Iterator[Su
 
     threading.excepthook = ignore_os_errors
     try:
-        with SummaryWriter(str(folder), purge_step=purge_step) as log:
+        with SummaryWriter(str(folder), purge_step=first_step) as log:
             yield log
     except OSError as error:
         if error.filename is not None and not str(error.filename).startswith(str(folder)):

@@ -60,7 +60,12 @@ def test_run(config: Config, weights: Path, command: Sequence[str]) -> None:
 
 
 def evaluate_and_report(
-    evaluation: Evaluation, model: Reconstructor, loader: PatchLoader, epoch: int, command: Sequence[str] = ()
+    evaluation: Evaluation,
+    model: Reconstructor,
+    loader: PatchLoader,
+    epoch: int,
+    command: Sequence[str] = (),
+    step: int = 0,
 ) -> None:
     """Evaluate a network on the test split, then write `report.html`; a failing report is a note.
 
@@ -70,8 +75,9 @@ def evaluate_and_report(
         loader: of the test split.
         epoch: of the weights.
         command: the words of the command line; empty for the test at the end of a training.
+        step: in TensorBoard.
     """
-    result = evaluation.test(model, loader, epoch)
+    result = evaluation.test(model, loader, epoch, step=step)
     if not process_group.is_rank_zero():
         return
 

@@ -1,14 +1,16 @@
 """The story of a training: from a configuration to the test of its best weights."""
 
 import math
+import shutil
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from common import process_group
 from common.errors import DataError
-from common.files import write_json
+from common.files import atomic_file, write_json
 from common.memory import memory_advice
+from common.run_folder import RunFolder
 from config.schema import Config
 from data.holdout import held_out_rois
 from data.loaders import Loaders, PatchLoader, build_loaders
@@ -17,7 +19,7 @@ from evaluation.evaluate import Evaluation
 from model.build import build_loss, build_model, build_optimizer, build_scheduler
 from model.registry import FUSION
 from model.runtime import count_parameters
-from training.checkpoint import load_weights, resume, save_state
+from training.checkpoint import checkpoint_epoch, is_validated, load_weights, resume, save_state, set_rates
 from training.distributed import convert_sync_batchnorm
 from training.engine import TrainState, profile_step, train_one_epoch
 from training.fusion import train_fusion
@@ -26,6 +28,7 @@ from training.run import (
     RunSetup,
     lock_run_folder,
     print_skipped_at_exit,
+    refuse_fewer_epochs,
     seed_rank,
     set_up_run,
     start_run_folder,
@@ -71,13 +74,15 @@ def _fit(config: Config, checkpoint: str) -> None:
         return
     process_group.barrier()  # all have read the checkpoint to resume from
     if process_group.is_rank_zero():
-        start_run_folder(setup.folder, config)
+        if config.resume_from:
+            return_to_epoch(setup.folder, state)
+        start_run_folder(setup.folder, config, state.epoch)
     process_group.barrier()
     with ExitStack() as stack:
         log = None
         if process_group.is_rank_zero():
-            purge_step = state.epoch * len(loaders.train) if state.epoch else None
-            log = stack.enter_context(tensorboard_log(setup.folder.logs, purge_step))
+            first_step = state.completed_steps(len(loaders.train))
+            log = stack.enter_context(tensorboard_log(setup.folder.logs, first_step))
         stack.enter_context(print_skipped_at_exit(lambda: loaders.skipped))
         evaluation = Evaluation(config, setup.folder, criterion, setup.compute, log)
         run_epochs(config, state, loaders, evaluation)
@@ -97,6 +102,9 @@ def initial_state(config: Config, setup: RunSetup, checkpoint: str) -> TrainStat
             path = Path(checkpoint) if checkpoint else setup.folder.checkpoint(config.resume_at or epochs[-1])
             resume(path, state)
             print(f"resuming after epoch {state.epoch}, from {path}")
+            refuse_fewer_epochs(config, state.epoch)
+            if set_rates(state, config.lr, config.gamma):
+                print(f"learning rate {config.lr:g} from epoch {state.epoch + 1} on")
             return state
         print(f"note: no epoch is complete yet in {setup.folder.path}; starting from the first")
     if config.trained_checkp:
@@ -104,6 +112,35 @@ def initial_state(config: Config, setup: RunSetup, checkpoint: str) -> TrainStat
         print(report)
         state.frozen = freeze(model, report) if config.unfreeze_after > 0 else ()
     return state
+
+
+def return_to_epoch(folder: RunFolder, state: TrainState) -> None:
+    """Leave in the folder of a resumed training what it had after `state.epoch`; what is later is set aside.
+
+    The best weights of an epoch that was interrupted before its checkpoint are dropped: the epoch is repeated.
+
+    Raises:
+        DataError: if the checkpoint of the best epoch up to there is missing.
+    """
+    best_epoch = checkpoint_epoch(folder.best) if folder.best.exists() else 0
+    losses = {int(epoch): row["val_loss"] for epoch, row in state.trainlog.items() if "val_loss" in row}
+    lowest = min((loss for loss in losses.values() if not math.isnan(loss)), default=None)
+    source = None if lowest is None else folder.checkpoint(max(e for e, loss in losses.items() if loss == lowest))
+    replaced = best_epoch > state.epoch or (source is not None and not best_epoch)
+    if replaced and source is not None and not source.exists():
+        raise DataError(
+            f"{source} is missing, which has the best weights up to epoch {state.epoch}; restore it, or resume from "
+            "another epoch with --resume_at"
+        )
+    interrupted = best_epoch == state.epoch + 1 and not folder.metrics("test").exists()
+    if any(epoch > state.epoch for epoch in folder.epochs()) or (best_epoch > state.epoch and not interrupted):
+        print(f"note: what came after epoch {state.epoch} is now in {folder.set_aside_after(state.epoch)}")
+        write_json(folder.trainlog, state.trainlog)
+    if replaced and source is not None:
+        with atomic_file(folder.best) as temporary:
+            shutil.copyfile(source, temporary)
+    elif replaced:
+        folder.best.unlink()
 
 
 def describe(config: Config, setup: RunSetup, state: TrainState, loaders: Loaders) -> None:
@@ -141,9 +178,10 @@ def run_epochs(config: Config, state: TrainState, loaders: Loaders, evaluation: 
         state.epoch = epoch
         state.trainlog[str(epoch)] = row
         if loaders.val is not None and epoch % config.val_every == 0 and epoch > config.val_after:
-            row |= validate(config, state, loaders.val, evaluation)
+            last_step = state.completed_steps(len(loaders.train)) - 1
+            row |= validate(config, state, loaders.val, evaluation, last_step)
         if process_group.is_rank_zero():
-            write_json(folder.path / "trainlog.json", state.trainlog)
+            write_json(folder.trainlog, state.trainlog)
             plot_training(state.trainlog, folder.path / "plot_training.png")
             save_state(folder.checkpoint(epoch), state, config)
         process_group.barrier()
@@ -154,10 +192,12 @@ def run_epochs(config: Config, state: TrainState, loaders: Loaders, evaluation: 
             )
 
 
-def validate(config: Config, state: TrainState, loader: PatchLoader, evaluation: Evaluation) -> dict[str, float]:
+def validate(
+    config: Config, state: TrainState, loader: PatchLoader, evaluation: Evaluation, step: int
+) -> dict[str, float]:
     """Validate the current weights, and save them if they are the best so far; the figures for the training log."""
     epoch, folder = state.epoch, evaluation.folder
-    metrics = evaluation.run(state.model, loader, "val", epoch).metrics
+    metrics = evaluation.run(state.model, loader, "val", epoch, step=step).metrics
     if process_group.is_rank_zero():
         folder.write_metrics(f"val_epoch_{epoch}", metrics)
     best = metrics["loss"] <= state.best_loss
@@ -173,7 +213,7 @@ def validate(config: Config, state: TrainState, loader: PatchLoader, evaluation:
 def test_best(config: Config, state: TrainState, loaders: Loaders, evaluation: Evaluation) -> None:
     """Test the weights that were best on validation, or the last ones where no epoch was validated."""
     best = evaluation.folder.best
-    if process_group.is_rank_zero() and not best.exists():
+    if process_group.is_rank_zero() and not (best.exists() and is_validated(best, state)):
         print("note: no epoch was validated; the last one is tested")
         save_state(best, state, config)
     process_group.barrier()
@@ -181,4 +221,5 @@ def test_best(config: Config, state: TrainState, loaders: Loaders, evaluation: E
     if loaders.test is None:
         print("note: there is no test split to test on")
     else:
-        evaluate_and_report(evaluation, state.model, loaders.test, epoch)
+        step = state.completed_steps(len(loaders.train))  # so that a later part of the training replaces it
+        evaluate_and_report(evaluation, state.model, loaders.test, epoch, step=step)

@@ -2,6 +2,9 @@
 
 import json
 import os
+import re
+import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import torch
 import ensemble_reconstruct
 import test_reconstruct
 import train_reconstruct
+from config.schema import COMMAND_FLAGS, RESUME_FLAGS, Config, ModelConfig
 from model import registry
 from model.runtime import choose_device
 from model.weights import load_checkpoint
@@ -123,10 +127,10 @@ SPOIL = {
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:5000]), "cannot be read as a checkpoint; is it"),
     "empty": (lambda path: path.write_bytes(b""), "cannot be read as a checkpoint; is it complete?"),
     "web page": (lambda path: path.write_text("<html>not found</html>"), "could run code, or it is not a checkpoint"),
-    "hostile": (hostile, "is refused: it holds more than tensors and plain values and could run code"),
+    "hostile": (hostile, "is refused: it holds posix.system, neither tensor nor plain value, which could run code"),
     "list": (lambda path: torch.save([1, 2], path), "expected a dict with 'state_dict', got a list"),
     "other dict": (lambda path: torch.save({"a": 1}, path), "expected weights under 'state_dict', got ['a']"),
-    "epoch": (with_epoch_of_text, "expected a number under 'epoch', got 'one'"),
+    "epoch": (with_epoch_of_text, "expected a number of epochs under 'epoch', got 'one'"),
     "missing": (lambda path: path.unlink(), "there is no checkpoint"),
 }
 
@@ -163,8 +167,6 @@ def test_a_checkpoint_of_another_architecture_is_listed_by_name_and_shape(runs_c
     assert "of another architecture than the flags describe" in message
     assert "in_conv.conv.conv.0.weight 8x13x1x1 instead of 8x15x1x1" in message
     assert "check --model, --use_sar" in message
-    words = training(series, runs_copy, "--resume_from", "--epochs", 2, "--decoder_widths", 16, 8)
-    assert "of another shape" in refused(capsys, train_reconstruct.main, *words)
     widths = ["--encoder_widths", 16, "--decoder_widths", 16, "--n_head", 4, "--d_model", 16]
     checkpoint = runs_copy / NAME / "model.pth.tar"
     words = training(series, tmp_path / "new", *widths, "--trained_checkp", checkpoint)
@@ -173,6 +175,85 @@ def test_a_checkpoint_of_another_architecture_is_listed_by_name_and_shape(runs_c
     assert "was it trained with another --model" in message
     assert not (tmp_path / "inference").exists()
     assert not (tmp_path / "new").exists()
+
+
+# Flags on resuming
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("--model conv3d_mamba", "--head gaussian", "--encoder_widths 16", "--decoder_widths 16 8", "--out_conv 4 13"),
+        *("--mean_nonLinearity", "--agg_mode mean", "--encoder_norm batch", "--decoder_norm group"),
+        *("--block_type residual", "--padding_mode zeros", "--n_head 4", "--d_model 16", "--d_k 8", "--use_v"),
+        *("--low_res_size 8", "--separate_out", "--positional_encoding", "--pad_value 1", "--scale_by 10"),
+        *("--use_sar", "--pretrain", "--loss MGNLL", "--loss l2", "--loss l2 --head mean", "--covmode iso"),
+        *("--weight_reg 0.5", "--evidence_reg none", "--legacy", "--rdm_seed 2", "--unfreeze_after 1"),
+        *("--fit_rois 1", "--region america", "--input_t 3", "--vary_samples", "--min_cov 0.1", "--max_cov 0.5"),
+        *("--ref_date 2014-04-04", "--max_samples_count 1", "--max_samples_frac 0.5", "--var_nonLinearity elu"),
+    ],
+)
+def test_a_flag_that_makes_another_experiment_is_refused_on_resuming(runs_copy, series, capsys, words):
+    before = files_in(runs_copy)
+    words = words.split()
+    message = refused(
+        capsys, train_reconstruct.main, *training(series, runs_copy, "--resume_from", "--epochs", 2, *words), code=2
+    )
+    assert re.search(rf"--resume_from: .*{words[0]} .*\(it has .*\) would make this training another exp", message)
+    assert message.count("(it has ") == sum(
+        word.startswith("--") for word in words
+    )  # those of `training` are the run's
+    assert files_in(runs_copy) == before
+
+
+def test_every_flag_may_change_or_is_refused_on_resuming():
+    fixed = {entry.name for entry in fields(Config) if entry.metadata["group"]} - RESUME_FLAGS - COMMAND_FLAGS
+    assert not RESUME_FLAGS & COMMAND_FLAGS
+    assert fixed == {entry.name for entry in fields(ModelConfig)} - {
+        *("compile", "ssm_backend", "fusion", "unguarded", "expert_configs"),
+    } | {
+        *("rdm_seed", "unfreeze_after", "experts", "fit_rois", "region", "input_t", "sample_type", "vary_samples"),
+        *("min_cov", "max_cov", "ref_date", "max_samples_count", "max_samples_frac"),
+    }
+
+
+def test_fewer_epochs_than_there_are_is_refused(runs_copy, series, capsys):
+    shutil.copy(runs_copy / NAME / "model_epoch_1.pth.tar", runs_copy / NAME / "model_epoch_2.pth.tar")
+    content = load_checkpoint(runs_copy / NAME / "model_epoch_2.pth.tar")
+    torch.save(content | {"epoch": 2}, runs_copy / NAME / "model_epoch_2.pth.tar")
+    before = files_in(runs_copy)
+    message = refused(capsys, train_reconstruct.main, *training(series, runs_copy, "--resume_from"), code=2)
+    assert f"--epochs 1: {NAME} has 2 epochs already; give as many or more, or go back with --resume_at 1" in message
+    assert files_in(runs_copy) == before
+
+
+def test_an_epoch_to_resume_from_without_resuming_is_refused(series, tmp_path, capsys):
+    words = training(series, tmp_path / "new", "--resume_at", 2)
+    message = refused(capsys, train_reconstruct.main, *words, code=2)
+    assert "--resume_at 2 belongs to --resume_from; add it, or leave both out" in message
+
+
+@pytest.mark.parametrize(
+    ("history", "expected"),
+    [
+        ({"epoch": 2}, "history must be array, got"),
+        ([{"lr": [0.1, 0.2]}], "history[0] must contain ['epoch']"),
+        ([{"epoch": 0}], "history[0].epoch must be bigger than or equal to 1"),
+        ([{"epoch": 2, "lr": 0.1}], "history[0].lr must be array"),
+        ([{"epoch": 2, "lr": ["fast", 0.1]}], "history[0].lr[0] must be number, got 'fast'"),
+        ([{"epoch": 2, "model": ["utae", "unet"]}], "history[0] must not contain"),
+    ],
+)
+def test_a_history_that_cannot_be_read(runs_copy, series, capsys, history, expected):
+    conf = runs_copy / NAME / "conf.json"
+    conf.write_text(json.dumps(json.loads(conf.read_text()) | {"history": history}))
+    words = training(series, runs_copy, "--resume_from", "--resume_at", 1)
+    message = refused(capsys, train_reconstruct.main, *words)
+    assert expected in message
+    assert str(conf) in message
+
+
+# Configurations
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A training that is killed at any moment goes on with --resume_from and ends with the same bits."""
+"""Resuming: killed trainings end with the same bits, changed flags act, later epochs are set aside."""
 
 import json
 import shutil
@@ -7,9 +7,10 @@ import time
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.support.commands import TINY
 from model.weights import load_checkpoint
+from tests.support.commands import TINY
 
 EPOCHS = 3
 
@@ -131,6 +132,100 @@ def test_an_earlier_training_of_the_name_is_set_aside(commands, sample_data, uni
     content = load_checkpoint(tmp_path / "results" / "run" / "model.pth.tar")
     assert (content["epoch"], content["config"]["val_after"]) == (1, 9)
     assert not (tmp_path / "results" / "run" / "model_epoch_2.pth.tar").exists()
+
+
+def copied(uninterrupted, folder):
+    """A copy of the run and its logs, in results/run and logs/run."""
+    shutil.copytree(uninterrupted, folder / "results" / "run")
+    shutil.copytree(uninterrupted.parents[1] / "logs" / "run", folder / "logs" / "run")
+    return folder / "results" / "run"
+
+
+def scalars(logs):
+    """The steps of every figure that TensorBoard shows."""
+    events = EventAccumulator(str(logs)).Reload()
+    return {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_flags_named_on_resuming_act_and_are_recorded(commands, sample_data, uninterrupted, tmp_path):
+    run = copied(uninterrupted, tmp_path)
+    changes = "--epochs 4 --lr 0.00001 --gamma 0.1 --batch_size 2 --clip_grad 1 --val_every 4 --display_step 1"
+    words = [*flags(sample_data, tmp_path / "results"), changes, "--resume_from"]
+    assert "learning rate 1e-05 from epoch 4 on" in commands.run("train_reconstruct.py", *words).ok().text
+    before, after = (load_checkpoint(run / f"model_epoch_{epoch}.pth.tar") for epoch in (3, 4))
+    assert before["optimizer_G"]["param_groups"][0]["lr"] == pytest.approx(0.01 * 0.7**3)
+    assert after["optimizer_G"]["param_groups"][0]["lr"] == pytest.approx(0.00001 * 0.1)
+    weight = "in_conv.conv.conv.0.weight"
+    assert (after["state_dict_G"][weight] - before["state_dict_G"][weight]).abs().max() < 1e-4
+    assert [row["train_steps"] for row in losses(run).values()] == [2, 2, 2, 1]  # two samples
+    conf = json.loads((run / "conf.json").read_text())
+    recorded = {"epochs": [3, 4], "lr": [0.01, 0.00001], "gamma": [0.7, 0.1], "batch_size": [1, 2]}
+    recorded |= {"clip_grad": [0.0, 1.0], "val_every": [1, 4], "display_step": [10, 1]}
+    assert conf["history"] == [{"epoch": 4, **recorded}]
+    assert {name: conf[name] for name in recorded} == {name: new for name, (_, new) in recorded.items()}
+    content = (run / "conf.json").read_text()
+    commands.run("train_reconstruct.py", *words).ok()  # the same line again changes nothing
+    assert (run / "conf.json").read_text() == content
+    back = "--experiment_name run --resume_from --resume_at 3 --device cpu --res_dir"
+    commands.run("train_reconstruct.py", back, tmp_path / "results").ok()  # before the change
+    assert_same_weights(run / "model_epoch_3.pth.tar", uninterrupted / "model_epoch_3.pth.tar")
+    conf = json.loads((run / "conf.json").read_text())
+    assert (conf["lr"], conf["gamma"], conf["batch_size"], conf["epochs"]) == (0.01, 0.7, 1, 4)
+    assert conf["history"] == [{"epoch": 4, "epochs": [3, 4]}]
+
+
+def assert_same_weights(one, other):
+    first, second = (load_checkpoint(path)["state_dict_G"] for path in (one, other))
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+def test_going_back_sets_later_epochs_aside(commands, sample_data, uninterrupted, tmp_path):
+    """Else the best of the abandoned epochs is tested, and the next --resume_from goes on after the last of them."""
+    run, earlier = copied(uninterrupted, tmp_path), tmp_path / "results" / "run_earlier_1"
+    words = [*flags(sample_data, tmp_path / "results"), "--resume_from --resume_at 1 --lr 0.3 --epochs 2"]
+    text = commands.run("train_reconstruct.py", *words).ok().text
+    assert f"note: what came after epoch 1 is now in {earlier}" in text
+    assert sorted(path.name for path in run.glob("*_epoch_*")) == [
+        *("model_epoch_1.pth.tar", "model_epoch_2.pth.tar"),
+        *("val_epoch_1_metrics.json", "val_epoch_2_metrics.json"),
+    ]
+    log = losses(run)
+    assert log["1"] == losses(uninterrupted)["1"]
+    assert list(log) == ["1", "2"]
+    best = max(log, key=lambda epoch: (-log[epoch]["val_loss"], epoch))
+    assert_same_weights(run / "model.pth.tar", run / f"model_epoch_{best}.pth.tar")
+    assert load_checkpoint(run / "model.pth.tar")["epoch"] == int(best)
+    # what was set aside is a whole run: its best weights, its test, its logs, and its first epoch in the log
+    assert_same_weights(earlier / "model.pth.tar", uninterrupted / "model.pth.tar")
+    for name in ("conf.json", "trainlog.json", "test_metrics.json", "val_epoch_3_metrics.json", "report.html"):
+        assert (earlier / name).read_bytes() == (uninterrupted / name).read_bytes()
+    assert (earlier / "model_epoch_3.pth.tar").is_file()
+    assert (earlier / "export" / "epoch_2" / "val").is_dir()
+    assert scalars(tmp_path / "logs" / "run_earlier_1")["val/loss"] == [1, 3, 5]
+    commands.run("train_reconstruct.py", *flags(sample_data, tmp_path / "results"), "--epochs 2 --resume_from").ok()
+    assert load_checkpoint(run / "model_epoch_2.pth.tar")["epoch"] == 2
+    assert not (tmp_path / "results" / "run_earlier_2").exists()
+
+
+def test_every_figure_is_once_in_tensorboard(commands, sample_data, uninterrupted, tmp_path):
+    run = copied(uninterrupted, tmp_path)
+    words = [*flags(sample_data, tmp_path / "results"), "--resume_from --display_step 1"]
+    expected = scalars(tmp_path / "logs" / "run")
+    assert (expected["train/loss"], expected["val/loss"], expected["test/loss"]) == ([1, 3, 5], [1, 3, 5], [6])
+    commands.run("train_reconstruct.py", *words).ok()  # tests again
+    assert scalars(tmp_path / "logs" / "run") == expected
+    commands.run("train_reconstruct.py", *words, "--resume_at 2 --epochs 4").ok()
+    steps = scalars(tmp_path / "logs" / "run")
+    assert (steps["train/loss"], steps["val/loss"], steps["test/loss"]) == ([1, 3, 4, 5, 6, 7], [1, 3, 5, 7], [8])
+    assert run.is_dir()
+
+
+def test_without_validation_the_last_weights_are_tested_after_resuming_too(commands, sample_data, tmp_path):
+    words = [*flags(sample_data, tmp_path / "results"), "--val_after 9"]
+    commands.run("train_reconstruct.py", *words, "--epochs 1").ok()
+    assert load_checkpoint(tmp_path / "results" / "run" / "model.pth.tar")["epoch"] == 1
+    commands.run("train_reconstruct.py", *words, "--epochs 2 --resume_from").ok()
+    assert load_checkpoint(tmp_path / "results" / "run" / "model.pth.tar")["epoch"] == 2
 
 
 def test_profile_leaves_no_trace(commands, sample_data, tmp_path):

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import test_reconstruct
 import train_reconstruct
+from common.errors import UsageError
 from common.run_folder import RunFolder
-from config.resolve import resolve_config
+from config.resolve import resolve_config, resolve_training
 from config.stored import read_conf
 from model import load_model
 from model.fusion.network import RECALIBRATED
@@ -21,7 +23,7 @@ from parse_args import parse
 from tests.cli.test_flags import TRAIN
 from tests.support.cli_cases import TEST_ROI, TRAIN_ROI, VAL_ROI, assert_whole, call, evaluating, files_in, refused
 from tests.support.fake_trees import coverages_with_clear, write_series, write_triplet
-from training.fusion import expert_config
+from training.fusion import expert_config, train_experts
 
 OTHER_TRAIN_ROI = "ROIs1970/35"
 NETWORK = ["--n_head", "2", "--d_model", "8", "--device", "cpu", "--batch_size", "2", "--epochs", "1"]
@@ -225,7 +227,7 @@ def test_experts_that_held_nothing_out_share_validation(tree, experts, tmp_path,
     assert "note: no training region was held out by every expert (--fit_rois), and validation has one region" in out
     assert json.loads((run / "guard.json").read_text())["n_images"] == 6  # three by three, crosswise
     assert "1 region to test on, fewer than 5: patches are treated as independent" in out
-    assert read_conf(run / "conf.json")["held_out"] == []
+    assert not read_conf(run / "conf.json")["held_out"]
 
 
 def test_networks_of_single_dates(tmp_path):
@@ -290,8 +292,40 @@ def test_joint_training_is_tested(one_command):
 
 def test_a_resumed_command_does_not_train_experts_again(one_command, tree):
     before = files_in(one_command / "experts")
-    train(tree, one_command.parent, one_command.name, "--resume_from", "--device", "cpu", "--model", "fusion_net")
+    conf = json.loads((one_command / "conf.json").read_text())
+    again = ("--resume_from", "--device", "cpu", "--model", "fusion_net")
+    train(tree, one_command.parent, one_command.name, *again, "--fusion_epochs", "3")
     assert files_in(one_command / "experts") == before
+    changed = {**conf, "resume_from": True, "fusion_epochs": 3, "history": [{"epoch": 1, "fusion_epochs": [2, 3]}]}
+    assert json.loads((one_command / "conf.json").read_text()) == changed
+    events = EventAccumulator(str(one_command.parents[1] / "logs" / one_command.name)).Reload()
+    assert [event.step for event in events.Scalars("fusion/gate, training")] == [0, 1, 2, 3]
+    assert [event.step for event in events.Scalars("test/loss")] == [1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--resume_at", "1"], "--resume_at: a fusion is fitted anew when it resumes"),
+        (["--trained_checkp", "x.pth.tar"], "--trained_checkp: a fusion is fitted anew when it resumes"),
+        (["--loss", "NIG"], r"--loss NIG \(it has fusion\) would make this training another experiment"),
+        (["--experts", "a=b", "c=d"], "--experts .* would make this training another experiment"),
+    ],
+)
+def test_a_fusion_does_not_resume_with_everything(one_command, tree, words, message):
+    values, typed = parse(
+        "train", ["--res_dir", str(one_command.parent), "--experiment_name", one_command.name, *words]
+    )
+    with pytest.raises(UsageError, match=message):
+        resolve_training({**values, "resume_from": True}, {*typed, "resume_from"})
+
+
+def test_fewer_epochs_than_an_expert_has_are_refused(one_command, monkeypatch):
+    values = json.loads((one_command / "conf.json").read_text()) | {"resume_from": True}
+    folder = RunFolder(one_command.parent, one_command.name)
+    monkeypatch.setattr(RunFolder, "epochs", lambda self: [1, 2])
+    with pytest.raises(UsageError, match="--epochs 1: uncrtaints has 2 epochs already"):
+        train_experts(resolve_config(values, {"head"})[0], folder, pytest.fail)
 
 
 # Errors
