@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
@@ -71,6 +72,7 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
         DataError: if the file is missing, truncated, holds code, or is not a checkpoint.
     """
     path = Path(path)
+    _check_declared_size(path)
     torch.serialization.add_safe_globals(_numpy_numbers())
     try:
         content = torch.load(path, map_location=map_location, weights_only=True)
@@ -109,6 +111,26 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     if isinstance(frozen, list) and all(isinstance(name, str) for name in frozen):
         content["frozen"] = [PREFIX + rename_key(strip_wrappers(name)) for name in frozen]
     return content
+
+
+def _check_declared_size(path: Path) -> None:
+    """Raise a `DataError` if the content takes more than the file: torch stores it uncompressed.
+
+    A file of 3 MB can hold 3 GB of compressed zeros, which torch would read into memory at once.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError(f"{path} is a pipe or a device; expected a checkpoint")
+    try:
+        with ZipFile(path) as archive:
+            declared = sum(entry.file_size for entry in archive.infolist())
+    except (*_UNREADABLE, BadZipFile):  # missing, damaged, or of the old format, which is no zip file
+        return
+    size = path.stat().st_size
+    if declared > size:
+        raise DataError(
+            f"{path} is refused: it has {size} bytes and declares a content of {declared}, which is compressed, as no "
+            "checkpoint is; save it again with torch.save"
+        )
 
 
 @cache
