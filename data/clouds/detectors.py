@@ -13,7 +13,9 @@ from common.parallel import available_cores
 from data.clouds.compiled_trees import CompiledTrees
 from data.clouds.threshold_rules import get_cloud_mask, get_shadow_mask
 from data.constants import N_S2, REFLECTANCE_SCALE
+from data.raster.missing import missing_pixels
 
+MOSTLY = 0.5  # share of pixels without data above which an image counts as entirely cloudy
 _SETTINGS: dict[str, dict[str, Any]] = {
     "s2cloudless_mask": {"threshold": 0.4, "average_over": 4, "dilation_size": 2, "all_bands": True},
     "s2cloudless_map": {"zero_below": 0.5, "sigma": 2, "all_bands": True},
@@ -66,6 +68,24 @@ def detect_clouds(image: np.ndarray, detector: str | None) -> np.ndarray:
     probability[probability < settings["zero_below"]] = 0
     smooth: np.ndarray = gaussian_filter(probability, sigma=settings["sigma"])
     return smooth.astype(np.float32)
+
+
+def mask_and_coverage(image: np.ndarray, detector: str) -> tuple[np.ndarray, float]:
+    """The cloud mask of an image whose pixels without data count as cloud, and its coverage.
+
+    Args:
+        image: (13, H, W), as for `detect_clouds`.
+        detector: one of its detectors.
+
+    Returns:
+        The mask, 1 where no band is above 0; and its mean, or 1 if more than half of the pixels have no data.
+    """
+    mask, missing = detect_clouds(image, detector), missing_pixels(image)
+    if missing is not None:
+        mask[missing] = 1
+        if missing.mean() > MOSTLY:
+            return mask, 1.0
+    return mask, float(mask.mean(dtype=np.float64))
 
 
 def _probability(clipped: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ import numpy as np
 
 from common.errors import DataError
 from common.files import cache_folder, write_json
-from data.clouds.detectors import detect_clouds, detector_settings
+from data.clouds.detectors import detector_settings, mask_and_coverage
 from data.clouds.mask_record import DamagedRecordError, MaskEntry, MaskRecord, write_record
 from data.clouds.published_coverage import ImportedCoverage, find_published, published_name, read_published
 from data.constants import N_S2
@@ -151,8 +151,10 @@ class MaskStore:
             names = {index: _name(rel_paths[index]) for index in members}
             # images whose masks are needed are about to be opened; for coverages checking one of the series suffices
             checked = members if with_masks else members[:1]
-            sizes = {names[index]: open_images(root).file_bytes(rel_paths[index]) for index in checked}
-            stored, valid = self._stored(record_path, list(names.values()), sizes, with_masks)
+            file_sizes = {names[index]: open_images(root).file_bytes(rel_paths[index]) for index in checked}
+            image = None if images is None else images[members[0]]
+            size = None if image is None else image.shape[1:]  # that of all dates
+            stored, valid = self._stored(record_path, list(names.values()), file_sizes, with_masks, size)
             entries |= {index: stored[name] for index, name in names.items() if name in stored}
             absent = [index for index in members if index not in entries]
             computed = {
@@ -166,7 +168,12 @@ class MaskStore:
         return entries
 
     def _stored(
-        self, record_path: Path, names: list[str], sizes: dict[str, int], with_masks: bool
+        self,
+        record_path: Path,
+        names: list[str],
+        file_sizes: dict[str, int],
+        with_masks: bool,
+        size: tuple[int, ...] | None,
     ) -> tuple[dict[str, MaskEntry], bool]:
         """The stored entries, and whether the record is valid: no image has changed size since it was written."""
         if self._last_computed is not None and self._last_computed[0] == record_path:
@@ -178,8 +185,8 @@ class MaskStore:
             record = self._read(record_path)  # another process may have added entries in the meantime
         if record is None:
             return {}, True
-        for name, size in sizes.items():
-            if name in record and -1 not in (size, record.image_bytes(name)) and size != record.image_bytes(name):
+        for name, n_bytes in file_sizes.items():
+            if name in record and -1 not in (n_bytes, record.image_bytes(name)) and n_bytes != record.image_bytes(name):
                 text = f"images have changed since their masks were stored in {record_path}: computing them again"
                 self._warn_once("changed", text)
                 return {}, False
@@ -188,7 +195,7 @@ class MaskStore:
             return {name: MaskEntry(value) for name, value in coverage.items() if value is not None}, True
         available = [name for name in names if record.has_mask(name)]
         try:
-            masks = record.masks(available)
+            masks = record.masks(available, size)
         except DamagedRecordError as error:
             self._warn_damaged(error)
             return {}, True
@@ -197,7 +204,8 @@ class MaskStore:
     def _compute(self, root: Path, rel_path: str, image: np.ndarray | None) -> MaskEntry:
         images = open_images(root)
         raw = images.read(rel_path, N_S2)[0] if image is None else image
-        entry = MaskEntry.of(detect_clouds(raw, self.detector), images.file_bytes(rel_path))
+        mask, coverage = mask_and_coverage(raw, self.detector)
+        entry = MaskEntry(coverage, mask, images.file_bytes(rel_path))
         if self.imported is not None:
             self._compare(root / rel_path, float(self.imported.lookup([rel_path])[0]), entry.coverage)
         return entry
@@ -210,7 +218,8 @@ class MaskStore:
     def _merge(self, record_path: Path, new: dict[str, MaskEntry], keep_old: bool) -> dict[str, MaskEntry]:
         record = self._read(record_path) if keep_old else None
         try:
-            merged = {} if record is None else record.entries()
+            size = next((entry.mask.shape for entry in new.values() if entry.mask is not None), None)
+            merged = {} if record is None else record.entries(size)
         except DamagedRecordError:
             merged = {}
         for name, entry in new.items():

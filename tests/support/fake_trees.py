@@ -5,6 +5,7 @@ from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
+import rasterio
 from rasterio.transform import from_origin
 
 from data.clouds.mask_record import MaskEntry, write_record
@@ -30,6 +31,11 @@ def cloud_mask(coverage: float, size: int = SIZE) -> np.ndarray:
     flat = np.zeros(size * size, np.float32)
     flat[: round(coverage * size * size)] = 1
     return flat.reshape(size, size)
+
+
+def mask_entry(mask: np.ndarray, image: Path) -> MaskEntry:
+    """The entry of an image in the mask store."""
+    return MaskEntry(float(mask.mean(dtype=np.float64)), mask, image.stat().st_size)
 
 
 def optical_level(patch: int, day: int) -> int:
@@ -93,7 +99,7 @@ def write_series(
         transform = patch_transform(patch, size)
         write_geotiff(optical, optical_image(patch, day, coverage, size), CRS, transform, compress=None)
         write_geotiff(radar, radar_image(patch, day, size), CRS, transform, compress=None)
-        entries[optical.name] = MaskEntry.of(cloud_mask(coverage, size), optical.stat().st_size)
+        entries[optical.name] = mask_entry(cloud_mask(coverage, size), optical)
     if stored:
         store = MaskStore(default_store(root), DETECTOR)
         write_record(store.folder(root) / roi / f"patch_{patch}.npz", entries)
@@ -123,5 +129,13 @@ def write_triplet(root: Path, roi: str, patch: int, coverage: float = 0.4, membe
     cloudy = root / triplet_path(roi, "s2_cloudy", patch)
     if cloudy.is_file():
         record = MaskStore(default_store(root), DETECTOR).folder(root) / triplet_path(roi, "s2_cloudy", patch)
-        entry = MaskEntry.of(cloud_mask(coverage), cloudy.stat().st_size)
-        write_record(record.with_suffix(".npz"), {cloudy.name: entry})
+        write_record(record.with_suffix(".npz"), {cloudy.name: mask_entry(cloud_mask(coverage), cloudy)})
+
+
+def zero_rows(path: Path, rows: int) -> None:
+    """Overwrite the last rows of an image by zeros; the size of an uncompressed file stays."""
+    with rasterio.open(path) as source:
+        image, crs, transform = source.read(), source.crs, source.transform
+        compression = source.compression
+    image[:, -rows:] = 0
+    write_geotiff(path, image, crs, transform, compress=compression and compression.name)

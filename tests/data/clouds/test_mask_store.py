@@ -5,17 +5,19 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rasterio.transform import from_origin
 
 from common.errors import DataError
 from data.clouds.detectors import detect_clouds
-from data.clouds.mask_record import MaskRecord
+from data.clouds.mask_record import MaskRecord, write_record
 from data.clouds.mask_store import MaskStore, StoreWriteError, default_store, open_mask_store
 from data.clouds.published_coverage import ImportedCoverage
-from data.raster.geotiff import read_bands
+from data.raster.geotiff import read_bands, write_geotiff
 from tests.support.commands import ROOT
 from tests.support.mask_cases import RULES, detect_files, optical_path, write_image, write_images
 
@@ -32,7 +34,7 @@ def no_computing(monkeypatch):
     def refuse(*_):
         raise AssertionError("computed, though it is stored")
 
-    monkeypatch.setattr("data.clouds.mask_store.detect_clouds", refuse)
+    monkeypatch.setattr("data.clouds.mask_store.mask_and_coverage", refuse)
 
 
 def assert_intact(store, root, series):
@@ -122,6 +124,38 @@ def test_changed_images_are_computed_again(patches, tmp_path):
         coverages = MaskStore(tmp_path / "store", RULES).coverages(root, series[0])
     np.testing.assert_array_equal(coverages, [mask.mean(dtype=np.float64) for mask in detect_files(root, series[0])])
     assert_intact(MaskStore(tmp_path / "store", RULES), root, series[:1])
+
+
+@pytest.mark.parametrize("ruin", ["coverage", "size"])
+def test_records_of_impossible_content_are_computed_again(patches, tmp_path, ruin):
+    root, series = patches
+    store = MaskStore(tmp_path / "store", RULES)
+    store.masks(root, series[0])
+    path = next(store.folder(root).rglob("*.npz"))
+    entries = MaskRecord(path).entries()
+    wrong = {"coverage": {"coverage": -1.0}, "size": {"mask": np.ones((4, 4), np.float32)}}[ruin]
+    write_record(path, {name: replace(entry, **wrong) for name, entry in entries.items()})
+    images = [read_bands(root / path) for path in series[0]]
+    fresh = MaskStore(tmp_path / "store", RULES)
+    with pytest.warns(UserWarning, match="damaged record"):
+        masks = fresh.masks(root, series[0], images)
+    np.testing.assert_array_equal(masks, detect_files(root, series[0]))
+    assert_intact(MaskStore(tmp_path / "store", RULES), root, series[:1])
+
+
+def test_pixels_without_data_count_as_cloud_in_what_is_stored(tmp_path):
+    clear = np.full((13, 16, 16), 700, np.uint16)
+    store, paths = MaskStore(tmp_path / "store", RULES), [optical_path(0, date) for date in range(3)]
+    for path, rows in zip(paths, (0, 6, 9), strict=True):
+        image = clear.copy()
+        image[:, :rows] = 0
+        write_geotiff(tmp_path / "root" / path, image, "EPSG:32631", from_origin(0, 0, 10, 10))
+    cloud_of_the_rest = detect_clouds(clear, RULES).mean()
+    assert cloud_of_the_rest == 0
+    assert store.coverages(tmp_path / "root", paths).tolist() == [0.0, 6 / 16, 1.0]  # 9 of 16 rows are more than half
+    again = MaskStore(tmp_path / "store", RULES)
+    assert again.coverages(tmp_path / "root", paths).tolist() == [0.0, 6 / 16, 1.0]
+    assert [int(mask.sum()) for mask in again.masks(tmp_path / "root", paths)] == [0, 6 * 16, 9 * 16]
 
 
 @pytest.mark.parametrize("ruin", ["empty", "half", "text", "bit"])
@@ -233,7 +267,7 @@ def start(code, root, store, paths):
     return subprocess.Popen([sys.executable, "-c", code, root, store, RULES, *paths], cwd=ROOT)
 
 
-def test_killed_while_writing(patches, tmp_path):
+def test_killed_while_writing(patches, tmp_path, monkeypatch):
     """SIGKILL between the first byte of a record and its renaming: the previous record stays intact."""
     root, series = patches
     store = MaskStore(tmp_path / "store", RULES)
@@ -243,7 +277,7 @@ def test_killed_while_writing(patches, tmp_path):
     leftover = list(store.folder(root).rglob(".*.tmp*"))
     assert len(leftover) == 1
     assert MaskStore(tmp_path / "store", RULES).missing(root, series[0]) == series[0][2:]
-    os.utime(leftover[0], (0, time.time() - 7200))  # two hours old
+    monkeypatch.setattr("common.files._swept", set())  # as in another process
     assert_intact(MaskStore(tmp_path / "store", RULES), root, series)
     assert not list(store.folder(root).rglob(".*.tmp*"))
 

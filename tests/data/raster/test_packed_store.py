@@ -123,7 +123,7 @@ def test_custom_samples_twins_and_mosaics_come_from_a_pack(tree, pack):
 
 
 def test_masks_stored_beside_the_geotiffs_serve_the_pack(tree, pack, monkeypatch):
-    monkeypatch.setattr("data.clouds.mask_store.detect_clouds", lambda *_: pytest.fail("masks were computed again"))
+    monkeypatch.setattr("data.clouds.mask_store.mask_and_coverage", lambda *_: pytest.fail("masks were computed again"))
     images = [series_path(ROI, "S2", day, 9) for day in range(30)]
     stored = MaskStore(None, "s2cloudless_mask").masks(pack, images)
     for ours, theirs in zip(stored, MaskStore(None, "s2cloudless_mask").masks(tree, images), strict=True):
