@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ Part = TypedDict(
         "S2 path": Any,
         "idx": list[int],
         "coord": list[Any],
+        "valid": Any,  # of targets: bool (H, W), False where a pixel has no data
     },
     total=False,
 )
@@ -59,12 +60,20 @@ class SampleInfo:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
+class Note(NamedTuple):
+    """A fault of a file that is used nevertheless; of notes with the same key one is reported."""
+
+    key: str
+    text: str
+
+
 @dataclass(frozen=True)
 class Indexed:
-    """A sample with its index in the full data set."""
+    """A sample with its index in the full data set, and notes about its files."""
 
     index: int
     sample: Sample
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,8 @@ class Batch:
         coverage: cloud cover of the inputs (B, T), in [0, 1]; NaN without a detector.
         info: origin of each sample.
         skipped: samples of this batch that could not be read.
+        valid: pixels of the targets that have data, bool (B, 1, H, W); None if all have.
+        notes: about files of this batch.
     """
 
     x: Tensor
@@ -96,6 +107,8 @@ class Batch:
     coverage: Tensor
     info: tuple[SampleInfo, ...]
     skipped: tuple[Skipped, ...] = ()
+    valid: Tensor | None = None
+    notes: tuple[Note, ...] = ()
 
     @property
     def n(self) -> int:
@@ -110,12 +123,20 @@ class Batch:
         """The batch in page-locked memory, from which copies to a GPU are asynchronous."""
         return self._map(lambda tensor: tensor.pin_memory())
 
+    def without_missing(self) -> "Batch":
+        """The samples whose targets have data at every pixel."""
+        if self.valid is None:
+            return self
+        rows = self.valid.flatten(1).all(dim=1).nonzero()[:, 0]
+        info = tuple(self.info[row] for row in rows.tolist())
+        return replace(self._map(lambda tensor: tensor[rows]), info=info, valid=None)
+
     def share_memory(self) -> "Batch":
         """The batch in shared memory; tensors that are there already are not copied."""
         return self._map(lambda tensor: tensor.share_memory_() if tensor.numel() else tensor)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
-        tensors = {name: getattr(self, name) for name in ("x", "target", "dates", "masks", "coverage")}
+        tensors = {name: getattr(self, name) for name in ("x", "target", "dates", "masks", "coverage", "valid")}
         mapped: dict[str, Any] = {name: function(tensor) for name, tensor in tensors.items() if tensor is not None}
         return replace(self, **mapped)
 
@@ -161,6 +182,8 @@ class Collate:
             coverage=torch.tensor([part["coverage"] for part in inputs], dtype=torch.float32),  # (B, T)
             info=tuple(sample_info(item.sample, item.index) for item in indexed),
             skipped=skipped,
+            valid=_stack_valid([item.sample["target"] for item in indexed]),  # (B, 1, H, W)
+            notes=tuple(note for item in indexed for note in item.notes),
         )
         # torch would share the small tensors in a thread of the worker, whose errors are printed and the batch lost
         return batch if get_worker_info() is None else batch.share_memory()
@@ -223,6 +246,15 @@ def _stack(samples: Sequence[Sequence[np.ndarray | RawImage]]) -> Tensor:
     tensor = _allocate(len(samples), len(samples[0]), *samples[0][0].shape)
     _copy_into(tensor.numpy(), samples)
     return tensor
+
+
+def _stack_valid(targets: Sequence[Part]) -> Tensor | None:
+    """The valid pixels of all targets, bool (B, 1, H, W); None if all are valid."""
+    masks = [_as_list(part["valid"])[0] if "valid" in part else None for part in targets]
+    if all(mask is None or mask.all() for mask in masks):
+        return None
+    size = next(mask.shape for mask in masks if mask is not None)
+    return torch.from_numpy(np.stack([np.ones(size, np.bool_) if mask is None else mask for mask in masks])[:, None])
 
 
 def _copy_into(out: np.ndarray, samples: Sequence[Sequence[np.ndarray | RawImage]]) -> None:

@@ -17,7 +17,7 @@ from common.parallel import AUTO, available_cores, require_shared_memory
 from common.processes import end_with_parent, interrupts_blocked
 from config.schema import Config
 from data.batch import Batch, Collate, Indexed, Skipped
-from data.datasets.base import EmptySplitError
+from data.datasets.base import EmptySplitError, warn_once
 from data.datasets.sen12mscr import SEN12MSCR
 from data.datasets.sen12mscrts import SEN12MSCRTS
 
@@ -49,9 +49,10 @@ class Subset(Dataset[Indexed | Skipped]):
     def __getitem__(self, item: int) -> Indexed | Skipped:
         index = self.positions[item]
         try:
-            return Indexed(index, self.dataset.load(index, for_batch=True, radar=self.radar))
+            sample = self.dataset.load(index, for_batch=True, radar=self.radar)
         except DataError as error:
             return Skipped(self.dataset.first_path(index), str(error))
+        return Indexed(index, sample, self.dataset.take_notes())
 
 
 class EpochOrder(Sampler[int]):
@@ -101,7 +102,7 @@ class ShardedBatchSampler(Sampler[list[int]]):
 
 
 class PatchLoader(DataLoader[Any]):
-    """Yields `Batch`es; raises the errors of workers, or collects them if bad samples are skipped.
+    """Yields `Batch`es; raises the errors of workers, or collects them if bad samples are skipped; warns of notes.
 
     Each of several processes yields its share of every batch, which may be empty.
 
@@ -114,6 +115,7 @@ class PatchLoader(DataLoader[Any]):
         super().__init__(subset, batch_sampler=sampler, **options)
         self.patches, self.order, self.skip_bad = subset, order, skip_bad
         self.skipped: list[Skipped] = list(subset.dataset.bad_samples)
+        self._reported: set[str] = set()
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         for batch in self._batches():
@@ -122,6 +124,7 @@ class PatchLoader(DataLoader[Any]):
                     raise DataError(f"{bad.reason}; --skip_bad_samples continues without it")
                 if bad not in self.skipped:
                     self.skipped.append(bad)
+            warn_once(batch.notes, self._reported)
             yield batch
 
     def _batches(self) -> Iterator[Batch]:

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from data.batch import Batch
-from evaluation.image_metrics import Reference, item_mean
+from evaluation.image_metrics import Reference
 from model.predictions import NIG, Mean, Prediction
+
+MISSING = "target_pixels_missing"  # in the infos of samples whose targets lack pixels: their number
 
 
 class Part(NamedTuple):
@@ -34,6 +36,8 @@ class EvaluatedBatch:
         coverage: cloud cover of the inputs (B,T), in [0, 1]; None if unknown.
         inputs: (B,T,13,H,W), or (B,T,15,H,W) with radar first; None if not available.
         infos: origin of each sample, as in the manifest of exports.
+        valid: pixels of the targets that have data, bool (B,1,H,W), to which all metrics are restricted; None if all
+            have.
         first: id of the first sample; ids count the samples of a split (known issue 7).
     """
 
@@ -44,13 +48,17 @@ class EvaluatedBatch:
     inputs: Tensor | None = None
     infos: Sequence[Mapping[str, Any]] = ()
     first: int = 0
+    valid: Tensor | None = None
 
     @classmethod
     def from_batch(cls, batch: Batch, prediction: Prediction, first: int) -> "EvaluatedBatch":
         """A batch of a loader and its prediction in reflectance."""
         coverages = batch.coverage.tolist()
         infos = [info.to_json() | {"coverage": row} for info, row in zip(batch.info, coverages, strict=True)]
-        return cls(batch.target, prediction, batch.masks, batch.coverage, batch.x, infos, first)
+        if batch.valid is not None:
+            for info, missing in zip(infos, (~batch.valid).flatten(1).sum(dim=1).tolist(), strict=True):
+                info |= {MISSING: missing} if missing else {}
+        return cls(batch.target, prediction, batch.masks, batch.coverage, batch.x, infos, first, batch.valid)
 
     @property
     def ids(self) -> range:
@@ -65,7 +73,8 @@ class EvaluatedBatch:
         for start in range(0, len(self.target), step):
             rows = slice(start, start + step)
             prediction = self.prediction.map(itemgetter(rows))
-            parts.append(Part(rows, Reference(self.target[rows]), prediction, prediction.total))
+            reference = Reference(self.target[rows], None if self.valid is None else self.valid[rows])
+            parts.append(Part(rows, reference, prediction, prediction.total))
         return parts
 
     @cached_property
@@ -74,7 +83,7 @@ class EvaluatedBatch:
         per_image = []
         for part in self.parts:
             rows = part.reference.metrics(part.prediction.mean, part.variance)
-            for row, variances in zip(rows, _mean_variances(part.prediction), strict=True):
+            for row, variances in zip(rows, _mean_variances(part), strict=True):
                 per_image.append(row | variances)
         return per_image
 
@@ -108,11 +117,13 @@ class Accumulator:
 
 
 @torch.no_grad()
-def _mean_variances(prediction: Prediction) -> list[dict[str, float]]:
+def _mean_variances(part: Part) -> list[dict[str, float]]:
     """Mean aleatoric and epistemic variance of each image, if the prediction has both."""
+    prediction = part.prediction
     if not isinstance(prediction, NIG):
         return [{} for _ in prediction.mean]
-    columns = [item_mean(variance).double() for variance in (prediction.aleatoric, prediction.epistemic)]
+    variances = prediction.aleatoric, prediction.epistemic
+    columns = [part.reference.mean(variance).double() for variance in variances]
     return [
         {"mean aleatoric": aleatoric, "mean epistemic": epistemic}
         for aleatoric, epistemic in torch.stack(columns, dim=1).tolist()

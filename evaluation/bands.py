@@ -24,7 +24,7 @@ class BandMeter(Accumulator):
 
     @torch.no_grad()
     def update(self, batch: EvaluatedBatch) -> None:
-        """Take a batch into account, except elements whose error or variance is not finite.
+        """Take a batch into account, except target pixels without data, and errors and variances that are not finite.
 
         Raises:
             ValueError: if the images do not have 13 bands.
@@ -33,6 +33,8 @@ class BandMeter(Accumulator):
         if mean.shape[-3] != len(S2_BANDS):
             raise ValueError(f"expected {len(S2_BANDS)} bands, got images of shape {tuple(mean.shape)}")
         error = batch.target.float() - mean.float()
+        if batch.valid is not None:
+            error = error.where(batch.valid[:, :, None], torch.nan)
         variance = None if variance is None else variance.float()
         self._has_variance |= variance is not None
         sums = _sums(error, variance)

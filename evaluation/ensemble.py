@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from common.errors import DataError, UsageError
 from common.files import write_json
+from data.raster.missing import missing_pixels
 from evaluation.accumulator import EvaluatedBatch
 from evaluation.bands import BandMeter
 from evaluation.baselines import ComparisonTable, comparison_markdown
@@ -165,7 +166,9 @@ def evaluate_ensemble(
     with ExportWriter(out / "export") as writer:
         for number, sample_id in enumerate(tqdm(members.ids, desc="ensemble", unit="sample")):
             fields, info = members.load(sample_id), members.info(sample_id)
-            target = tensor(exported_target(fields, info, root, sample_id))
+            target_image = exported_target(fields, info, root, sample_id)
+            target, missing = tensor(target_image), missing_pixels(target_image)
+            valid = None if missing is None else torch.from_numpy(~missing).to(torch_device)[None, None]
             mixture = mix([PredictedImages.from_fields(member) for member in fields])
             if mixture.aleatoric is None and uncertainty != "epistemic":
                 raise DataError(f"a member has no variance for sample {sample_id}: use --uncertainty epistemic")
@@ -173,7 +176,7 @@ def evaluate_ensemble(
             assert mixed.total is not None
             prediction = Gaussian(tensor(mixed.mean), tensor(mixed.total))
             coverage = torch.tensor([info["coverage"]]) if info.get("coverage") else None
-            batch = EvaluatedBatch(target, prediction, coverage=coverage, infos=[info], first=sample_id)
+            batch = EvaluatedBatch(target, prediction, coverage=coverage, infos=[info], first=sample_id, valid=valid)
             for accumulator in (split_metrics, table, bands, recorder):
                 accumulator.update(batch)
             for position, member in zip(members.present(sample_id), fields, strict=True):

@@ -46,12 +46,14 @@ class Reference:
 
     Args:
         target: (B,T,C,H,W), reflectance.
+        valid: pixels that count, bool (B,T,H,W); None for all. For SSIM the others are as those beyond the border.
     """
 
     @torch.no_grad()
-    def __init__(self, target: Tensor) -> None:
-        self.target = at_least_float32(target)
-        self._norm = _spectral_norm(self.target)  # (B,T,H,W)
+    def __init__(self, target: Tensor, valid: Tensor | None = None) -> None:
+        self.valid = None if valid is None or bool(valid.all()) else valid[:, :, None]  # (B,T,1,H,W)
+        self.target = self._without_missing(at_least_float32(target))
+        self._norm = _spectral_norm(self.target)  # (B,T,1,H,W)
         self._blurred, self._blurred_square = _blur(self.target), _blur(self.target.square())
 
     @torch.no_grad()
@@ -62,28 +64,39 @@ class Reference:
             prediction: of the shape of the targets.
             variance: (B,...), reflectance squared; only its mean over an item is used.
         """
-        target, prediction = self.target, at_least_float32(prediction)
+        target, prediction = self.target, self._without_missing(at_least_float32(prediction))
         if target.shape != prediction.shape:
             raise ValueError(f"target {tuple(target.shape)} and prediction {tuple(prediction.shape)} differ in shape")
         error = target - prediction
-        mean_se, mean_ae = item_mean(error.square()), item_mean(error.abs())
+        mean_se, mean_ae = self.mean(error.square()), self.mean(error.abs())
         rmse = mean_se.sqrt()
         columns = {
             "RMSE": rmse,
             "MAE": mean_ae,
             "PSNR": -20 * torch.log10(rmse),
-            "SAM": item_mean(self._spectral_angle(prediction)),
+            "SAM": self.mean(self._spectral_angle(prediction)),
             "SSIM": self._ssim(prediction),
         }
         if variance is not None:
-            mean_variance = item_mean(at_least_float32(variance))
-            columns |= {"error": item_mean(error), "mean ae": mean_ae, "mean se": mean_se, "mean var": mean_variance}
+            mean_variance = self.mean(at_least_float32(variance))
+            columns |= {"error": self.mean(error), "mean ae": mean_ae, "mean se": mean_se, "mean var": mean_variance}
         rows = torch.stack([column.double() for column in columns.values()], dim=1).tolist()
         return [dict(zip(columns, row, strict=True)) for row in rows]
 
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over the valid pixels of each item of (B,T,C,H,W), (B,)."""
+        if self.valid is None:
+            return item_mean(values)
+        share = item_mean(self.valid.to(values.dtype))
+        return item_mean(values.where(self.valid, 0.0)) / share
+
+    def _without_missing(self, image: Tensor) -> Tensor:
+        """(B,T,C,H,W) with 0 at the pixels that do not count."""
+        return image if self.valid is None else image.where(self.valid, 0.0)
+
     def _spectral_angle(self, prediction: Tensor) -> Tensor:
-        """Angle between spectra, degrees, (B,T,H,W); NaN where one of them is zero."""
-        cosine = (self.target * prediction).sum(dim=2) / self._norm / _spectral_norm(prediction)
+        """Angle between spectra, degrees, (B,T,1,H,W); NaN where one of them is zero."""
+        cosine = (self.target * prediction).sum(dim=2, keepdim=True) / self._norm / _spectral_norm(prediction)
         return torch.rad2deg(torch.acos(cosine.clamp(-1, 1)))
 
     def _ssim(self, prediction: Tensor) -> Tensor:
@@ -93,7 +106,7 @@ class Reference:
         luminance = product.mul(2).add_(_C1) / (squares + _C1)
         covariance = _blur(self.target * prediction).sub_(product)
         variances = _blur(prediction.square()).add_(self._blurred_square).sub_(squares)
-        return item_mean(luminance.mul_(covariance.mul_(2).add_(_C2)).div_(variances.add_(_C2)))
+        return self.mean(luminance.mul_(covariance.mul_(2).add_(_C2)).div_(variances.add_(_C2)))
 
 
 def batch_metrics(target: Tensor, prediction: Tensor, variance: Tensor | None = None) -> list[dict[str, float]]:
@@ -132,8 +145,8 @@ def item_mean(values: Tensor) -> Tensor:
 
 
 def _spectral_norm(image: Tensor) -> Tensor:
-    """Length of the spectra of (B,T,C,H,W), (B,T,H,W)."""
-    return image.square().sum(dim=2).sqrt_()
+    """Length of the spectra of (B,T,C,H,W), (B,T,1,H,W)."""
+    return image.square().sum(dim=2, keepdim=True).sqrt_()
 
 
 def _blur(image: Tensor) -> Tensor:

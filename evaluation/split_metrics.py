@@ -8,7 +8,7 @@ from torch import Tensor
 
 from common.json_files import Schema
 from data.constants import S2_BANDS
-from evaluation.accumulator import Accumulator, EvaluatedBatch, Part
+from evaluation.accumulator import MISSING, Accumulator, EvaluatedBatch, Part
 from evaluation.baselines import COMPARISON_SCHEMA
 from evaluation.calibration import (
     BINS,
@@ -30,7 +30,7 @@ VARIANCE_METRICS = ("error", "mean ae", "mean se", "mean var")
 STRATA = ("clouded at no date", "clouded at some dates", "clouded at all dates")
 _UNKNOWN = len(STRATA)  # stratum of samples without masks
 
-# has_variance, (id, metrics) of each image, sums of the pixels
+# has_variance, (id, metrics) of each image, number of missing pixels, sums of the others
 _FIGURE = {"type": "number", "minimum": -1e30, "maximum": 1e30}
 _FIGURES = {"^(RMSE|MAE|PSNR|SAM|SSIM|NLL|CRPS|ENCE|UCE|AUSE|sharpness|coverage [0-9]+)$": {"type": "number"}}
 _CURVES = {
@@ -80,7 +80,7 @@ METRICS_SCHEMA: Schema = {  # of a test's metrics file: `SplitMetrics.compute`, 
     "dependencies": {"reliability": ["coverage curve", "discard curve SE", "ENCE", "coverage 90"]},
 }
 
-State = tuple[bool | None, list[tuple[int, dict[str, float]]], tuple[Array, ...]]
+State = tuple[bool | None, list[tuple[int, dict[str, float]]], int, tuple[Array, ...]]
 
 
 class SplitMetrics(Accumulator):
@@ -95,6 +95,7 @@ class SplitMetrics(Accumulator):
         self.has_variance: bool | None = None
         self.per_image: list[dict[str, float]] = []
         self._ids: list[int] = []
+        self._missing = 0
         self._pixels = CalibrationMeter(n_strata=len(STRATA) + 1)
 
     @torch.no_grad()
@@ -114,25 +115,32 @@ class SplitMetrics(Accumulator):
 
     def _update_pixels(self, part: Part, masks: Tensor | None) -> None:
         target, prediction = part.reference.target, part.prediction  # (B,1,13,H,W)
-        error = _bands_first(at_least_float32(target - prediction.mean))
-        stratum = torch.full_like(error[0], _UNKNOWN, dtype=torch.int64) if masks is None else _strata(masks)
-        if part.variance is None:
-            self._pixels.update(error, stratum=stratum)
-            return
-        dof = _bands_first(2 * prediction.alpha) if isinstance(prediction, NIG) else None
-        nll = prediction.nll(target)
-        self._pixels.update(error, _bands_first(part.variance), _bands_first(nll), dof, stratum)
+        fields = [at_least_float32(target - prediction.mean)]
+        if part.variance is not None:
+            fields += [part.variance, prediction.nll(target)]
+            fields += [2 * prediction.alpha] if isinstance(prediction, NIG) else []
+        columns = [_bands_first(field) for field in fields]
+        stratum = torch.full_like(target[:, :, 0], _UNKNOWN, dtype=torch.int64) if masks is None else _strata(masks)
+        if part.reference.valid is not None:
+            valid = part.reference.valid[:, :, 0]  # (B,1,H,W)
+            self._missing += int((~valid).sum())
+            columns, stratum = [column[:, valid] for column in columns], stratum[valid]
+        error, *others = columns
+        variance, nll, dof = [*others, None, None, None][:3]
+        self._pixels.update(error, variance, nll, dof, stratum)
 
     def state(self) -> State:
         """All that was accumulated so far, for `merge`."""
-        return self.has_variance, list(zip(self._ids, self.per_image, strict=True)), self._pixels.state()
+        images = list(zip(self._ids, self.per_image, strict=True))
+        return self.has_variance, images, self._missing, self._pixels.state()
 
     def merge(self, states: Sequence[State]) -> None:
         """Replace the own state by that of all processes, images in the order of their ids."""
-        self.has_variance = next((has_variance for has_variance, _, _ in states if has_variance is not None), None)
-        images = sorted((image for _, per_image, _ in states for image in per_image), key=lambda image: image[0])
+        self.has_variance = next((has_variance for has_variance, *_ in states if has_variance is not None), None)
+        images = sorted((image for _, per_image, *_ in states for image in per_image), key=lambda image: image[0])
         self._ids, self.per_image = [number for number, _ in images], [metrics for _, metrics in images]
-        self._pixels.merge([pixels for _, _, pixels in states])
+        self._missing = sum(missing for *_, missing, _ in states)
+        self._pixels.merge([pixels for *_, pixels in states])
 
     def compute(self) -> dict[str, Any]:
         """The content of a metrics file, ready for JSON.
@@ -140,7 +148,8 @@ class SplitMetrics(Accumulator):
         Returns:
             `images`, the averages by their published names, with a variance `UCE SE`, `AUCE SE` and the
             calibration figures; then nested: `strata` (figures and curves by cloud cover of the pixel), `left out`
-            (counts of NaN and infinite values), `discard curve SE`, `reliability`, `coverage curve`.
+            (counts of NaN and infinite values, and of target pixels without data, if any), `discard curve SE`,
+            `reliability`, `coverage curve`.
         """
         means, left_out = average_metrics(self.per_image)
         sums = self._pixels.compute()
@@ -156,6 +165,8 @@ class SplitMetrics(Accumulator):
             if part.count + part.left_out > 0
         }
         report["left out"] = {**left_out, "elements": int(sums.left_out)}
+        if self._missing:
+            report["left out"][MISSING] = self._missing
         if self.has_variance:
             report["discard curve SE"] = discard_curve(columns["mean var"], columns["mean se"])
             report |= _curves(sums)

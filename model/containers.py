@@ -30,6 +30,11 @@ class TensorFields:
         return self.map(lambda tensor: tensor[start : start + 1])
 
 
+def select_pixels(field: Tensor, valid: Tensor) -> Tensor:
+    """The pixels of (B, 1, C, H, W) at which `valid` (B, 1, H, W) is True, as a row: (1, 1, C, 1, N)."""
+    return field.movedim(2, 0)[:, valid][None, None, :, None]
+
+
 def check_target(mean: Tensor, target: Tensor) -> None:
     """Raise ValueError unless both have the same shape: (B, C, H, W) would broadcast against (B, 1, C, H, W)."""
     if mean.shape != target.shape:

@@ -1,8 +1,9 @@
 """Training in several processes: one loss over all samples, and batch norms over the samples of all processes.
 
 Each process computes its share of a batch. Its mean loss is weighted by its number of samples, so that the mean of the
-gradients is the gradient of the whole batch, also where shares differ. A process without a sample in a batch takes part
-with an image of noise, at weight 0.
+gradients is the gradient of the whole batch, also where shares differ. (Where targets lack pixels, the weights are by
+samples all the same: the pixels of such a share count a little more than in a single process.) A process without a
+sample in a batch takes part with an image of noise, at weight 0.
 """
 
 import warnings
@@ -57,7 +58,7 @@ class LossModule(nn.Module):
         for norm in norms:
             norm.has_samples, norm.update_running_stats = batch.n > 0, True
         batch = batch if batch.n else self._noise(batch)
-        loss = self.criterion(self.predict(self.model, batch), batch.target * self.model.scale_by)
+        loss = self.criterion(self.predict(self.model, batch), batch.target * self.model.scale_by, batch.valid)
         for norm in norms:  # activation recomputation in the backward pass runs the norms again
             norm.update_running_stats = False
         return loss

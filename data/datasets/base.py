@@ -14,12 +14,13 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from common.errors import DataError, UsageError
-from data.batch import Sample, Skipped
+from data.batch import Note, Sample, Skipped
 from data.clouds.mask_store import MaskStore, open_mask_store
 from data.constants import DATE_ORIGIN, DETECTORS, N_S1, N_S2
 from data.layout import EXAMPLES, parse_path
 from data.raster.geotiff import Bounds
 from data.raster.image_store import open_images
+from data.raster.missing import mask_missing, missing_pixels
 from data.raster.rescaling import RESCALE_METHODS, RawImage, optical_to_unit, sar_to_unit
 
 
@@ -34,8 +35,8 @@ class DatasetOptions:
     Attributes:
         legacy: published behaviour. SEN12MS-CR: test regions are also trained on. SEN12MS-CR-TS: the target may be
             among the inputs, and files are paired by position.
-        skip_bad_samples: leave out incomplete patches; an item that cannot be read is a `data.batch.Skipped`, which
-            `data.batch.Collate` drops.
+        skip_bad_samples: leave out incomplete patches; an item that cannot be read, or whose target has pixels without
+            data, is a `data.batch.Skipped`, which `data.batch.Collate` drops.
         flag: name of the root in error messages.
         ref_date: day from which the days of SEN12MS-CR-TS are counted.
         seed: of the sampler "random", whose dates depend on it, the epoch and the sample's index alone.
@@ -91,6 +92,8 @@ class PatchDataset(Dataset[Any], ABC):
         self.paths: list[Any] = []
         self.bad_samples: list[Skipped] = []
         self.nan_values = 0
+        self._notes: dict[str, Note] = {}
+        self._reported: set[str] = set()
         self._store: MaskStore | None = None
 
     def __len__(self) -> int:
@@ -98,11 +101,18 @@ class PatchDataset(Dataset[Any], ABC):
 
     def __getitem__(self, index: int) -> Sample | Skipped:
         try:
-            return self.load(index)
+            sample = self.load(index)
         except DataError as error:
             if not self.options.skip_bad_samples:
                 raise
             return Skipped(self.first_path(index), str(error))
+        warn_once(self.take_notes(), self._reported)
+        return sample
+
+    def take_notes(self) -> tuple[Note, ...]:
+        """Notes about the files that `load` has read since the last call."""
+        notes, self._notes = tuple(self._notes.values()), {}
+        return notes
 
     @abstractmethod
     def load(self, index: int, for_batch: bool = False, radar: bool = True) -> Sample:
@@ -158,17 +168,41 @@ class PatchDataset(Dataset[Any], ABC):
         return self._store.coverages(self.root_dir, paths, images)
 
     def _masks(self, paths: Sequence[str], images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Cloud masks of optical images, float32 (H, W) each; 0 without a detector."""
+        """Cloud masks of optical images, float32 (H, W) each; 0 without a detector, 1 at pixels without data."""
         if self._store is None:
-            return [np.zeros(image.shape[1:], np.float32) for image in images]
-        return self._store.masks(self.root_dir, paths, images)
+            masks = [np.zeros(image.shape[1:], np.float32) for image in images]
+        else:
+            masks = self._store.masks(self.root_dir, paths, images)
+        # also stored masks: those of earlier versions, and of files that were damaged later
+        return [mask_missing(mask, image) for mask, image in zip(masks, images, strict=True)]
 
     def _read_optical(self, path: str, target: bool = False) -> tuple[np.ndarray, Bounds]:
-        """An optical patch as stored, (13, H, W), and its bounds; a blank target raises a `DataError`."""
+        """An optical patch as stored, (13, H, W), and its bounds; see `_check_optical`."""
         raw, bounds = open_images(self.root_dir).read(path, N_S2, self._patch_size)
-        if target and not raw.any():
-            raise DataError(f"{os.path.join(self.root_dir, path)}: every value is 0, there is no image to be a target")
+        self._check_optical(path, raw, target)
         return raw, bounds
+
+    def _check_optical(self, path: str, raw: np.ndarray, target: bool) -> None:
+        """Note pixels without data.
+
+        Raises:
+            DataError: if a target is blank, or has such pixels and bad samples are skipped.
+        """
+        missing = missing_pixels(raw)
+        if missing is None:
+            return
+        full_path = os.path.join(self.root_dir, path)
+        if target and missing.all():
+            raise DataError(f"{full_path}: every value is 0, there is no image to be a target")
+        n_missing = int(missing.sum())
+        text = f"{full_path}: {n_missing} of {missing.size} pixels ({missing.mean():.1%}) are 0 in every band"
+        if target and self.options.skip_bad_samples:
+            raise DataError(f"{text}, as in damaged files")
+        consequence = "in inputs they count as cloud, in targets they are left out of loss and metrics"
+        self._note(path, f"{text}, as in damaged files: {consequence}; fetch it again, or use --skip_bad_samples")
+
+    def _note(self, key: str, text: str) -> None:
+        self._notes.setdefault(key, Note(key, text))
 
     def _read_radar(self, path: str) -> np.ndarray:
         """A radar patch in dB, float32 (2, H, W)."""
@@ -186,18 +220,27 @@ class PatchDataset(Dataset[Any], ABC):
         raise DataError(f"not one readable image in {self.root_dir}")
 
     def _rescale(self, path: str, raw: np.ndarray, as_raw_image: bool) -> np.ndarray | RawImage:
-        """Rescale an optical or radar image, or defer it to collation; NaN is counted, with a warning at the first."""
+        """Rescale an optical or radar image, or defer it to collation; NaN and blank rows of radar are noted."""
         if raw.dtype.kind == "f":
-            n_nan = int(np.isnan(raw).sum())
-            if n_nan and not self.nan_values:
-                warnings.warn(
-                    f"{os.path.join(self.root_dir, path)}: {n_nan} of {raw.size} values are NaN and become 0; "
-                    "further files with NaN are not reported",
-                    stacklevel=2,
-                )
+            full_path = os.path.join(self.root_dir, path)
+            if n_nan := int(np.isnan(raw).sum()):
+                text = f"{full_path}: {n_nan} of {raw.size} values are NaN and become 0"
+                self._note("NaN", f"{text}; further files with NaN are not reported")
             self.nan_values += n_nan
+            rows = np.flatnonzero(raw[0, :, 0] == 0)  # few, if any: only these are read entirely
+            if n_blank := int((raw[:, rows] == 0).all(axis=(0, 2)).sum()):
+                text = f"{full_path}: {n_blank} of {raw.shape[1]} rows are exactly 0 dB, as in damaged files"
+                self._note(path, f"{text}; they are used as they are; fetch it again")
         image = RawImage(raw, optical_to_unit if len(raw) == N_S2 else sar_to_unit, self.rescale_method)
         return image if as_raw_image else image.to_unit()
+
+
+def warn_once(notes: Iterable[Note], reported: set[str]) -> None:
+    """Warn of the notes whose keys are not among those `reported`, which are updated."""
+    for note in notes:
+        if note.key not in reported:
+            reported.add(note.key)
+            warnings.warn(note.text, stacklevel=3)
 
 
 def check_root(root: str | Path, flag: str, contents: str) -> str:

@@ -11,6 +11,7 @@ from data.batch import Sample
 from data.datasets.base import DatasetOptions, PatchDataset
 from data.layout import list_images
 from data.raster.image_store import open_images
+from data.raster.missing import valid_pixels
 from data.splits import MONO, rois
 
 MEMBERS = {"S1": "s1", "S2": "s2", "S2_cloudy": "s2_cloudy"}
@@ -94,6 +95,7 @@ class SEN12MSCR(PatchDataset):
                 "S2": self._rescale(paths["S2"], clear, for_batch),
                 "S2 path": full_paths["S2"],
                 "coord": list(bounds),
+                "valid": valid_pixels(clear),
             },
         }
 

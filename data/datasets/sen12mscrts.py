@@ -10,13 +10,14 @@ import numpy as np
 
 from common.errors import DataError, UsageError
 from data.batch import Part, Sample
-from data.clouds.detectors import detect_clouds
+from data.clouds.detectors import mask_and_coverage
 from data.constants import N_DATES, N_S1, N_S2
 from data.datasets.base import DatasetOptions, PatchDataset, check_choice
 from data.datasets.custom_samples import CustomSample, read_custom_list
 from data.datasets.date_selection import RULES, Selection, choose_dates
 from data.datasets.file_index import index_series
 from data.raster.geotiff import Bounds, acquisition_date, days_since_origin
+from data.raster.missing import mask_missing, valid_pixels
 from data.raster.patch_mosaic import merge_patches
 from data.splits import SERIES, rois
 
@@ -145,6 +146,7 @@ class SEN12MSCRTS(PatchDataset):
             optical,
             masks,
             [float(coverage[date]) for date in dates],
+            target,
             for_batch,
         )
 
@@ -159,15 +161,15 @@ class SEN12MSCRTS(PatchDataset):
         radar = [merge_patches(self.root_dir, group, N_S1)[0] for group in groups["S1"]]
         mosaics = [merge_patches(self.root_dir, group, N_S2) for group in groups["S2"]]
         optical = [(raw, georef.bounds) for raw, georef in mosaics]
-        if target and not optical[0][0].any():
-            raise DataError(f"{groups['S2'][0][0]}: every value is 0, there is no image to be a target")
+        for group, (raw, _) in zip(groups["S2"], optical, strict=True):
+            self._check_optical(group[0], raw, target)
         if self.cloud_masks is None:
-            masks = [np.zeros(raw.shape[1:], np.float32) for raw, _ in optical]
+            masks = [mask_missing(np.zeros(raw.shape[1:], np.float32), raw) for raw, _ in optical]
             coverage = [float("nan")] * len(masks)
         else:  # on the mosaic, to avoid seams
-            masks = [detect_clouds(raw, self.cloud_masks) for raw, _ in optical]
-            coverage = [float(mask.mean(dtype=np.float64)) for mask in masks]
-        return self._part(groups, radar, optical, masks, coverage)
+            detected = [mask_and_coverage(raw, self.cloud_masks) for raw, _ in optical]
+            masks, coverage = (list(column) for column in zip(*detected, strict=True))
+        return self._part(groups, radar, optical, masks, coverage, target)
 
     def _part(
         self,
@@ -176,12 +178,13 @@ class SEN12MSCRTS(PatchDataset):
         optical: Sequence[tuple[np.ndarray, Bounds]],
         masks: list[np.ndarray],
         coverage: list[float],
+        target: bool,
         for_batch: bool = False,
     ) -> Part:
         """Inputs or target with the published keys; `groups` lists the patches of each date, several in a mosaic."""
         s1_paths, s2_paths = ([group[0] for group in groups[sensor]] for sensor in ("S1", "S2"))
         rescale = self._rescale
-        return {
+        part: Part = {
             # strict=False: a batch may need no radar
             "S1": [rescale(path, image, for_batch) for path, image in zip(s1_paths, radar, strict=False)],
             "S2": [rescale(path, raw, for_batch) for path, (raw, _) in zip(s2_paths, optical, strict=True)],
@@ -194,6 +197,9 @@ class SEN12MSCRTS(PatchDataset):
             "idx": [int(path.split("/")[-2]) for path in s2_paths],
             "coord": [list(bounds) for _, bounds in optical],
         }
+        if target:
+            part["valid"] = [valid_pixels(raw) for raw, _ in optical]
+        return part
 
     def _days(self, paths: Sequence[str]) -> list[int]:
         return [days_since_origin(acquisition_date(path), self.options.ref_date) for path in paths]

@@ -200,9 +200,13 @@ def collect_statistics(
 def predict_experts(
     net: FusionNet, loader: PatchLoader, title: str, compute: Compute
 ) -> Iterator[tuple[Batch, StackedPredictions]]:
-    """The batches of a loader on the device, each with the experts' predictions; `title` names the progress bar."""
+    """The batches of a loader on the device, each with the experts' predictions; `title` names the progress bar.
+
+    Samples whose targets lack pixels are left out.
+    """
     with tqdm(loader, total=len(loader), desc=title, unit="batch", dynamic_ncols=True) as bar:
-        for cpu_batch in bar:
+        for loaded in bar:
+            cpu_batch = loaded.without_missing()
             if cpu_batch.n:
                 batch = cpu_batch.to(compute.device, non_blocking=True)
                 with autocast(compute.device, compute.dtype):

@@ -43,7 +43,9 @@ def gaussian_nll(mean: Tensor, target: Tensor, variance: Tensor) -> Tensor:
     return 0.5 * (log_variance + distance + math.log(2 * math.pi))
 
 
-def multivariate_gaussian_nll(mean: Tensor, target: Tensor, variance: Tensor, legacy: bool = False) -> Tensor:
+def multivariate_gaussian_nll(
+    mean: Tensor, target: Tensor, variance: Tensor, legacy: bool = False, n_images: int | None = None
+) -> Tensor:
     """Negative log-likelihood of a normal distribution over bands, averaged over images and pixels.
 
     Args:
@@ -52,6 +54,7 @@ def multivariate_gaussian_nll(mean: Tensor, target: Tensor, variance: Tensor, le
         variance: diagonal of the covariance, same shape (diag) or (B, 1, 1, H, W) (iso, one for all bands), scaled
             reflectance squared; values below 1e-8 count as 1e-8.
         legacy: weight the log-determinant by the batch size, as the published code does.
+        n_images: the batch size for `legacy`, if pixels of all images are in one row (default: B).
 
     Returns:
         A scalar, summed over bands: the mean over images, each as if it were alone.
@@ -64,5 +67,5 @@ def multivariate_gaussian_nll(mean: Tensor, target: Tensor, variance: Tensor, le
         the best variance at batch size 4 a quarter of the truth), and the covariance is never built.
     """
     log_variance, distance = _terms(mean, target, variance)
-    weight = mean.shape[0] if legacy else 1
+    weight = (n_images or mean.shape[0]) if legacy else 1
     return 0.5 * mean.shape[-3] * (weight * log_variance + distance + math.log(2 * math.pi))

@@ -1,5 +1,6 @@
 """Bad data on the command line: one line that names the file or flag, its exit code, and nothing half-written."""
 
+import json
 import os
 import pickle
 import re
@@ -30,7 +31,7 @@ from tests.support.cli_cases import (
     training,
 )
 from tests.support.commands import ROOT
-from tests.support.fake_trees import SIZE, patch_transform, write_triplet
+from tests.support.fake_trees import SIZE, patch_transform, write_triplet, zero_rows
 from util import make_sample_data, pre_compute_data_samples
 
 
@@ -313,3 +314,48 @@ def test_in_a_process_of_its_own(series_copy, tmp_path):
     assert done.returncode == 1
     assert only_error(done.stderr).startswith(f"error: truncated or damaged image: {path}")
     assert_whole(tmp_path)
+
+
+# Targets with rows of zeros
+
+
+def test_a_damaged_target_of_the_training_is_masked_with_one_warning(series_copy, tmp_path):
+    path = image(series_copy)
+    zero_rows(path, SIZE // 2)
+    words = training(series_copy, tmp_path / "results", "--epochs", 2, "--no-vary_samples", "--num_workers", 0)
+    with pytest.warns(UserWarning, match="are 0 in every band") as caught:
+        assert call(train_reconstruct.main, *words) == 0
+    texts = [str(entry.message) for entry in caught if "0 in every band" in str(entry.message)]
+    assert len(texts) == 1
+    assert texts[0].startswith(f"{path}: 512 of 1024 pixels (50.0%) are 0 in every band")
+
+
+def test_a_damaged_target_of_the_test_is_counted_or_skipped(series_copy, runs, tmp_path, capsys):
+    path = image(series_copy, TEST_ROI, patch=9)
+    zero_rows(path, 4)
+    out = tmp_path / "inference"
+    with pytest.warns(UserWarning, match="128 of 1024 pixels"):
+        assert call(test_reconstruct.main, *evaluating(runs, series_copy, out, "--export_every", 1)) == 0
+    metrics, manifest = (
+        json.loads(next(out.rglob(name)).read_text()) for name in ("test_metrics.json", "manifest.json")
+    )
+    assert metrics["images"] == 2
+    assert metrics["left out"]["target_pixels_missing"] == 4 * SIZE
+    assert metrics["SAM"] > 0  # a pixel of zeros would have none
+    assert "SAM" not in metrics["left out"]
+    assert [entry["info"].get("target_pixels_missing") for entry in manifest["samples"].values()] == [4 * SIZE, None]
+    capsys.readouterr()
+    words = evaluating(runs, series_copy, tmp_path / "skipped", "--skip_bad_samples")
+    assert call(test_reconstruct.main, *words) == 0
+    assert re.search(rf"1 unreadable patches were skipped:\n  .*: {path}: 128 of 1024 pixels", capsys.readouterr().out)
+    metrics = json.loads(next((tmp_path / "skipped").rglob("test_metrics.json")).read_text())
+    assert metrics["images"] == 1
+    assert "target_pixels_missing" not in metrics["left out"]
+
+
+def test_images_too_small_for_the_network_are_one_line(series, tmp_path, capsys):
+    widths = ["--model", "conv3d_mamba", "--encoder_widths", *[8] * 7, "--decoder_widths", *[8] * 7]
+    message = refused(capsys, train_reconstruct.main, *training(series, tmp_path / "results", *widths))
+    assert (
+        "expected images of 65 x 65 pixels or more for --model conv3d_mamba with 7 --encoder_widths, got 32" in message
+    )

@@ -256,7 +256,7 @@ def test_a_device_that_runs_ahead_names_the_first_bad_batch(series, tmp_path, mo
         train_one_epoch(
             state,
             [batch_of(number) for number in range(5)],
-            lambda prediction, target: (prediction - target).square().mean(),
+            lambda prediction, target, valid: (prediction - target).square().mean(),
             Ahead(Device("elsewhere")),
             steps=5,
             display_step=5,

@@ -250,3 +250,17 @@ def test_help_as_a_script():
         [sys.executable, "ensemble_reconstruct.py", "--help"], capture_output=True, text=True, check=True
     )
     assert "--uncertainty {aleatoric,epistemic,both}" in done.stdout
+
+
+def test_missing_pixels_of_exported_targets_are_left_out(tmp_path):
+    target = constant(0.5)
+    target[..., 4:, :] = 0
+    with ExportWriter(tmp_path / "a") as writer:
+        writer.write(0, Gaussian(constant(0.4), constant(0.01)), target, info(0))
+    assert run(tmp_path / "a", "--res_dir", tmp_path / "out", "--uncertainty", "aleatoric") == 0
+    metrics = report(tmp_path / "out")
+    assert metrics["RMSE"] == pytest.approx(0.1, rel=1e-5)
+    assert metrics["comparison"]["all samples"]["a"]["RMSE"] == pytest.approx(0.1, rel=1e-5)
+    assert metrics["bands"]["B08"]["RMSE"] == pytest.approx(0.1, rel=1e-5)
+    missing = (SHAPE[1] - 4) * SHAPE[2]
+    assert metrics["left out"]["target_pixels_missing"] == missing

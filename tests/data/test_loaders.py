@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from tests.support.fake_trees import (
     triplet_path,
     write_series,
     write_triplet,
+    zero_rows,
 )
 
 TRAIN = ("ROIs1970/21", "ROIs1970/35")
@@ -322,3 +324,49 @@ def test_published_coverage_serves_series_and_leaves_triplets_alone(loader_tree,
     write_triplet(triplets, "ROIs1970_fall/139", 5)
     mono = {"root3": str(triplets), "pretrain": True, "sample_type": "pretrain", "precomputed": str(tmp_path)}
     assert next(iter(build_test_loader(config_for(loader_tree, **mono)))).n == 1
+
+
+@pytest.fixture
+def damaged_tree(tmp_path) -> Path:
+    """Two patches of a training region, of validation and test; one training target lacks its lower half."""
+    for roi, patches in ((TRAIN[0], (1, 2)), (VAL, (1,)), (TEST, (1, 2))):
+        for patch in patches:
+            write_series(tmp_path, roi, patch, coverages_with_clear(4))
+    zero_rows(tmp_path / series_path(TRAIN[0], "S2", 4, 2), SIZE // 2)
+    return tmp_path
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_target_is_masked_and_said_once_in_all_epochs(damaged_tree, workers):
+    loaders = build_loaders(config_for(damaged_tree, num_workers=workers, vary_samples=False))
+    batches = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for epoch in (1, 2, 3):
+            loaders.set_epoch(epoch)
+            batches += list(loaders.train)
+    texts = [str(entry.message) for entry in caught if "0 in every band" in str(entry.message)]
+    path = damaged_tree / series_path(TRAIN[0], "S2", 4, 2)
+    assert len(texts) == 1
+    assert texts[0].startswith(f"{path}: 512 of 1024 pixels (50.0%) are 0 in every band")
+    for batch in batches:
+        assert batch.valid.shape == (2, 1, SIZE, SIZE)
+        damaged = [info.patch for info in batch.info].index("2")
+        assert batch.valid[1 - damaged].all()
+        assert batch.valid[damaged, 0].sum() == SIZE * SIZE // 2
+        assert not batch.valid[damaged, 0, SIZE // 2 :].any()
+        assert torch.equal(batch.valid, (batch.target > 0).any(dim=2))
+        complete = batch.without_missing()
+        assert (complete.n, complete.valid, len(complete.x), complete.info[0].patch) == (1, None, 1, "1")
+        assert torch.equal(complete.target, batch.target[1 - damaged : 2 - damaged])
+    assert next(iter(loaders.test)).valid is None
+
+
+def test_a_damaged_target_is_left_out_if_bad_samples_are_skipped(damaged_tree):
+    loaders = build_loaders(config_for(damaged_tree, skip_bad_samples=True, vary_samples=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (batch,) = loaders.train
+    assert (batch.n, batch.valid) == (1, None)
+    (skipped,) = loaders.skipped
+    assert "512 of 1024 pixels (50.0%) are 0 in every band" in skipped.reason

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from common.errors import DataError
+from data.batch import Batch, SampleInfo
 from evaluation import exports
+from evaluation.accumulator import EvaluatedBatch
 from evaluation.exports import ExportWriter, read_exports
 from model.predictions import NIG, Gaussian, Mean
 
@@ -197,3 +199,18 @@ def test_damage_is_named(tmp_path):
     (tmp_path / "manifest.json").write_text('{"samples": [')
     with pytest.raises(DataError, match="manifest.json is not valid JSON .*export again"):
         read_exports(tmp_path)
+
+
+def test_the_manifest_lists_missing_pixels_of_targets(tmp_path):
+    target = torch.cat([image(0), image(1)])
+    valid = torch.ones(2, 1, *SHAPE[1:], dtype=torch.bool)
+    valid[1, 0, 4:] = False
+    info = tuple(SampleInfo(at, "ROIs1868/73", str(at), (), None, (), (), "") for at in range(2))
+    unused = torch.zeros(2, 1)
+    batch = Batch(target, target, None, unused, unused, info, valid=valid)
+    with ExportWriter(tmp_path) as writer:
+        writer.update(EvaluatedBatch.from_batch(batch, Mean(target), 0))
+    exports = read_exports(tmp_path)
+    assert "target_pixels_missing" not in exports.infos[0]
+    assert exports.infos[1]["target_pixels_missing"] == 10
+    np.testing.assert_array_equal(exports.load(1)["pred"], target[1, 0])  # predictions are whole

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from evaluation.accumulator import EvaluatedBatch
+from evaluation.bands import BandMeter
+from evaluation.baselines import ComparisonTable
 from evaluation.split_metrics import STRATA, SplitMetrics
 from model.predictions import Gaussian, Mean
 from tests.support.random_images import random_images, random_nig
@@ -111,3 +113,64 @@ def test_strata_by_cloudiness_of_the_pixel():
     assert strata["clouded at all dates"]["reliability"]["RMSE"] == pytest.approx([0.3] * 20, rel=1e-6)
     inside = strata["clouded at all dates"]["coverage curve"]["inside"]
     assert (inside[85], inside[87]) == (0.0, 1.0)
+
+
+def half_missing(prediction, target):
+    """A batch whose second target lacks its lower half, and the same without the missing half, image by image."""
+    valid = torch.ones(len(target), 1, *target.shape[-2:], dtype=torch.bool)
+    half = target.shape[-2] // 2
+    valid[1, :, half:] = False
+    damaged = target.where(valid[:, :, None], 0.0)
+    masks = torch.zeros(len(target), 2, *target.shape[-2:])
+    masks[:, :, ::2], masks[:, 0, :, ::3] = 1, 1
+    coverage = masks.mean(dim=(2, 3))
+    inputs = torch.rand(len(target), 2, *target.shape[2:], generator=torch.Generator().manual_seed(3))
+    batch = EvaluatedBatch(damaged, prediction, masks, coverage, inputs, valid=valid)
+    crops = []
+    for index in range(len(target)):
+        rows = slice(0, half if index == 1 else None)
+
+        def crop(image, index=index, rows=rows):
+            return image[index : index + 1, ..., rows, :]
+
+        images = crop(target), prediction.map(crop), crop(masks), coverage[index : index + 1], crop(inputs)
+        crops.append(EvaluatedBatch(*images, first=index))
+    return batch, crops
+
+
+@pytest.mark.parametrize("kind", ["mean", "gaussian", "nig"])
+def test_all_metrics_are_those_of_the_pixels_that_targets_have(kind):
+    target, mean = random_images(n=3)
+    prediction = {
+        "mean": lambda: Mean(mean),
+        "gaussian": lambda: Gaussian(mean, torch.full_like(mean, 0.01) * (1 + mean)),
+        "nig": lambda: random_nig(mean),
+    }[kind]()
+    batch, crops = half_missing(prediction, target)
+    metrics, bands, table = SplitMetrics(), BandMeter(), ComparisonTable("net")
+    expected = SplitMetrics(), BandMeter(), ComparisonTable("net")
+    for accumulator in (metrics, bands, table):
+        accumulator.update(batch)
+    for accumulator in expected:
+        for crop in crops:
+            accumulator.update(crop)
+    report, wanted = metrics.compute(), expected[0].compute()
+    n_missing = target.shape[-2] // 2 * target.shape[-1]
+    assert report["left out"].pop("target_pixels_missing") == n_missing
+    assert metrics.per_image[0] == expected[0].per_image[0]  # to the bit: nothing is missing there
+    for ours, theirs in zip(metrics.per_image, expected[0].per_image, strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-5)
+    assert report.keys() == wanted.keys()
+    for name in ("RMSE", "SAM", "SSIM", "PSNR", *(("NLL", "ENCE", "coverage 90", "AUSE") if kind != "mean" else ())):
+        assert report[name] == pytest.approx(wanted[name], rel=2e-5)
+    for name, stratum in wanted["strata"].items():
+        assert report["strata"][name]["elements"] == stratum["elements"]
+        assert report["strata"][name]["RMSE"] == pytest.approx(stratum["RMSE"], rel=1e-6)
+    for band, figures in expected[1].compute().items():
+        assert bands.compute()[band] == pytest.approx(figures, rel=2e-5)
+    for group, methods in expected[2].compute().items():
+        for method, figures in methods.items():
+            assert table.compute()[group][method] == pytest.approx(figures, rel=2e-5)
+    merged = SplitMetrics()
+    merged.merge([metrics.state(), SplitMetrics().state()])
+    assert merged.compute()["left out"]["target_pixels_missing"] == n_missing

@@ -21,6 +21,7 @@ from tests.support.fake_trees import (
     radar_level,
     triplet_path,
     write_triplet,
+    zero_rows,
 )
 
 TEST, TRAIN = "ROIs1970_fall/139", "ROIs1970_fall/3"
@@ -48,7 +49,9 @@ def test_an_item_holds_the_published_keys_and_the_right_values(triplets):
     item = mono[2]
     assert set(item) == {"input", "target"}
     assert set(item["input"]) == {"S1", "S2", "masks", "coverage", "S1 path", "S2 path", "coord"}
-    assert set(item["target"]) == {"S2", "S2 path", "coord"}
+    assert set(item["target"]) == {"S2", "S2 path", "coord", "valid"}
+    assert item["target"]["valid"].shape == (SIZE, SIZE)
+    assert item["target"]["valid"].all()
     mask = cloud_mask(0.25)
     assert np.array_equal(item["input"]["masks"], mask)
     assert item["input"]["coverage"] == 0.25
@@ -107,7 +110,7 @@ def test_masks_are_stored_and_read_again(triplets_copy, monkeypatch):
     shutil.rmtree(triplets_copy / ".mask_store")
     detector = "cloud_cloudshadow_mask"
     first = SEN12MSCR(triplets_copy, "test", cloud_masks=detector)[0]["input"]
-    monkeypatch.setattr("data.clouds.mask_store.detect_clouds", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr("data.clouds.mask_store.mask_and_coverage", lambda *_: pytest.fail("computed again"))
     again = SEN12MSCR(triplets_copy, "test", cloud_masks=detector)[0]["input"]
     assert np.array_equal(first["masks"], again["masks"])
     assert first["coverage"] == again["coverage"] == first["masks"].mean()
@@ -125,6 +128,33 @@ def test_errors_name_what_came(triplets, tmp_path):
         SEN12MSCR(triplets, n_input_samples=3)
     with pytest.raises(UsageError, match="unknown sample_type 'generic'.*pretrain"):
         SEN12MSCR(triplets, sample_type="generic")
+
+
+def test_a_damaged_target_and_input_are_masked_and_said_once(triplets_copy):
+    target, cloudy = (triplets_copy / triplet_path(TEST, sensor, 9) for sensor in ("s2", "s2_cloudy"))
+    for path in (target, cloudy):
+        zero_rows(path, SIZE // 4)
+    mono = SEN12MSCR(triplets_copy, "test")
+    with pytest.warns(UserWarning, match="are 0 in every band") as caught:
+        items = mono[1], mono[1]
+    texts = [str(entry.message) for entry in caught if "0 in every band" in str(entry.message)]
+    assert len(texts) == 2
+    for path, text in zip((target, cloudy), texts, strict=True):
+        assert text.startswith(f"{path}: 256 of 1024 pixels (25.0%) are 0 in every band, as in damaged files: ")
+    for item in items:
+        assert item["target"]["valid"].sum() == 768
+        assert not item["target"]["valid"][-SIZE // 4 :].any()
+        assert (item["input"]["masks"][-SIZE // 4 :] == 1).all()  # the stored mask is clear there
+    collated = next(iter(DataLoader(mono, batch_size=3)))
+    assert collated["target"]["valid"].dtype == torch.bool
+    assert collated["target"]["valid"].sum(dim=(1, 2)).tolist() == [1024, 768, 1024]
+    with pytest.warns(UserWarning, match="0 in every band"):  # the input
+        skipped = SEN12MSCR(triplets_copy, "test", skip_bad_samples=True)
+        assert isinstance(skipped[1], Skipped)
+        assert "s2_139_p9.tif: 256 of 1024 pixels (25.0%) are 0 in every band" in skipped[1].reason
+        target.unlink()
+        write_triplet(triplets_copy, TEST, 9, members=("s2",))
+        assert skipped[1]["target"]["valid"].all()  # damaged inputs are used
 
 
 def test_an_unusable_image_is_named_or_skipped(triplets_copy):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from tests.support.fake_trees import (
     radar_level,
     series_path,
     write_series,
+    zero_rows,
 )
 
 
@@ -41,7 +43,10 @@ def test_an_item_holds_the_published_keys_and_the_right_values(tree):
     item = series[1]
     keys = {"S1", "S2", "masks", "coverage", "S1 TD", "S2 TD", "S1 path", "S2 path", "idx", "coord"}
     assert set(item) == {"input", "target", "coverage bin"}
-    assert set(item["input"]) == set(item["target"]) == keys
+    assert set(item["input"]) == keys
+    assert set(item["target"]) == keys | {"valid"}
+    assert item["target"]["valid"][0].shape == (SIZE, SIZE)
+    assert item["target"]["valid"][0].all()
     assert item["coverage bin"] is True
     for part, dates in ((item["input"], [0, 1, 2]), (item["target"], [4])):
         assert part["idx"] == dates
@@ -350,3 +355,40 @@ def test_a_blank_image_is_cloudy_as_an_input_and_no_target(tmp_path):
         pytest.raises(DataError, match="every value is 0, there is no image to be a target"),
     ):
         series[0]
+
+
+def test_a_date_with_more_than_half_of_its_pixels_missing_is_no_target(tmp_path):
+    write_series(tmp_path, ROI, 9, coverages_with_clear(4, 9), stored=False)
+    detector = "cloud_cloudshadow_mask"
+    zero_rows(image_path(tmp_path, "S2", 4), SIZE // 2 + 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # the damaged date is neither target nor input: it is not read
+        item = SEN12MSCRTS(tmp_path, "test", cloud_masks=detector, n_input_samples=2)[0]
+    assert item["target"]["idx"] == [9]
+    five = SEN12MSCRTS(tmp_path, "test", cloud_masks=detector, n_input_samples=5)
+    with pytest.warns(UserWarning, match="544 of 1024 pixels"):
+        item = five[0]
+    assert item["input"]["idx"] == [0, 1, 2, 3, 4]
+    assert item["input"]["coverage"][4] == 1.0
+    assert item["input"]["masks"][4].sum() == (SIZE // 2 + 1) * SIZE
+
+
+def test_masks_of_missing_pixels_are_one_without_a_detector_too(copy):
+    zero_rows(image_path(copy, "S2", 0), 5)
+    with pytest.warns(UserWarning, match="160 of 1024 pixels"):
+        item = SEN12MSCRTS(copy, "test", cloud_masks=None)[0]
+    assert item["masks"][0].sum() == 160
+    assert item["masks"][1].sum() == 0
+
+
+def test_rows_of_exactly_0_db_are_said_once(copy):
+    radar = np.full((2, SIZE, SIZE), -10, np.float32)
+    radar[:, :3] = 0
+    radar[:, 5, :7] = 0  # bright pixels of a clipped image
+    radar[0, 9] = 0  # one polarisation
+    write_geotiff(image_path(copy, "S1", 0), radar, "EPSG:32633", patch_transform(9))
+    series = SEN12MSCRTS(copy, "test")
+    with pytest.warns(UserWarning, match=r"patch_9.tif: 3 of 32 rows are exactly 0 dB, as in damaged files") as caught:
+        item = series[0], series[0]
+    assert len([entry for entry in caught if "0 dB" in str(entry.message)]) == 1
+    assert np.all(item[0]["input"]["S1"][0][:, :3] == 1)  # used as it is

@@ -38,11 +38,13 @@ def test_fitting_leaves_the_experts_as_they_are():
 
 
 class Loader(list):
-    """One batch, and as many patches."""
+    """One batch, and as many patches (or `n`)."""
+
+    n = 0
 
     @property
     def patches(self):
-        return self[0].info
+        return range(self.n or self[0].n)
 
 
 def fit_and_test(net, fit_batch, guard_batch):
@@ -102,3 +104,28 @@ def test_a_guard_of_which_nothing_could_be_read_accepts_nothing():
     alone = fusion("convex")
     fit(alone, statistics_of(alone, images), FitSettings(), CPU)
     assert torch.equal(alone.convex_weights, net.convex_weights)
+
+
+def test_images_whose_targets_lack_pixels_are_left_out():
+    fit_images, guard_images = pictures(n=4, size=16), pictures(n=5, size=16, seed=5)
+    rois, guard = ([f"{name} {at}" for at in range(n)] for name, n in (("fit", 4), ("guard", 5)))
+    whole = [batch_of(fit_images, rois), batch_of(guard_images, guard)]
+    valid = torch.ones(4, 1, 16, 16, dtype=torch.bool)
+    valid[1, 0, 8:] = False
+    damaged = replace(whole[0], valid=valid, target=whole[0].target.where(valid[:, :, None], 0.0))
+    rest = damaged.without_missing()
+    assert [info.roi for info in rest.info] == ["fit 0", "fit 2", "fit 3"]
+    states, decisions = [], []
+    for batch in (damaged, rest):
+        net, loader = fusion("convex"), Loader([batch])
+        loader.n = 4  # the damaged patch counts among the expected ones
+        evaluator = evaluator_of(net)
+        split = FitSplit(loader, Loader([whole[1]]), ())
+        result, _ = fit_with_acceptance_test(
+            net, split, evaluator, FitSettings(epochs=0, lr=1e-3, seed=1), Compute(CPU, None)
+        )
+        states.append(net.state_dict())
+        decisions.append(result)
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], value) for key, value in states[1].items())
+    assert decisions[0] == decisions[1]

@@ -293,3 +293,45 @@ def test_losses_of_published_checkpoints(shared, name):
     assert value == pytest.approx(expected, rel=1e-5)
     ours = get_loss(config["loss"])(prediction, y * config["scale_by"]).item()
     assert (ours == pytest.approx(expected, rel=1e-5)) == (name != "diag")  # known issue 1: only diag has batch 2
+
+
+@pytest.mark.parametrize("name", ["l1", "l2", "GNLL", "MGNLL", "NIG", "fusion"])
+def test_losses_are_means_over_valid_pixels(name):
+    p, y = predictions_and_target()
+    valid = torch.ones(len(y), 1, *y.shape[-2:], dtype=torch.bool)
+    loss = get_loss(name)
+    assert loss(p, y) == loss(p, y, None) == get_loss(name)(p, y)
+    torch.testing.assert_close(loss(p, y, valid), loss(p, y))
+    half = y.shape[-2] // 2
+    valid[..., half:, :] = False
+    damaged = y.clone()
+    damaged[..., half:, :] = 0
+    expected = loss(p.map(lambda field: field[..., :half, :]), y[..., :half, :])
+    torch.testing.assert_close(loss(p, damaged, valid), expected)
+    assert not torch.isclose(loss(p, damaged), expected)
+    valid[1:] = True  # of one image only: every pixel has the same weight, whichever image it is of
+    crops = [(slice(0, 1), slice(0, half)), (slice(1, None), slice(None))]
+    parts = [(p.map(lambda field, at=at: field[at[0], ..., at[1], :]), y[at[0], ..., at[1], :]) for at in crops]
+    counts = [float(target.numel()) for _, target in parts]
+    expected = sum(loss(*part) * count for part, count in zip(parts, counts, strict=True)) / sum(counts)
+    torch.testing.assert_close(loss(p, y, valid), expected)
+
+
+def test_one_variance_for_all_bands_is_masked_too():
+    p, y = predictions_and_target()
+    valid = torch.zeros(len(y), 1, *y.shape[-2:], dtype=torch.bool)
+    valid[..., :2, :] = True
+    iso = Gaussian(p.delta, p.total[:, :, :1])
+    for name, legacy in (("GNLL", False), ("MGNLL", False), ("MGNLL", True)):
+        loss = get_loss(name, legacy=legacy)  # legacy: the weight of the log-determinant is the batch size all the same
+        expected = loss(iso.map(lambda field: field[..., :2, :]), y[..., :2, :])
+        torch.testing.assert_close(loss(iso, y, valid), expected)
+
+
+def test_gradients_of_pixels_without_data_are_zero():
+    p, y = predictions_and_target(requires_grad=True)
+    valid = torch.ones(len(y), 1, *y.shape[-2:], dtype=torch.bool)
+    valid[0, 0, 0, 0] = False
+    (grad,) = torch.autograd.grad(get_loss("NIG")(p, y, valid), p.delta)
+    assert (grad[0, ..., 0, 0] == 0).all()
+    assert (grad != 0).sum() == grad.numel() - grad.shape[2]
