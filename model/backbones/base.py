@@ -3,8 +3,13 @@
 import torch
 from torch import Tensor, nn
 
+from common.errors import DataError
 from config.schema import ModelConfig
 from data.constants import N_S1, N_S2
+
+
+class ImageSizeError(DataError, ValueError):
+    """Images that are too small for a network."""
 
 
 class Backbone(nn.Module):
@@ -25,6 +30,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.in_channels = N_S2 + N_S1 * config.use_sar
         self.scale_by, self.pad_value = config.scale_by, config.pad_value
+        self.flags = f"--model {config.model} with {len(config.encoder_widths)} --encoder_widths"
 
     @property
     def last_conv(self) -> nn.Conv2d | None:
@@ -47,7 +53,10 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def check_series(self, x: Tensor) -> None:
-        """Raise a ValueError unless x is (B, T, C, H, W) with the network's channels, and T = 1 if it is mono."""
+        """Raise a ValueError unless x is (B, T, C, H, W) with the network's channels, and T = 1 if it is mono.
+
+        If H or W is too small, it is an `ImageSizeError`.
+        """
         if x.dim() != 5 or x.shape[2] != self.in_channels:
             bands = "13 bands" if self.in_channels == N_S2 else "VV, VH, then 13 bands"
             raise ValueError(
@@ -56,8 +65,9 @@ class Backbone(nn.Module):
             )
         _, t, _, height, width = x.shape
         if min(height, width) < self.min_size:
-            raise ValueError(
-                f"expected images of {self.min_size} x {self.min_size} pixels or more, got {height} x {width}"
+            raise ImageSizeError(
+                f"expected images of {self.min_size} x {self.min_size} pixels or more for {self.flags}, got {height} x "
+                f"{width}; use larger patches or tiles, fewer widths, or another network"
             )
         if self.is_mono and t != 1:
             raise ValueError(f"expected one date, as --model unet and --pretrain take single images; got {t}")

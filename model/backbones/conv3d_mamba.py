@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from config.schema import ModelConfig
 from config.validation import DATE_GROUPS, check_widths
 from data.constants import N_S1, N_S2
-from model.backbones.base import Backbone
+from model.backbones.base import Backbone, ImageSizeError
 from model.layers.composite import ClearComposite
 from model.layers.conv import ConvBlock, Pointwise, build_block, build_norm, conv3x3, resize
 from model.layers.dates import DateOrder, order_dates
@@ -53,6 +53,11 @@ class Conv3dMamba(Backbone):
         norm, padding = config.encoder_norm, config.padding_mode
         self.bounded, self.use_dates = config.mean_nonLinearity, config.positional_encoding
         self.n_levels = len(widths)
+        factor = 2 ** (self.n_levels - 1)
+        # `_pad` reflects fewer pixels than there are; reflecting convolutions and instance norms need two at each level
+        two = padding == "reflect" or "instance" in (norm, config.decoder_norm)
+        self.min_size = max(self.min_size, factor + 1 if two else factor // 2 + 1)
+        self.single_min_size = factor + 1 if config.decoder_norm == "batch" else 1  # of a batch of one, in training
 
         def block(width: int, norm: str) -> nn.Module:
             return build_block(config.block_type, width, width, norm, padding)
@@ -136,6 +141,15 @@ class Conv3dMamba(Backbone):
             rule = self.composite.rule_scores(images[:, :, -N_S2:], date_order.valid)
             scores = scores.to(images.dtype) + rule
         return date_order, images, levels, scores
+
+    def check_series(self, x: Tensor) -> None:
+        """See `Backbone.check_series`."""
+        super().check_series(x)
+        if self.training and len(x) == 1 and max(x.shape[-2:]) < self.single_min_size:
+            raise ImageSizeError(
+                f"{self.flags} reduces images of {x.shape[-2]} x {x.shape[-1]} to one pixel, of which --decoder_norm "
+                "batch has no statistics in a batch of one; use fewer widths, or --decoder_norm group"
+            )
 
     def _pad(self, x: Tensor) -> Tensor:
         """Reflect the lower and right border, up to a size that can be halved at every level."""

@@ -8,6 +8,7 @@ from common.errors import UsageError
 from config.resolve import resolve_config
 from config.schema import ModelConfig
 from data.constants import N_S2
+from model.backbones.base import ImageSizeError
 from model.build import build_model, describe_scan
 from parse_args import parse
 from tests.support.network_cases import random_series, small_network
@@ -118,7 +119,7 @@ def test_an_untrained_network_starts_near_the_composite():
 
 def test_inputs_and_widths_that_do_not_fit():
     model, x = network(), images()
-    with pytest.raises(ValueError, match=r"16 x 16 pixels or more, got 12 x 20"):
+    with pytest.raises(ValueError, match=r"16 x 16 pixels or more for .*, got 12 x 20"):
         model(x[..., :12, :], DATES)
     with pytest.raises(ValueError, match=r"expected the dates of 3 images, \(B, T\) in days, got none"):
         model(x, None)
@@ -201,3 +202,26 @@ def test_cost_of_the_default_network():
     assert flops(ours, 3, 64) < 1.5 * flops(theirs, 3, 64)
     of_3, of_6, of_12 = (flops(ours, t) for t in (3, 6, 12))
     assert of_12 - of_6 == 2 * (of_6 - of_3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "smallest"),
+    [
+        ({}, 65),
+        ({"padding_mode": "zeros"}, 33),
+        ({"padding_mode": "zeros", "decoder_norm": "instance"}, 65),
+        ({"padding_mode": "zeros", "encoder_norm": "instance"}, 65),
+    ],
+)
+def test_many_levels_need_large_images(flags, smallest):
+    model = network(encoder_widths=(8,) * 7, decoder_widths=(8,) * 7, **flags)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(1, 2, N_S2, smallest, smallest, generator=generator)
+    assert model(x, DATES[:1, :2]).mean.shape[-2:] == (smallest, smallest)
+    assert model.train()(x.expand(2, -1, -1, -1, -1), DATES[:, :2]).mean.shape[-2:] == (smallest, smallest)
+    text = f"expected images of {smallest} x {smallest} pixels or more for --model conv3d_mamba with 7 --encoder_widths"
+    with pytest.raises(ImageSizeError, match=rf"{text}, got {smallest} x {smallest - 1}"):
+        model(x[..., 1:], DATES[:1, :2])
+    if smallest < 65:
+        with pytest.raises(ImageSizeError, match="to one pixel, of which --decoder_norm batch has no statistics"):
+            model(x, DATES[:1, :2])

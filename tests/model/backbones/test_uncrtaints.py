@@ -190,7 +190,7 @@ def test_inputs_that_do_not_fit_are_named():
         model(x, dates[:, :2])
     with pytest.raises(ValueError, match=r"expected x of shape \(B, T, 13, H, W\).*got \(1, 3, 15, 16, 16\)"):
         model(random_series(channels=15)[0], dates)
-    with pytest.raises(ValueError, match="2 x 2 pixels or more, got 1 x 9"):
+    with pytest.raises(ValueError, match="2 x 2 pixels or more for .*, got 1 x 9"):
         model(torch.rand(1, 3, 13, 1, 9), dates)
     with pytest.raises(ValueError, match="expected one date.*got 3"):
         small(pretrain=True)(x)
