@@ -126,7 +126,7 @@ def return_to_epoch(folder: RunFolder, state: TrainState) -> None:
     losses = {int(epoch): row["val_loss"] for epoch, row in state.trainlog.items() if "val_loss" in row}
     lowest = min((loss for loss in losses.values() if not math.isnan(loss)), default=None)
     source = None if lowest is None else folder.checkpoint(max(e for e, loss in losses.items() if loss == lowest))
-    replaced = best_epoch > state.epoch or (source is not None and not best_epoch)
+    replaced = best_epoch > state.epoch or (source is not None and not folder.best.exists())
     if replaced and source is not None and not source.exists():
         raise DataError(
             f"{source} is missing, which has the best weights up to epoch {state.epoch}; restore it, or resume from "

@@ -73,8 +73,9 @@ def test_the_best_is_the_best_up_to_there(folder, capsys):
     assert not (folder.res_dir / "run_earlier_2").exists()
 
 
-def test_a_best_of_the_epochs_that_stay_stays(folder):
-    write(folder.best, 2)
+@pytest.mark.parametrize("epoch", [2, None])  # published ones may not name it
+def test_a_best_of_the_epochs_that_stay_stays(folder, epoch):
+    save_checkpoint(folder.best, {"state_dict_G": {"a": torch.ones(1)}, "epoch": epoch})
     before = folder.best.read_bytes()
     return_to_epoch(folder, state(4))
     assert folder.best.read_bytes() == before
