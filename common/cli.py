@@ -1,11 +1,13 @@
 """Shared parts of the command lines: exit codes, one-line errors and warnings."""
 
+import io
 import os
 import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from threading import Timer, current_thread, main_thread
 from types import FrameType
 
@@ -29,6 +31,7 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
         the line "interrupted" and exit code 130; a second one ends the process at once.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _prepare_environment()
     debug = "--debug" in arguments
     format_warning = warnings.formatwarning
     if not debug:
@@ -60,6 +63,17 @@ def print_notes(notes: Iterable[str]) -> None:
     """Print notes for the user, one per line."""
     for note in notes:
         print(f"note: {note}")
+
+
+def _prepare_environment() -> None:
+    """Let commands run without a home, and print any text."""
+    try:
+        Path.home()
+    except RuntimeError:  # neither HOME nor an entry of the user, as in containers: numba and matplotlib would fail
+        os.environ["HOME"] = os.devnull
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # paths need not be UTF-8, and a terminal may be ASCII
+            stream.reconfigure(errors="backslashreplace")
 
 
 class _Interrupts:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from common.errors import DataError
+from common.errors import DataError, UsageError
 from common.processes import has_ended, process_tag
 
 _TEMPORARY = re.compile(r"\..+?\.(?:([0-9a-f]{8}-\d+-\d+)\.)?[a-z0-9_]{8}\.tmp(\.[^.]*)?")  # with its writer
@@ -96,7 +96,7 @@ def write_json(path: str | Path, value: Any) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file atomically, in UTF-8."""
     with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # paths need not be UTF-8
 
 
 def check_disk_space(path: str | Path, needed: int, advice: str) -> None:
@@ -115,6 +115,14 @@ def check_disk_space(path: str | Path, needed: int, advice: str) -> None:
         raise DataError(f"{path} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; {advice}")
 
 
+def require_utf8(path: str, flag: str) -> None:
+    """Raise a `UsageError` that names a flag if GDAL and TensorBoard cannot write to its path."""
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{flag} {path!a} is not UTF-8; choose another name") from error
+
+
 def file_stamp(path: str | Path) -> tuple[int, int]:
     """Modification time (ns) and size (bytes) of a file: they change when its content does."""
     status = os.stat(path)
@@ -122,8 +130,15 @@ def file_stamp(path: str | Path) -> tuple[int, int]:
 
 
 def cache_folder() -> Path:
-    """The project's folder in the user's cache, `$XDG_CACHE_HOME` or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cloudless-uncertainty"
+    """The project's folder in the user's cache, `$XDG_CACHE_HOME` or ~/.cache.
+
+    A user without a home, as in a container, gets a path at which nothing can be read or written.
+    """
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # neither HOME nor an entry of the user
+        cache = Path(os.devnull)
+    return cache / "cloudless-uncertainty"
 
 
 def _umask() -> int:

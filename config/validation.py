@@ -9,6 +9,7 @@ from typing import Any
 
 from common import process_group
 from common.errors import UsageError
+from common.files import require_utf8
 from common.ranges import LARGEST_FLOAT
 from config.defaults import PYRAMIDS, UNETS
 from config.schema import Config, ModelConfig
@@ -37,6 +38,8 @@ def validate_config(config: Config) -> None:
     check_widths(config)
     if config.experiment_name in ("", ".", ".."):
         raise UsageError(f"--experiment_name must name a folder below --res_dir, got {config.experiment_name!r}")
+    require_utf8(config.experiment_name, "--experiment_name")
+    require_utf8(config.res_dir, "--res_dir")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", config.device):
         raise UsageError(f"--device takes cuda, cuda:N or cpu, got {config.device!r}")
     try:

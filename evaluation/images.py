@@ -267,7 +267,15 @@ def new_figure(width: float, height: float) -> "Figure":
 
 def save_figure(figure: "Figure", path: str | Path, dpi: int = 150) -> Path:
     """Write a figure atomically; equal figures give equal files."""
+    from matplotlib.text import Text  # deferred: matplotlib
+
     path = Path(path)
+    for text in figure.findobj(Text):  # names of runs may hold anything
+        content = text.get_text()
+        if "$" in content:
+            text.set_parse_math(False)
+        if not content.isascii():
+            text.set_text(content.encode(errors="backslashreplace").decode())
     metadata = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}.get(path.suffix)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=dpi, bbox_inches="tight", pad_inches=0.06, metadata=metadata)

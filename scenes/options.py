@@ -5,6 +5,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from common.errors import UsageError
+from common.files import require_utf8
 from common.parallel import AUTO, worker_count
 from common.ranges import LARGEST_FLOAT, Range
 from data.constants import DETECTORS
@@ -101,6 +102,7 @@ class SceneOptions:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        require_utf8(self.out, "--out")
         if self.where_clear == "keep" and self.detector == "none":
             raise UsageError("--where_clear keep needs to detect clear pixels: give a --detector other than none")
         if self.workers in (AUTO, 0, 1):

@@ -237,7 +237,7 @@ class MaskStore:
             return
         settings = self.folder(root) / "settings.json"
         try:
-            if not settings.is_file():
+            if not os.path.isfile(settings):  # unlike Path.is_file, False in a folder that is closed
                 write_json(settings, self._settings)
             write_record(record_path, entries)
         except DataError as error:

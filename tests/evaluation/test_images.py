@@ -152,3 +152,16 @@ evaluation.charts.plot_discard([0.1, 0.2], tempfile.mkdtemp())
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, env={"PATH": "", "PYTHONPATH": ".", "MPLBACKEND": "TkAgg"})
+
+
+@pytest.mark.parametrize("name", ["$\\frac$", "a $x$ b", "caf\udce9"])
+def test_names_are_drawn_as_they_are(tmp_path, name):
+    figure = plotting.new_figure(3, 2)
+    axes = figure.add_subplot(title=name, xlabel=name)
+    axes.set_xticks([0, 1], ["zero", "one"])
+    axes.plot([1, 10], label=name)
+    axes.set_yscale("log")
+    axes.legend()
+    assert drawn(plotting.save_figure(figure, tmp_path / "names.png"))
+    assert not axes.title.get_parse_math() or "$" not in name
+    assert "mathdefault" in axes.yaxis.get_major_ticks()[1].label1.get_text()  # powers of ten stay formulas

@@ -340,3 +340,16 @@ def test_reading_is_far_faster_than_computing(tmp_path):
         MaskStore(tmp_path / "store", "s2cloudless_mask").masks(root, paths)
         readings.append(time.perf_counter() - began)
     assert computing > 10 * min(readings)  # measured: 50 to 100 times; small images hide most of the gain
+
+
+def test_masks_are_computed_where_the_folder_of_the_store_is_closed(patches, tmp_path, monkeypatch):
+    def closed(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    root, series = patches
+    monkeypatch.setattr(Path, "is_file", closed)
+    monkeypatch.setattr("common.files.tempfile.mkstemp", closed)
+    with pytest.warns(UserWarning, match="cannot be stored and are computed at each reading: cannot write"):
+        masks = MaskStore(tmp_path / "store", RULES).masks(root, series[0])
+    monkeypatch.undo()
+    np.testing.assert_array_equal(masks, detect_files(root, series[0]))
