@@ -1,7 +1,7 @@
 """Pixels without data: 0 in every band of an optical image, as in damaged files and in the gaps of mosaics.
 
-A single such pixel counts: dark ground is none, because the sensor also receives light that the air scatters. In 89 real
-images (2.9 million pixels of SEN12MS-CR and SEN12MS-CR-TS) no value of any band is 0, and B01 is 975 or more.
+A single such pixel counts: dark ground is none, because the sensor also receives light that the air scatters. In 89
+real images (2.9 million pixels of SEN12MS-CR and SEN12MS-CR-TS) no value of any band is 0, and B01 is 975 or more.
 """
 
 import numpy as np
