@@ -163,9 +163,9 @@ def test_packs_of_the_same_images_are_the_same_files(tree, tmp_path, capsys):
 
 @pytest.mark.parametrize("dtype", ["int16", "float32"])
 def test_images_of_another_type_are_named(copy, tmp_path, capsys, dtype):
-    for day in range(30):
-        path = image_path(copy, "S2", day)
-        write_geotiff(path, read_bands(path).astype(dtype), "EPSG:32633", patch_transform(9))
+    for patch in (9, 10):
+        path = image_path(copy, "S2", 0, patch)
+        write_geotiff(path, read_bands(path).astype(dtype), "EPSG:32633", patch_transform(patch))
     code, _, error = run(capsys, "--root", copy, "--out", tmp_path / "pack")
     assert code == 1
     assert f"expected uint16 values, found {dtype}" in error

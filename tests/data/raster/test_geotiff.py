@@ -1,5 +1,6 @@
 import os
 import re
+import socket
 from datetime import date
 from pathlib import Path
 
@@ -121,7 +122,7 @@ VRT = """<VRTDataset rasterXSize="8" rasterYSize="8">
 WMS = "<GDAL_WMS><Service name='TMS'><ServerUrl>http://127.0.0.1:9/${{z}}</ServerUrl></Service></GDAL_WMS>{}"
 
 
-@pytest.mark.parametrize("text", [VRT, WMS])
+@pytest.mark.parametrize("text", [VRT, WMS], ids=["VRT", "WMS"])
 def test_a_text_that_refers_to_other_files_is_no_image(tmp_path, text):
     secret = tmp_path / "secret"
     secret.write_bytes(bytes(range(64)))
@@ -133,8 +134,13 @@ def test_a_text_that_refers_to_other_files_is_no_image(tmp_path, text):
 
 
 def test_a_path_named_in_a_list_is_never_fetched(tmp_path):
-    with pytest.raises(DataError, match="no such image: /vsicurl/http://127.0.0.1:9/a.tif"):
-        read_georef("/vsicurl/http://127.0.0.1:9/a.tif")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        path = f"/vsicurl/http://127.0.0.1:{server.getsockname()[1]}/a.tif"
+        with rasterio.Env(GDAL_HTTP_TIMEOUT="1"), pytest.raises(DataError, match=f"no such image: {path}"):
+            read_georef(path)
+        with pytest.raises(BlockingIOError):  # nobody has called
+            server.accept()
 
 
 def test_an_image_that_names_a_file_as_its_overviews_is_refused(tmp_path):
