@@ -1,13 +1,14 @@
 # make demo   sample data, short trainings, tests, fusion, ensemble and reports; creates its environment
 # make test   the full test suite; creates its environment
 # make bench  all speed benchmarks that run on a CPU: benchmarks/RESULTS.md
+# make fuzz   5,000 damaged files, and every flag of every command with hostile values
 # make check  lint, format, types and tests, as in CI
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test bench check lint env clean
+.PHONY: demo test bench fuzz check lint env clean
 
 env: $(VENV)/.installed
 
@@ -25,6 +26,9 @@ test: env
 
 bench: env
 	$(BIN)/python -m benchmarks.suite --work bench
+
+fuzz: env
+	FUZZ_CASES=5000 $(BIN)/python -m pytest tests/fuzz
 
 lint: env
 	$(BIN)/ruff check .

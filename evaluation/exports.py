@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from common import process_group
+from common.damage import DAMAGED_ARRAY
 from common.errors import DataError, UsageError
 from common.files import atomic_file, write_json
 from common.json_files import PATH, Schema, read_json
@@ -224,7 +225,7 @@ class Exports:
         path = self._path(sample_id, field)
         try:
             image = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
+        except DAMAGED_ARRAY as error:
             raise DataError(f"{path} is not a readable .npy file ({error}); export this sample again") from error
         dims = 4 if field == "covar" else 3
         image = image.reshape(image.shape[-dims:]) if image.ndim > dims else image

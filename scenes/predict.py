@@ -11,12 +11,12 @@ from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from scipy.ndimage import distance_transform_edt
 
+from common.damage import DAMAGED_ARRAY
 from common.errors import DataError
 from common.files import atomic_file
 from common.memory import keep_freed_memory
@@ -186,7 +186,7 @@ def load_tile(job: Job, tile: Tile, names: Sequence[str]) -> dict[str, np.ndarra
     try:
         with np.load(path, allow_pickle=False) as content:
             return {name: content[name] for name in names if name in content.files}
-    except (OSError, ValueError, BadZipFile) as error:
+    except DAMAGED_ARRAY as error:
         advice = "workers must share this folder; run again to go on"
         raise DataError(f"cannot read the tile {path}: {error}; {advice}") from error
 

@@ -7,22 +7,15 @@ better than floats. The declared size of each member is checked before it is rea
 """
 
 import io
-import struct
-import tokenize
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from common.damage import DAMAGED_ARRAY
 from common.files import atomic_file
 
-# what zipfile, zlib and numpy's header parser can raise for a damaged archive
-_DAMAGE = (
-    zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, KeyError, ValueError, IndexError, TypeError,
-    RuntimeError, NotImplementedError, OverflowError, MemoryError, SyntaxError, tokenize.TokenError,
-)  # fmt: skip
 _PRELOAD_BYTES = 1 << 20  # records up to this size (bits) are read at once, larger ones (floats) member by member
 _COLUMN_BYTES = 1 << 20  # of a column; the longest, file names of 30 images, has 8 KB
 _HEADER_BYTES = 1 << 10  # of an npy array; those of records have 128
@@ -69,7 +62,7 @@ class MaskRecord:
             with zipfile.ZipFile(self._source) as archive:
                 columns = {name: _member(archive, name, _COLUMN_BYTES) for name in _KINDS}
             _check_columns(columns)
-        except _DAMAGE as error:
+        except DAMAGED_ARRAY as error:
             raise DamagedRecordError(f"{path}: {error}") from error
         self._coverage, self._image_bytes, self._imported, self._shapes = (columns[name] for name in list(_KINDS)[1:])
         self._place = {str(name): index for index, name in enumerate(columns["names"])}
@@ -106,7 +99,7 @@ class MaskRecord:
         try:
             with zipfile.ZipFile(self._source) as archive:
                 return [self._mask(archive, self._place[name]) for name in names]
-        except _DAMAGE as error:
+        except DAMAGED_ARRAY as error:
             raise DamagedRecordError(str(error)) from error
 
     def entries(self, size: tuple[int, ...] | None = None) -> dict[str, MaskEntry]:

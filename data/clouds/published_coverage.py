@@ -11,14 +11,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from common.damage import DAMAGED_ARRAY
 from common.errors import DataError
 from data.constants import DETECTORS
 
 _PATH_PARTS = 5  # ROIs1868/73/S2/14/s2_….tif; in published files the root's name precedes it
-_MALFORMED = (  # what reading another pickle can raise
-    ValueError, TypeError, KeyError, IndexError, EOFError, AttributeError, RuntimeError, ImportError, MemoryError,
-    OverflowError,
-)  # fmt: skip
+# what reading another pickle can raise
+_MALFORMED: tuple[type[Exception], ...] = (*DAMAGED_ARRAY, AttributeError, ImportError)
 _NAME = re.compile(rf"generic_(\d+)_([A-Za-z]+)_([A-Za-z]+)_({'|'.join(DETECTORS)})\.npy")
 
 

@@ -15,7 +15,6 @@ Any HDF5 reader with the Blosc filter can read these files. This one asks HDF5 o
 and decodes the chunks itself: one positioned read for each image, without locks or handles that forks cannot share.
 """
 
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -31,11 +30,12 @@ from affine import Affine
 from rasterio.crs import CRS
 from rasterio.io import MemoryFile
 
+from common.damage import DAMAGED_HDF5
 from common.errors import DataError
+from common.json_files import PATH, Schema, read_json
 from data.constants import N_S1
 from data.layout import STACKS, parse_folder, patch_number
 from data.raster.geotiff import LARGEST, Bounds, GeoRef, Size, check_image, open_image
-from data.splits import MONO, SERIES
 
 MARK = "pack.json"
 FORMAT = 1
@@ -43,6 +43,16 @@ TABLES_CHECKSUM = "tables_crc32"  # attribute of a region's file; earlier packs 
 BLOSC_FILTER = 32001  # as registered with the HDF Group
 _GROUPS = {name for names in STACKS.values() for name in names}
 _GEOREFS, _TABLES = ("bounds", "transform", "crs"), ("patch", "names", "file_bytes", "crc32", "place")
+_MOST_IMAGES = 10_000_000  # of a group; the largest region has 30 dates of 400 patches
+_SCHEMA: Schema = {
+    "type": "object",
+    "required": ["format", "dataset"],
+    "properties": {
+        "format": {"enum": [FORMAT]},
+        "dataset": {"enum": list(STACKS)},
+        "regions": {"type": "array", "items": PATH},
+    },
+}
 _HEADER = 16  # bytes of Blosc's header: its second and fourth number are the sizes of content and frame
 
 Slot = tuple[str, int, int]
@@ -79,13 +89,15 @@ class RoiFile:
         self._last_names: tuple[str, np.ndarray] | None = None
         with self._open_hdf5() as file:
             self.stacks = {name: _read_index(file[name]) for name in sorted(_GROUPS & set(file))}
+            n_georefs = len(file["crs"])
+            places = zip(
+                _table(file, "bounds", "f", (n_georefs, 4)).tolist(),
+                _table(file, "crs", "O", (n_georefs,)),
+                _table(file, "transform", "f", (n_georefs, 6)).tolist(),
+                strict=True,
+            )
             crs = {text: CRS.from_wkt(text.decode()) if text else None for text in set(file["crs"][:])}
-            self._georefs = [
-                GeoRef(tuple(bounds), crs[text], Affine(*transform))
-                for bounds, text, transform in zip(
-                    file["bounds"][:].tolist(), file["crs"][:], file["transform"][:].tolist(), strict=True
-                )
-            ]
+            self._georefs = [GeoRef(tuple(bounds), crs[text], Affine(*transform)) for bounds, text, transform in places]
 
     def names(self, stack: str) -> np.ndarray:
         """The file names of a group, bytes (P, D); those of the last call are cached."""
@@ -176,7 +188,7 @@ class RoiFile:
         try:
             with h5py.File(self.path, "r", locking=False) as file:  # locks fail on many shared file systems
                 yield file
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
+        except DAMAGED_HDF5 as error:
             text = f"not a readable region of a pack: {self.path} ({error})"
             raise DataError(f"{text}; pack it again with util.pack_dataset") from error
 
@@ -202,14 +214,9 @@ class PackedImages:
     def __init__(self, root: str) -> None:
         self.root = root
         mark = Path(root, MARK)
-        try:
-            header = json.loads(mark.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"cannot read {mark}: {error}; pack the data set again") from error
-        if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("dataset") not in STACKS:
-            raise DataError(f"{mark}: expected format {FORMAT} of a pack of {SERIES} or {MONO}, found {header!r}")
+        header = read_json(mark, _SCHEMA, "pack the data set again")
         self.dataset: str = header["dataset"]
-        self.listed: tuple[str, ...] = tuple(map(str, header.get("regions", ())))  # earlier packs list none
+        self.listed: tuple[str, ...] = tuple(header.get("regions", ()))  # earlier packs list none
         self._rois: dict[str, RoiFile | None] = {}
 
     def roi(self, name: str) -> RoiFile | None:
@@ -326,8 +333,10 @@ def blosc() -> Any:
 
 def _read_index(group: Any) -> StackIndex:
     pixels = group["pixels"]
-    if math.prod(pixels.shape[2:]) > LARGEST:
-        raise ValueError(f"images of {pixels.shape[2:]} values, expected at most {LARGEST:,}")
+    if len(pixels.shape) != 5 or pixels.chunks != (1, 1, *pixels.shape[2:]) or pixels.dtype.kind not in "uif":
+        raise ValueError(f"pixels of {pixels.shape} {pixels.dtype} in chunks of {pixels.chunks}")
+    if math.prod(pixels.shape[2:]) > LARGEST or math.prod(pixels.shape[:2]) > _MOST_IMAGES:
+        raise ValueError(f"{pixels.shape} values, expected at most {LARGEST:,} of an image")
     offsets = np.zeros(pixels.shape[:2], np.int64)
     lengths = np.zeros(pixels.shape[:2], np.int64)
 
@@ -335,15 +344,31 @@ def _read_index(group: Any) -> StackIndex:
         offsets[chunk.chunk_offset[:2]], lengths[chunk.chunk_offset[:2]] = chunk.byte_offset, chunk.size
 
     pixels.id.chunk_iter(visit)
-    names = group["names"][:]
+    if ((offsets < 0) | (lengths < 0) | (offsets > group.file.id.get_filesize() - lengths)).any():
+        raise ValueError("an image lies beyond the end of the file")
+    names = _table(group, "names", "S", pixels.shape[:2])
+    if not names.tobytes().isascii():
+        raise ValueError("a file name is not ASCII")
+    places = _table(group, "place", "u", pixels.shape[:2])
+    if (places >= max(1, len(group.file["crs"]))).any():
+        raise ValueError("an image has no georeference")
     return StackIndex(
-        rows={int(number): row for row, number in enumerate(group["patch"][:])},
+        rows={int(number): row for row, number in enumerate(_table(group, "patch", "i", pixels.shape[:1]))},
         dtype=pixels.dtype,
         shape=pixels.shape[2:],
         offsets=offsets,
         lengths=lengths,
-        file_bytes=group["file_bytes"][:],
-        checksums=group["crc32"][:],
+        file_bytes=_table(group, "file_bytes", "i", pixels.shape[:2]),
+        checksums=_table(group, "crc32", "u", pixels.shape[:2]),
         name_checks=np.fromiter((crc32(name) for name in names.flat), np.uint32, names.size).reshape(names.shape),
-        places=group["place"][:],
+        places=places,
     )
+
+
+def _table(group: Any, name: str, kind: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A table of a region, whose kind of dtype and shape are checked before it is read."""
+    table = group[name]
+    if table.dtype.kind != kind or table.shape != shape:
+        raise ValueError(f"{name} is a table {table.shape} of {table.dtype}, expected {shape} of kind {kind}")
+    values: np.ndarray = table[:]
+    return values

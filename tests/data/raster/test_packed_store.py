@@ -181,7 +181,10 @@ def test_what_is_not_there_is_named(pack):
         images.read(series_path(ROI, "S2", 3, 9), 13, (64, 64))
 
 
-@pytest.mark.parametrize(("content", "message"), [('{"format": 9}', "expected format 1"), ("{", "cannot read")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [('{"format": 9, "dataset": "SEN12MS-CR"}', r"format must be one of \[1\], got 9"), ("{", "is not valid JSON")],
+)
 def test_a_mark_of_another_format_is_refused(tmp_path, content, message):
     (tmp_path / "pack.json").write_text(content)
     with pytest.raises(DataError, match=message):
