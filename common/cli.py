@@ -7,6 +7,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Timer, current_thread, main_thread
 from types import FrameType
@@ -116,8 +117,8 @@ def _end_interrupted() -> int:
 
 
 def _end_now() -> None:
-    sys.stdout.flush()
-    print("\ninterrupted", file=sys.stderr, flush=True)
+    with suppress(OSError):  # not print: this process may be in the middle of printing
+        os.write(2, b"\ninterrupted\n")
     os._exit(INTERRUPTED)
 
 

@@ -38,8 +38,8 @@ def folder_lock(folder: str | Path, flag: str, *, beside: bool = False, wait: bo
     try:
         file = _acquire(path, folder, flag, wait)
     except OSError as error:
-        text = f"cannot write to {folder}: {error.strerror or error}; choose another {flag}"
-        raise DataError(text) from error
+        reason = "Not a directory" if isinstance(error, FileExistsError) else error.strerror or error
+        raise DataError(f"cannot write to {folder}: {reason}; choose another {flag}") from error
     _held.add(str(path))
     try:
         yield

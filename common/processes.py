@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from multiprocessing import parent_process
 from pathlib import Path
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 
 _NO_START = "0"  # start time where the system does not tell it
 
@@ -44,16 +44,25 @@ def _wait_for_parent() -> None:
 def interrupts_blocked() -> Iterator[None]:
     """Start worker processes within, which Ctrl-C does not reach then: it is for the parent, which ends them.
 
-    A terminal sends Ctrl-C to all processes of a command. Here it is raised at the end of the block.
+    A terminal sends Ctrl-C to all processes of a command. In this one it is raised at the end of the block.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    received: list[int] = []
+    handler = signal.getsignal(signal.SIGINT)
+    deferred = callable(handler) and current_thread() is main_thread()  # other threads cannot set handlers
+    if deferred:  # the system may give a signal to a thread that does not block it
+        signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by processes
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if deferred:
+            signal.signal(signal.SIGINT, handler)
+    if received:
+        signal.raise_signal(signal.SIGINT)
 
 
 @lru_cache(maxsize=1)

@@ -137,13 +137,14 @@ def test_a_full_disk_under_the_mask_store(series, tmp_path, capsys, monkeypatch)
 def test_a_results_folder_that_is_a_file(series, runs, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     message = refused(capsys, train_reconstruct.main, *training(series, tmp_path / "file"))
-    assert f"cannot create the run folder {tmp_path}/file/{NAME}: Not a directory; choose another --res_dir" in message
+    flags = "--experiment_name or --res_dir"
+    assert f"cannot write to {tmp_path}/file/{NAME}: Not a directory; choose another {flags}" in message
     message = refused(capsys, test_reconstruct.main, *evaluating(runs, series, tmp_path / "file"))
-    assert "choose another --res_dir" in message
+    assert "choose another --experiment_name or --res_dir" in message
     exports = tmp_path / "inference" / NAME / "export" / "epoch_1" / "test"
     assert call(test_reconstruct.main, *evaluating(runs, series, tmp_path / "inference")) == 0
     message = refused(capsys, ensemble_reconstruct.main, exports, "--res_dir", tmp_path / "file")
-    assert f"cannot write {tmp_path}/file" in message
+    assert f"cannot write to {tmp_path}/file" in message
 
 
 # Memory

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from rasterio.transform import from_origin
 
+from common.locks import folder_lock
 from data.raster.geotiff import read_bands, write_geotiff
 from reconstruct_scene import main
-from scenes.resume import ResumeState
 from tests.support.cli_cases import call, refused
 from tests.support.commands import ROOT
 from tests.support.scene_cases import CRS, ORIGIN, write_run, write_scene
@@ -137,9 +137,8 @@ def test_a_record_that_cannot_be_read(line, tmp_path, capsys):
 
 
 def test_two_commands_in_one_folder(line, tmp_path, capsys):
-    first = ResumeState(tmp_path / "maps", {})
-    assert first.begin(False) == "new"
-    assert "another command is at work in" in refused(capsys, main, *line, code=2)
+    with folder_lock(tmp_path / "maps", "--out"):
+        assert f"{tmp_path / 'maps'} is in use by this process" in refused(capsys, main, *line)
 
 
 def test_a_file_damaged_in_its_middle_is_told_and_nothing_is_finished(line, scene, tmp_path, capsys):

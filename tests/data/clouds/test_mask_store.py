@@ -13,6 +13,7 @@ import pytest
 from rasterio.transform import from_origin
 
 from common.errors import DataError
+from common.processes import process_tag
 from data.clouds.detectors import detect_clouds
 from data.clouds.mask_record import MaskRecord, write_record
 from data.clouds.mask_store import MaskStore, StoreWriteError, default_store, open_mask_store
@@ -287,9 +288,10 @@ def test_a_living_writers_file_is_left_alone(patches, tmp_path):
     store = MaskStore(tmp_path / "store", RULES)
     folder = store.folder(root) / "ROIs1868" / "73"
     folder.mkdir(parents=True)
-    (folder / ".patch_0.abc.tmp.npz").write_bytes(b"being written")
+    being_written = folder / f".patch_0.{process_tag()}.abcdefgh.tmp.npz"
+    being_written.write_bytes(b"being written")
     store.masks(root, series[0])
-    assert (folder / ".patch_0.abc.tmp.npz").exists()
+    assert being_written.exists()
 
 
 def test_two_processes_fill_one_store_and_are_killed(tmp_path):
