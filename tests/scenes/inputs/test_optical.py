@@ -138,7 +138,7 @@ def test_infinite_values_are_missing(write_optical):
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 0.0])
-def test_images_without_data_are_refused_or_told(value, write_optical):
+def test_images_without_data_are_refused_or_noted(value, write_optical):
     empty = write_optical(np.full((13, HEIGHT, WIDTH), value, np.float32), name="s2_2018-06-16.tif")
     with pytest.raises(
         DataError, match=r"06-16\.tif and all other optical images: no pixel has data: all are nodata, NaN"

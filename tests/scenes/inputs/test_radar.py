@@ -178,7 +178,7 @@ def test_infinite_backscatter_is_missing(optical, tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.inf, np.nan])
-def test_radar_without_data_is_told(optical, tmp_path, value):
+def test_radar_without_data_is_noted(optical, tmp_path, value):
     path = write_tif(tmp_path / "s1_2018-06-18.tif", np.full((2, HEIGHT, WIDTH), value, np.float32))
     notes = "\n".join(open_series(SceneInputs([optical], [path])).notes)
     assert "no sampled pixel has data: all are nodata, NaN or infinite (s1_2018-06-18.tif)" in notes

@@ -47,7 +47,7 @@ def test_a_vrt_is_read_if_the_user_says_so_also_after_pickling(image, tmp_path):
     with pytest.raises(DataError, match=r"a\.vrt is a VRT, which reads other files; if you trust it, add --allow_vrt"):
         open_vrt(path, allow=False)
     series = open_vrt(path)
-    assert series.paths == (path, image)  # by which a resumed command notices that one has changed
+    assert series.paths == (path, image)  # a changed source is not resumed from
     assert np.array_equal(read_all(pickle.loads(pickle.dumps(series))).raw[0], ground())
 
 
