@@ -2,13 +2,14 @@
 # make test   the full test suite; creates its environment
 # make bench  all speed benchmarks that run on a CPU: benchmarks/RESULTS.md
 # make fuzz   5,000 damaged files, and every flag of every command with hostile values
+# make kills  100 sequences of kills and Ctrl-C over all commands, compared with uninterrupted runs (20 minutes)
 # make check  lint, format, types and tests, as in CI
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test bench fuzz check lint env clean
+.PHONY: demo test bench fuzz kills check lint env clean
 
 env: $(VENV)/.installed
 
@@ -30,6 +31,9 @@ bench: env
 fuzz: env
 	FUZZ_CASES=5000 $(BIN)/python -m pytest tests/fuzz
 
+kills: env
+	$(BIN)/python -m benchmarks.kills --work kills --sequences 100
+
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,4 +42,4 @@ lint: env
 check: lint test
 
 clean:
-	rm -rf $(VENV) demo bench .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo bench kills .pytest_cache .mypy_cache .ruff_cache

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import re
 import shutil
 import ssl
 import tarfile
@@ -18,6 +19,7 @@ import pytest
 
 from common.cli import run_command
 from common.errors import DataError, UsageError
+from tests.support.hard_use import start_two
 from util import download_data
 from util.download import fetch as archive_fetch
 from util.download.archives import choose_archives, read_table
@@ -152,6 +154,18 @@ def test_archives_merge_into_the_layout_of_the_loaders(server, table, tmp_path, 
 def single_archive(server, content=None):
     server.files = {"s2_africa.tar.gz": content or pack([(f"africa/{MULTI}", NOISE)])}
     return "--dataset", "SEN12MSCRTS", "--sensor", "S2"
+
+
+def test_of_two_downloads_of_one_archive_one_works(server, table, tmp_path, commands):
+    choice = single_archive(server)
+    words = command(server, table, tmp_path / "out", *choice)
+    first, second = start_two(commands, "util.download_data", words, tmp_path / "out" / ".s2_africa.tar.gz.lock")
+    assert first.code == 0, first.text
+    assert second.code == 1, second.text
+    holder = rf"error: {tmp_path}/out/s2_africa.tar.gz is in use by util.download_data \(process {first.pid} on "
+    assert re.search(holder, second.text)
+    assert (tmp_path / "out" / "SEN12MSCRTS" / MULTI).read_bytes() == NOISE
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".downloaded", "SEN12MSCRTS"]
 
 
 def test_cut_connection_is_resumed_by_range(server, table, tmp_path):
