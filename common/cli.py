@@ -15,6 +15,7 @@ from types import FrameType
 from common.errors import DATA, UserError
 
 INTERRUPTED = 130  # exit code, as of a shell
+_LONGEST = 2000  # characters of a line; a damaged file may bring a name of any length into an error
 _END_S = 10.0  # after which an interrupted command ends even if a library has swallowed the interruption
 
 
@@ -49,11 +50,11 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
         if debug and isinstance(error, UserError | OSError):
             traceback.print_exc()
         if isinstance(error, UserError):
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"error: {_one_line(error)}", file=sys.stderr)
             return error.exit_code
         if isinstance(error, OSError):  # a failing disk, an unreadable folder: one line instead of a traceback
             path = f"{error.filename}: " if error.filename else ""
-            print(f"error: {path}{error.strerror or error} (--debug shows where)", file=sys.stderr)
+            print(f"error: {_one_line(path + str(error.strerror or error))} (--debug shows where)", file=sys.stderr)
             return DATA
         raise
     finally:
@@ -64,6 +65,11 @@ def print_notes(notes: Iterable[str]) -> None:
     """Print notes for the user, one per line."""
     for note in notes:
         print(f"note: {note}")
+
+
+def _one_line(message: object) -> str:
+    text = " ".join(str(message).split())
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
 
 def _prepare_environment() -> None:
@@ -125,4 +131,4 @@ def _end_now() -> None:
 def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    return f"warning: {' '.join(str(message).split())}\n"
+    return f"warning: {_one_line(message)}\n"

@@ -57,7 +57,7 @@ def fuzz(
     mutations: st.SearchStrategy = JSON,
     refusals: Sequence[type[Exception]] = (),
 ) -> None:
-    """Read a file, which must be accepted, and mutations of it, which may be refused by an error of one line.
+    """Read a file, which must be accepted, and mutations of it, which may be refused by a `UserError`.
 
     Args:
         target: name of the kind of file.
@@ -80,12 +80,10 @@ def fuzz(
     def check(mutate: Callable[[bytes], bytes]) -> None:
         try:
             read(mutate(content))
-        except (UserError, *refusals) as error:
-            outcome, message = "refused", str(error)
+        except (UserError, *refusals):
+            COUNTS[target, "refused"] += 1
         else:
-            outcome, message = "accepted", ""
-        COUNTS[target, outcome] += 1
-        assert len(message) < 2000, message[:300]
+            COUNTS[target, "accepted"] += 1
 
     check()
 
