@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from tests.support.commands import TINY
 from model.weights import load_checkpoint
+from tests.support.commands import TINY
 
 # Each value of each option stands in one line at least; which go together does not matter.
 LINES = {

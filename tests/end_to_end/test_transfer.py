@@ -6,8 +6,8 @@ import signal
 import pytest
 import torch
 
-from tests.support.commands import TINY
 from model.weights import load_checkpoint
+from tests.support.commands import TINY
 
 NETWORK = TINY + " --use_sar --scale_by 10 --lr 0.01"
 

@@ -108,7 +108,8 @@ def test_weights_follow_from_the_seed_alone(name):
 
 
 def test_an_unknown_name_is_answered_with_a_list():
-    with pytest.raises(UsageError, match=r"unknown backbone 'utea'; choose --model uncrtaints, conv3d_mamba, utae, unet"):
+    expected = "unknown backbone 'utea'; choose --model uncrtaints, conv3d_mamba, utae, unet"
+    with pytest.raises(UsageError, match=expected):
         registry.get_builder("utea")
 
 
