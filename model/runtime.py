@@ -49,9 +49,8 @@ def choose_device(name: str) -> torch.device:
         if not count:
             raise UsageError(f"--device {name}: there is no CUDA device here; add --device cpu")
         if (device.index or 0) >= count and process_group.world_size() > 1:
-            raise UsageError(
-                f"there are {count} CUDA devices for {process_group.local_world_size()} processes; lower --nproc_per_node"
-            )
+            n_processes = process_group.local_world_size()
+            raise UsageError(f"there are {count} CUDA devices for {n_processes} processes; lower --nproc_per_node")
         if (device.index or 0) >= count:
             raise UsageError(f"--device {name}: there are {count} CUDA devices, numbered from 0; or use --device cpu")
         if process_group.world_size() > 1:
