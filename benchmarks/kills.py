@@ -33,6 +33,7 @@ from typing import Any
 import h5py
 import numpy as np
 import rasterio
+from tqdm import tqdm
 
 from common.cli import INTERRUPTED, run_command
 from common.ranges import number
@@ -128,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for index, case in zip(range(args.sequences), itertools.cycle(chosen), strict=False)
             ]
             outcomes = []
-            for index, future in enumerate(futures):
+            for index, future in enumerate(tqdm(futures, unit="sequence")):
                 outcome = future.result()
                 outcomes.append(outcome)
                 for problem in outcome.problems:
