@@ -1,8 +1,10 @@
 """HDF5 files on disks that may be full."""
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
 
@@ -15,7 +17,7 @@ class _Target:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("r+b", buffering=0)
-        self.error: OSError | None = None
+        self.error: BaseException | None = None
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
@@ -47,6 +49,26 @@ _targets: dict[str, _Target] = {}  # of open files, by their h5py names
 
 
 @contextmanager
+def _deferred_interrupt(target: _Target) -> Iterator[None]:
+    """Keep a Ctrl-C as the error of a file: raised within a callback of HDF5, it would crash the process."""
+    before = signal.getsignal(signal.SIGINT)
+    if current_thread() is not main_thread() or not callable(before):
+        yield
+        return
+
+    def defer(number: int, frame: Any) -> None:
+        if isinstance(target.error, KeyboardInterrupt):  # the second one
+            before(number, frame)
+        target.error = KeyboardInterrupt()
+
+    signal.signal(signal.SIGINT, defer)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def write_hdf5(path: Path, **options: Any) -> Iterator[Any]:
     """A new HDF5 file, an `h5py.File`; on a full disk neither h5py nor the process crashes.
 
@@ -56,13 +78,14 @@ def write_hdf5(path: Path, **options: Any) -> Iterator[Any]:
 
     Raises:
         OSError: at the end, or by `check_written`, if the file could not be written.
+        KeyboardInterrupt: likewise, after a Ctrl-C.
     """
     import h5py  # deferred: heavy, needed for packs and exports only
 
     target = _Target(path)
     _targets[repr(target)] = target
     try:
-        with h5py.File(target, "w", **options) as file:
+        with _deferred_interrupt(target), h5py.File(target, "w", **options) as file:
             yield file
     finally:
         del _targets[repr(target)]
@@ -72,7 +95,7 @@ def write_hdf5(path: Path, **options: Any) -> Iterator[Any]:
 
 
 def check_written(group: Any) -> None:
-    """Raise the OSError of writing the file of a group or data set so far, such as of a full disk."""
+    """Raise the error of writing the file of a group or data set so far: of a full disk, or a Ctrl-C."""
     target = _targets[group.file.filename]
     if target.error is not None:
         raise target.error
