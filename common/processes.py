@@ -1,15 +1,16 @@
-"""Processes: their identity, the end of workers with their parent, and Ctrl-C while workers start."""
+"""Processes: their identity, the end of workers with their parent, and deferred Ctrl-C."""
 
 import os
 import signal
 import socket
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from multiprocessing import parent_process
 from pathlib import Path
 from threading import Thread, current_thread, main_thread
+from types import FrameType
 
 _NO_START = "0"  # start time where the system does not tell it
 
@@ -41,6 +42,33 @@ def _wait_for_parent() -> None:
 
 
 @contextmanager
+def interrupts_deferred(notify: Callable[[], None] | None = None) -> Iterator[None]:
+    """Raise a Ctrl-C at the end of the block instead of within; in another thread than the main one it has no effect.
+
+    Args:
+        notify: called when the Ctrl-C arrives.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler) or current_thread() is not main_thread():
+        yield
+        return
+    received: list[int] = []
+
+    def defer(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if notify is not None:
+            notify()
+
+    signal.signal(signal.SIGINT, defer)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if received:
+        signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
 def interrupts_blocked() -> Iterator[None]:
     """Start worker processes within, which Ctrl-C does not reach then: it is for the parent, which ends them.
 
@@ -49,20 +77,12 @@ def interrupts_blocked() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    received: list[int] = []
-    handler = signal.getsignal(signal.SIGINT)
-    deferred = callable(handler) and current_thread() is main_thread()  # other threads cannot set handlers
-    if deferred:  # the system may give a signal to a thread that does not block it
-        signal.signal(signal.SIGINT, lambda number, _: received.append(number))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by processes
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if deferred:
-            signal.signal(signal.SIGINT, handler)
-    if received:
-        signal.raise_signal(signal.SIGINT)
+    with interrupts_deferred():  # the system may give a signal to a thread that does not block it
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by processes
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @lru_cache(maxsize=1)

@@ -1,11 +1,11 @@
 """HDF5 files on disks that may be full."""
 
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import current_thread, main_thread
 from typing import Any
+
+from common.processes import interrupts_deferred
 
 
 class _Target:
@@ -41,31 +41,15 @@ class _Target:
         view[n_read:] = bytes(len(view) - n_read)  # discarded before
         return len(view)
 
+    def interrupt(self) -> None:
+        """Keep a Ctrl-C as the error."""
+        self.error = KeyboardInterrupt()
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)  # seek, tell, flush, close
 
 
 _targets: dict[str, _Target] = {}  # of open files, by their h5py names
-
-
-@contextmanager
-def _deferred_interrupt(target: _Target) -> Iterator[None]:
-    """Keep a Ctrl-C as the error of a file: raised within a callback of HDF5, it would crash the process."""
-    before = signal.getsignal(signal.SIGINT)
-    if current_thread() is not main_thread() or not callable(before):
-        yield
-        return
-
-    def defer(number: int, frame: Any) -> None:
-        if isinstance(target.error, KeyboardInterrupt):  # the second one
-            before(number, frame)
-        target.error = KeyboardInterrupt()
-
-    signal.signal(signal.SIGINT, defer)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -85,7 +69,7 @@ def write_hdf5(path: Path, **options: Any) -> Iterator[Any]:
     target = _Target(path)
     _targets[repr(target)] = target
     try:
-        with _deferred_interrupt(target), h5py.File(target, "w", **options) as file:
+        with interrupts_deferred(target.interrupt), h5py.File(target, "w", **options) as file:
             yield file
     finally:
         del _targets[repr(target)]
