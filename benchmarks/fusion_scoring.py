@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from common.progress import progress_bar
 from common.run_folder import RunFolder
 from config.resolve import resolve_test
 from data.constants import N_S2
@@ -124,7 +124,7 @@ def score_run(words: Sequence[str]) -> dict[str, Any]:
     assert isinstance(net, FusionNet)
     scores = Scores(net, [entry["name"] for entry in config.expert_configs])
     loader = build_test_loader(config)
-    for cpu_batch in tqdm(loader, total=len(loader), desc=weights.name, unit="batch", dynamic_ncols=True):
+    for cpu_batch in progress_bar(loader, len(loader), weights.name):
         if not cpu_batch.n:
             continue
         batch = cpu_batch.to(device, non_blocking=True)

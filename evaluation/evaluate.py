@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from common import process_group
 from common.errors import DataError
 from common.files import write_json, write_text
+from common.progress import progress_bar
 from common.run_folder import RunFolder
 from config.schema import Config
 from data.batch import Batch, Collate, Indexed
@@ -71,8 +71,7 @@ def evaluate(
     model.eval()
     total, n_own, n_all = torch.zeros((), device=compute.device), 0, 0
     started = time.perf_counter()
-    hidden = not process_group.is_rank_zero()
-    with tqdm(loader, total=steps, desc=title, unit="batch", dynamic_ncols=True, disable=hidden) as bar:
+    with progress_bar(loader, steps, title) as bar:
         for cpu_batch in bar:
             counts = process_group.all_gather_int(cpu_batch.n)
             first = n_all + sum(counts[: process_group.rank()])

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from common.cli import print_notes
 from common.locks import folder_lock
 from common.memory import memory_advice
 from common.parallel import AUTO, available_cores
@@ -41,8 +42,7 @@ def reconstruct_scene(options: SceneOptions) -> None:
         notes = [*series.notes, *requirements.check(len(series.days), series.has_radar)]
         job = _plan(options, requirements, series, device)
         workers = _count_workers(options, device, len(job.plan))
-        for note in notes:
-            print(f"note: {note}")
+        print_notes(notes)
         print(_describe(options, requirements, job, workers))
         settings = _settings(options, job, batch_size, weight_files)
         stack.enter_context(folder_lock(options.out, "--out"))

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 from common import process_group
 from common.errors import DataError
+from common.progress import progress_bar
 from data.batch import Batch, SampleInfo
 from model.losses import LossFunction
 from model.reconstructor import Reconstructor
@@ -125,12 +125,6 @@ def train_one_epoch(
         "train_samples": n_samples,
         "train_steps": steps,
     }
-
-
-def progress_bar(loader: Iterable[Batch], steps: int | None, title: str) -> "tqdm[Batch]":
-    """A progress bar over batches, shown by the first process."""
-    hidden = not process_group.is_rank_zero()
-    return tqdm(loader, total=steps, desc=title, unit="batch", dynamic_ncols=True, disable=hidden)
 
 
 def profile_step(model: Reconstructor, criterion: LossFunction, batch: Batch, compute: Compute) -> dict[str, Any]:

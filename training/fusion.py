@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from common.cli import print_notes
 from common.files import write_json, write_text
 from common.run_folder import RunFolder
 from config.experts import ExpertRun, common_held_out, read_experts
@@ -169,8 +170,7 @@ def describe(
         f"{config.experiment_name}: fusion {config.fusion} of {', '.join(run.name for run in runs)}, "
         f"gate of {count_parameters(model.fusion.gate):,} parameters; {replace(setup, scan=scan).description}"
     )
-    for note in split.notes:
-        print(f"note: {note}")
+    print_notes(split.notes)
 
 
 def fit_fusion(

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from common.errors import DataError
+from common.progress import progress_bar
 from data.batch import Batch
 from data.constants import N_S2
 from data.holdout import FitSplit
@@ -204,7 +204,7 @@ def predict_experts(
 
     Samples whose targets lack pixels are left out.
     """
-    with tqdm(loader, total=len(loader), desc=title, unit="batch", dynamic_ncols=True) as bar:
+    with progress_bar(loader, len(loader), title) as bar:
         for loaded in bar:
             cpu_batch = loaded.without_missing()
             if cpu_batch.n:
