@@ -30,13 +30,12 @@ from common.cli import run_command
 from common.errors import DataError
 from common.files import write_json
 from evaluation.charts import plot_calibration, plot_ratios
-from model.registry import EXPERTS
+from model.registry import EXPERTS, FUSION
 
 Array = npt.NDArray[np.float64]
 Comparison = dict[str, Any]
 
 WEAK, STRONG = EXPERTS  # of the controls; conv3d_mamba is useful from its first step, so the other is trained little
-FUSION = "fusion_net"
 USELESS_STEPS = 10
 SAME = 1e-3  # relative difference of RMSE: the same network on the same images, on any device
 # name -> decimals; all of the whole test split

@@ -25,7 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,19 +161,16 @@ def prepare(work: Path) -> None:
         (server / "table.json").write_text(json.dumps({"archives": archives}), encoding="utf-8")
 
 
-class serve:  # noqa: N801
+@contextmanager
+def serve(folder: Path) -> Iterator[http.server.ThreadingHTTPServer]:
     """A web server of a folder on this machine."""
-
-    def __init__(self, folder: Path) -> None:
-        handler = functools.partial(_Slow, directory=str(folder))
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-
-    def __enter__(self) -> http.server.ThreadingHTTPServer:
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        return self.server
-
-    def __exit__(self, *_: object) -> None:
-        self.server.shutdown()
+    handler = functools.partial(_Slow, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
 
 
 class _Slow(http.server.SimpleHTTPRequestHandler):

@@ -66,7 +66,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def remove_stale_files(folder: Path, recursive: bool = False) -> None:
+def remove_stale_files(folder: Path) -> None:
     """Remove the temporary files that killed processes left in a folder, but not those of active ones.
 
     The name of a temporary file has the tag of its writer. Where that is of another machine, or missing as in files of
@@ -77,9 +77,7 @@ def remove_stale_files(folder: Path, recursive: bool = False) -> None:
         entries += os.scandir(folder)
     for entry in entries:
         try:
-            if recursive and entry.is_dir(follow_symlinks=False):
-                remove_stale_files(Path(entry), recursive)
-            elif match := _TEMPORARY.fullmatch(entry.name):
+            if match := _TEMPORARY.fullmatch(entry.name):
                 ended = has_ended(match[1]) if match[1] else None
                 if ended or (ended is None and time.time() - entry.stat().st_mtime > _STALE_SECONDS):
                     os.unlink(entry)

@@ -17,7 +17,7 @@ _held: set[str] = set()  # of this process, which the system would let lock a fi
 
 
 @contextmanager
-def folder_lock(folder: str | Path, flag: str, *, beside: bool = False, wait: bool = False) -> Iterator[None]:
+def folder_lock(folder: str | Path, flag: str, *, as_sibling: bool = False, wait: bool = False) -> Iterator[None]:
     """Hold an output folder for this process.
 
     The system releases the lock when the process ends, also if it is killed; it works between the machines of a network
@@ -26,14 +26,14 @@ def folder_lock(folder: str | Path, flag: str, *, beside: bool = False, wait: bo
     Args:
         folder: created if missing, and removed again if nothing was written to it. The lock is a file `.lock` in it.
         flag: names the folder on the command line.
-        beside: the lock is a file `.NAME.lock` beside it, for a file or for a folder that is renamed as a whole.
+        as_sibling: the lock is a file `.NAME.lock` beside it, for a file or for a folder that is renamed as a whole.
         wait: wait until the folder is free, and print why.
 
     Raises:
         DataError: if another process holds the folder, or it cannot be written.
     """
     folder = Path(os.path.abspath(folder))
-    path = folder.with_name(f".{folder.name}.lock") if beside else folder / ".lock"
+    path = folder.with_name(f".{folder.name}.lock") if as_sibling else folder / ".lock"
     created = [place for place in path.parents if not place.exists()]
     try:
         file = _acquire(path, folder, flag, wait)

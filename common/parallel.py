@@ -51,7 +51,7 @@ def map_in_processes(function: Callable[[Item], Result], items: Sequence[Item], 
         yield from map(function, items)
         return
     require_shared_memory("--workers 1")
-    others = active_children()
+    earlier = active_children()
     # spawn: a forked child would inherit locks of libraries that have started threads
     with ProcessPoolExecutor(n_workers, get_context("spawn"), initializer=end_with_parent) as pool:
         try:
@@ -64,7 +64,7 @@ def map_in_processes(function: Callable[[Item], Result], items: Sequence[Item], 
                 "a worker was killed from outside (out of memory?); run again to resume, with fewer --workers"
             ) from error
         except KeyboardInterrupt:  # an item may take minutes
-            for worker in set(active_children()) - set(others):
+            for worker in set(active_children()) - set(earlier):
                 worker.kill()
             raise
         finally:

@@ -61,7 +61,7 @@ def check_distributed(config: Config) -> None:
     if not process_group.is_distributed():
         return
     alone = "; start it with python instead of torchrun"
-    if config.model == "fusion_net":
+    if config.model == FUSION:
         raise UsageError(
             "--model fusion_net is fitted by one process; train its experts with torchrun, each in a run of its own, "
             "then fuse them with --experts" + alone

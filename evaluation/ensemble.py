@@ -200,12 +200,13 @@ def evaluate_ensemble(
         means = np.mean(member_splits, axis=0).tolist()
         metrics["member split"] = dict(zip(("aleatoric", "epistemic"), means, strict=True))
     metrics["comparison"] = table.compute()
-    _write_results(out, metrics, recorder.compute())
+    records = recorder.compute()
+    _write_results(out, metrics, records)
     if plot_every > 0:
         print(f"pictures of samples: {out / 'plots'}")
     if export_every > 0:
         print(f"exports: {out / 'export'}")
-    return EnsembleResult(members, metrics, recorder.compute())
+    return EnsembleResult(members, metrics, records)
 
 
 def _write_results(out: Path, metrics: dict[str, Any], records: Sequence[SampleRecord]) -> None:

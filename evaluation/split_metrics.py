@@ -30,7 +30,6 @@ VARIANCE_METRICS = ("error", "mean ae", "mean se", "mean var")
 STRATA = ("clouded at no date", "clouded at some dates", "clouded at all dates")
 _UNKNOWN = len(STRATA)  # stratum of samples without masks
 
-# has_variance, (id, metrics) of each image, number of missing pixels, sums of the others
 _FIGURE = {"type": "number", "minimum": -1e30, "maximum": 1e30}
 _FIGURES = {"^(RMSE|MAE|PSNR|SAM|SSIM|NLL|CRPS|ENCE|UCE|AUSE|sharpness|coverage [0-9]+)$": {"type": "number"}}
 _CURVES = {
@@ -80,6 +79,7 @@ METRICS_SCHEMA: Schema = {  # of a test's metrics file: `SplitMetrics.compute`, 
     "dependencies": {"reliability": ["coverage curve", "discard curve SE", "ENCE", "coverage 90"]},
 }
 
+# has_variance, (id, metrics) of each image, number of missing pixels, sums of the other pixels
 State = tuple[bool | None, list[tuple[int, dict[str, float]]], int, tuple[Array, ...]]
 
 

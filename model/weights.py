@@ -194,14 +194,14 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str | P
         mismatches = "; ".join(f"{len(keys)} {title}: {list_some(keys)}" for title, keys in lists.items() if keys)
         flags = ", ".join(f"--{flag}" for flag in _flags_of([*missing, *extra, *misshapen]))
         raise DataError(f"{source} is of another architecture than the flags describe; {mismatches}; check {flags}")
-    other = [
+    other_kinds = [
         f"{key} {kind_of(stored)} instead of {kind_of(value)}"
         for key, (stored, value) in pairs.items()
         if kind_of(stored) != kind_of(value)
     ]
-    if other:
+    if other_kinds:
         raise DataError(
-            f"{source} holds {len(other)} weights of another kind: {list_some(other)}; "
+            f"{source} holds {len(other_kinds)} weights of another kind: {list_some(other_kinds)}; "
             "take it from where it was trained"
         )
     backbone.load_state_dict(state)

@@ -7,6 +7,7 @@ from pathlib import Path
 from common.errors import DataError, UsageError
 from config.stored import model_config, read_conf
 from data.raster.geotiff import days_since_origin
+from model.registry import FUSION
 from model.restore import CONF, WEIGHTS
 
 VARIANCES = {"nig": ("aleatoric", "epistemic"), "gaussian": ("aleatoric",), "mean": ()}  # by head
@@ -89,7 +90,7 @@ def read_requirements(weights: str | Path) -> tuple[ModelRequirements, list[Path
         radar=config.use_sar,
         single=config.pretrain or config.model == "unet",
         dates=dates if isinstance(dates, int) else 0,
-        variances=VARIANCES["nig" if config.model == "fusion_net" else config.head],
+        variances=VARIANCES["nig" if config.model == FUSION else config.head],
         reference_day=_reference_day(stored.get("ref_date"), folder / CONF),
     )
     return requirements, [checkpoint, folder / CONF]

@@ -70,7 +70,7 @@ def lock_run_folder(config: Config) -> AbstractContextManager[None]:
     """
     if config.profile or not process_group.is_rank_zero():
         return nullcontext()
-    return folder_lock(Path(config.res_dir) / config.experiment_name, "--experiment_name or --res_dir", beside=True)
+    return folder_lock(Path(config.res_dir) / config.experiment_name, "--experiment_name or --res_dir", as_sibling=True)
 
 
 def start_run_folder(folder: RunFolder, config: Config, epoch: int = 0) -> None:

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     runs = read_runs([Path(folder) for folder in args.runs])
     command = shlex.join(["python", "-m", "util.compare_runs", *(sys.argv[1:] if argv is None else argv)])
-    with folder_lock(args.out, "--out", beside=True):
+    with folder_lock(args.out, "--out", as_sibling=True):
         print(f"comparison: {write_comparison_page(runs, Path(args.out), args.root, command)}")
     return 0
 

@@ -16,6 +16,7 @@ from common.cli import run_command
 from common.errors import DataError
 from common.files import write_text
 from common.json_files import read_json
+from model.registry import FUSION
 from report.screenshot import take_screenshot
 
 DATA = {"rois": 20, "patches": 5, "size": 64, "seed": 1}
@@ -24,7 +25,6 @@ EXPERTS = {
     "uncrtaints": "--encoder_widths 64 --decoder_widths 64 64 64 --n_head 8 --d_model 128",
     "conv3d_mamba": "--encoder_widths 32 32 64 --decoder_widths 32 32 64",
 }
-FUSION = "fusion_net"
 SCENE, SCENE_NETWORK, SCENE_DATES = "ROIs1868/73", "conv3d_mamba", "3 4 5"  # a region of the test split
 SHARED = "--input_t 3 --use_sar --rdm_seed 1 --fit_rois 3 --batch_size 4 --precision auto --device cpu"
 TRAINING = "--loss NIG --scale_by 10 --lr 0.003 --gamma 0.85 --epochs 12"

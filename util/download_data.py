@@ -104,7 +104,7 @@ def download(
     urls = {archive.key: _url(archive, url_base) for archive in missing}
     _check_disk(out, missing, _packed_sizes(missing, out, urls, size_limit), keep)
     for archive in missing:
-        with folder_lock(out / archive.file_name, "--out or other archives", beside=True):
+        with folder_lock(out / archive.file_name, "--out or other archives", as_sibling=True):
             if _is_done(out, archive):  # by another command in the meantime
                 print(f"{archive.key}: already there")
             else:

@@ -101,7 +101,7 @@ def make_sample_data(
     check_disk_space(out, n_rois * n_patches * N_DATES * size * size * BYTES_PER_PIXEL * 2, advice)
     from data.synthetic.writer import read_base, write_mono, write_series  # deferred: keeps --help fast
 
-    with folder_lock(out, "OUT", beside=True):
+    with folder_lock(out, "OUT", as_sibling=True):
         if (existing := _existing_summary(out, arguments)) is not None:  # finished by another command just now
             return existing
         with _atomic_folder(out) as folder:

@@ -21,7 +21,6 @@ from common.errors import DataError
 from common.files import atomic_file
 from data.constants import DATE_ORIGIN, N_S1, N_S2
 
-# By number of bands, as the data sets store them; the size of the SEN12MS-CR-TS archives implies float64 radar.
 DATASET_DRIVERS = ("GTiff",)
 """GDAL drivers that open images of data sets. Others follow references: a VRT or WMS text named .tif reads any file."""
 SCENE_DRIVERS = (*DATASET_DRIVERS, "JP2OpenJPEG", "netCDF", "Zarr", "HDF5")
@@ -29,6 +28,7 @@ SCENE_DRIVERS = (*DATASET_DRIVERS, "JP2OpenJPEG", "netCDF", "Zarr", "HDF5")
 LARGEST = 2**28
 """Values that an image of a data set may have, and a block of any image: 13 bands of 4,544 x 4,544 pixels. Patches have
 256 x 256."""
+# By number of bands, as the data sets store them; the size of the SEN12MS-CR-TS archives implies float64 radar.
 _STORED_TYPES = {N_S1: ("float32", "float64"), N_S2: ("uint16",)}
 _DATE = re.compile(r"(?:^|_)(\d{4}-\d{2}-\d{2})(?=_|\.|$)")
 

@@ -59,7 +59,7 @@ def update_roi(root: Path, out: Path, dataset: str, roi: str) -> RoiResult:
             return RoiResult()
         remove_stale_files(target.parent)
         if not is_packed(images, manifest, target):
-            with folder_lock(target, "--out", beside=True, wait=True):  # several commands may fill one pack
+            with folder_lock(target, "--out", as_sibling=True, wait=True):  # several commands may fill one pack
                 if not is_packed(images, manifest, target):
                     pack_roi(images, manifest, out, dataset, roi)
     except DataError as error:

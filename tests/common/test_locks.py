@@ -18,7 +18,7 @@ HOLD = """
 import sys, time
 from common.locks import folder_lock
 sys.argv[0] = "holder.py"
-with folder_lock(sys.argv[1], "--out", beside=len(sys.argv) > 2):
+with folder_lock(sys.argv[1], "--out", as_sibling=len(sys.argv) > 2):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -48,11 +48,11 @@ def test_the_second_process_names_the_holder(hold, tmp_path, beside):
     folder = tmp_path / "deep" / "out"
     holder = hold(folder, *beside)
     match = rf"{folder} is in use by holder\.py \(process {holder.pid} on \S+, since [-:\d ]+\); .*choose another --out"
-    with pytest.raises(DataError, match=match), folder_lock(folder, "--out", beside=bool(beside)):
+    with pytest.raises(DataError, match=match), folder_lock(folder, "--out", as_sibling=bool(beside)):
         pytest.fail("it is held")
     holder.stdin.close()
     assert holder.wait() == 0
-    with folder_lock(folder, "--out", beside=bool(beside)):
+    with folder_lock(folder, "--out", as_sibling=bool(beside)):
         pass
     assert not folder.parent.exists()  # as nothing was written
 
@@ -91,7 +91,10 @@ def test_a_renamed_folder_stays_held_if_the_lock_lies_beside_it(hold, tmp_path):
     (tmp_path / "run").mkdir()
     holder = hold(tmp_path / "run", "beside")
     (tmp_path / "run").rename(tmp_path / "earlier")
-    with pytest.raises(DataError, match=f"process {holder.pid}"), folder_lock(tmp_path / "run", "--out", beside=True):
+    with (
+        pytest.raises(DataError, match=f"process {holder.pid}"),
+        folder_lock(tmp_path / "run", "--out", as_sibling=True),
+    ):
         pytest.fail("it is held")
 
 

@@ -6,18 +6,16 @@ import pytest
 import torch
 
 from common.errors import DataError
-from config.schema import ModelConfig
-from model.build import build_loss, build_model, build_optimizer
+from model.build import build_loss, build_optimizer
+from tests.support.network_cases import small_network
 from training.pretrained import freeze, load_pretrained, unfreeze
 
-FLAGS = {"encoder_widths": (8,), "decoder_widths": (8, 8), "n_head": 4, "d_model": 16, "low_res_size": 8}
 RATES = SimpleNamespace(lr=0.01, gamma=0.9, to_json=lambda: {"model": "uncrtaints", "encoder_widths": [8]})
 GOLDEN = {"encoder_widths": (32,), "decoder_widths": (32, 32, 32), "n_head": 4, "d_model": 64, "use_sar": True}
 
 
 def build(seed: int = 0, **changes):
-    torch.manual_seed(seed)
-    return build_model(ModelConfig(**{"head": "gaussian", "scale_by": 10.0, **FLAGS, **changes}))
+    return small_network(seed=seed, **{"head": "gaussian", "scale_by": 10.0, **changes})
 
 
 def same(one, other) -> bool:
