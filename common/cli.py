@@ -17,6 +17,7 @@ from common.errors import DATA, UserError
 INTERRUPTED = 130  # exit code, as of a shell
 _LONGEST = 2000  # characters of a line; a damaged file may bring a name of any length into an error
 _END_S = 10.0  # after which an interrupted command ends even if a library has swallowed the interruption
+_AGAIN_S = 0.02  # after which an interruption is raised again that Python itself has swallowed
 
 
 def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
@@ -86,35 +87,60 @@ def _prepare_environment() -> None:
 class _Interrupts:
     """Within, Ctrl-C raises KeyboardInterrupt once; a second one, or ten seconds, end this process at once.
 
-    Libraries may swallow an exception raised in one of their callbacks. Ending at once is safe: files are written
-    atomically, and workers end with their parent.
+    Python drops an exception raised in a destructor or in a callback of a weak reference, after it has called
+    `sys.unraisablehook`: it is then raised again. Libraries may swallow others. Ending at once is safe: files are
+    written atomically, and workers end with their parent.
 
     Attributes:
         received: whether there was a Ctrl-C.
     """
 
     received = False
+    _lost = False
 
     def __enter__(self) -> None:
         self._before = signal.getsignal(signal.SIGINT)
+        self._hook_before = sys.unraisablehook
         # only the main thread may set handlers; a process in the background of a shell ignores Ctrl-C
         if current_thread() is main_thread() and self._before is signal.default_int_handler:
             signal.signal(signal.SIGINT, self._on_interrupt)
+            sys.unraisablehook = self._on_unraisable
 
     def __exit__(self, *_: object) -> None:
+        sys.unraisablehook = self._hook_before
+        self._lost = False
         if self.received:  # the handler stays: libraries end their processes when this one ends
             self._timer.cancel()
         elif self._before is signal.default_int_handler and current_thread() is main_thread():
             signal.signal(signal.SIGINT, self._before)
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._lost:
+            self._lost = False
+            raise KeyboardInterrupt
         if self.received:
             _end_now()
         self.received = True
-        self._timer = Timer(_END_S, _end_now)
-        self._timer.daemon = True
-        self._timer.start()
+        self._timer = _start_timer(_END_S, _end_now)
         raise KeyboardInterrupt
+
+    def _on_unraisable(self, unraisable: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            self._hook_before(unraisable)
+            return
+        self._lost = True
+        _start_timer(_AGAIN_S, self._interrupt_again)
+
+    def _interrupt_again(self) -> None:
+        if self._lost:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def _start_timer(seconds: float, function: Callable[[], None]) -> Timer:
+    timer = Timer(seconds, function)
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def _end_interrupted() -> int:

@@ -91,7 +91,8 @@ def test_of_two_commands_in_one_folder_one_works(
 def test_a_test_into_the_folder_of_a_running_training_is_refused(commands, series, runs_copy):
     words = training(series, runs_copy, "--resume_from", "--epochs", 2)
     running = commands.start("train_reconstruct.py", *words)
-    assert wait_until((runs_copy / f".{NAME}.lock").exists)
+    lock = runs_copy / f".{NAME}.lock"
+    assert wait_until(lambda: lock.exists() and lock.stat().st_size)  # a process stopped before cannot name itself
     os.kill(running.pid, signal.SIGSTOP)
     test = commands.run("test_reconstruct.py", *evaluating(runs_copy, series, runs_copy))
     os.kill(running.pid, signal.SIGCONT)

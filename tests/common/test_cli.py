@@ -42,6 +42,14 @@ def fail(_):
     except KeyboardInterrupt:
         raise RuntimeError("a worker is gone") from None
 
+class Destroyed:
+    def __del__(self):
+        sleep(None)
+
+def lose(_):
+    Destroyed()
+    time.sleep(60)
+
 def use_processes(_):
     from common.parallel import map_in_processes
     print("ready", flush=True)
@@ -82,7 +90,7 @@ def interrupt(process, wait_s: float = 0.0) -> None:
     os.killpg(process.pid, signal.SIGINT)
 
 
-@pytest.mark.parametrize("function", ["sleep", "swallow", "fail"])
+@pytest.mark.parametrize("function", ["sleep", "swallow", "fail", "lose"])
 def test_one_interruption(start, function):
     process = start(function)
     interrupt(process, 0.1)
