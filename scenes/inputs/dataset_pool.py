@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import rasterio
 from rasterio.errors import RasterioError, RasterioIOError
 
@@ -151,26 +150,12 @@ def grid_of(dataset: Any) -> Grid:
     return Grid(dataset.height, dataset.width, dataset.transform, dataset.crs)
 
 
-def probe(path: str, dataset: Any, bands: Sequence[int]) -> Iterator[np.ndarray]:
-    """Sample windows of an image: its end, which a truncated file lacks, then its middle, then all over it.
-
-    Args:
-        path: for messages.
-        dataset: the open data set.
-        bands: positions in the file, from 1.
-
-    Yields:
-        (C,h,w) as stored.
-
-    Raises:
-        DataError: if they cannot be read.
-    """
-    height, width = min(_PROBE_PIXELS, dataset.height), min(_PROBE_PIXELS, dataset.width)
+def probe_windows(grid: Grid) -> Iterator[Window]:
+    """Windows that sample an image: its end, which a truncated file lacks, then its middle, then all over it."""
+    height, width = min(_PROBE_PIXELS, grid.height), min(_PROBE_PIXELS, grid.width)
     last, middle = _PROBES - 1, _PROBES // 2
     places = [(row, column) for row in range(_PROBES) for column in range(_PROBES)]
     places.sort(key=lambda place: (place != (last, last), abs(place[0] - middle) + abs(place[1] - middle)))
     for row, column in places:
-        top, left = (dataset.height - height) * row // last, (dataset.width - width) * column // last
-        with read_errors(path):
-            pixels = dataset.read(list(bands), window=Window(top, left, height, width).rasterio)
-        yield pixels
+        top, left = (grid.height - height) * row // last, (grid.width - width) * column // last
+        yield Window(top, left, height, width)

@@ -21,8 +21,8 @@ _YEARS, _MONTHS = range(2014, 2100), range(1, 13)
 FAR_DAYS = 14  # a larger gap between a radar image and its optical one is reported
 
 
-def find_date(path: str, tags: Mapping[str, str]) -> date:
-    """The acquisition date of an image.
+def find_date(path: str, tags: Mapping[str, str]) -> date | None:
+    """The acquisition date of an image; None if neither its tags nor its name hold one.
 
     Args:
         path: of the file; product names (`S2A_MSIL1C_20180621T103021_…`), 2018-06-21 and 20180621 are recognised.
@@ -30,7 +30,7 @@ def find_date(path: str, tags: Mapping[str, str]) -> date:
             the file was written, follows it.
 
     Raises:
-        DataError: if there is no date in either.
+        DataError: if a date is impossible.
     """
     values = {key.upper(): value for key, value in tags.items()}
     for tag in _TAGS:
@@ -47,10 +47,7 @@ def find_date(path: str, tags: Mapping[str, str]) -> date:
     match = _IN_TEXT.match(values.get(_FILE_TAG, ""))
     if match is not None:
         return _to_date(match, f"tag {_FILE_TAG} of {path}")
-    raise DataError(
-        f"no date for {path}: neither its tags (ACQUISITION_DATE) nor its name (2018-06-21, 20180621) have one; "
-        "rename it, or give --dates or a list with dates"
-    )
+    return None
 
 
 def parse_date(text: str, where: str) -> date:

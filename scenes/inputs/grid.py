@@ -34,6 +34,11 @@ class Grid:
     crs: Any
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.height, self.width
+
+    @property
     def window(self) -> "Window":
         """The window of the full scene."""
         return Window(0, 0, self.height, self.width)
@@ -104,6 +109,24 @@ class Grid:
                 f"({reason}); assign the right one (gdal_edit.py -a_srs EPSG:...)"
             ) from error
 
+    def place_in(self, other: "Grid") -> tuple[int, int] | None:
+        """The row and column of the upper left corner in another grid; None unless pixels coincide.
+
+        Pixels coincide if they do to a hundredth of a pixel everywhere.
+        """
+        if self.crs != other.crs:
+            return None
+        pixel = min(abs(other.transform.a) + abs(other.transform.b), abs(other.transform.d) + abs(other.transform.e))
+        if not pixel:
+            return None
+        column, row = ~other.transform @ self.xy(0, 0)
+        left, top = round(column), round(row)
+        for own in self.corners:
+            shift = np.subtract(self.xy(*own), other.xy(own[0] + left, own[1] + top))
+            if np.abs(shift).max() > _TOLERANCE * pixel:
+                return None
+        return top, left
+
     def difference(self, other: "Grid") -> str:
         """How two grids differ; empty if they are the same to a hundredth of a pixel."""
         if self.crs != other.crs:
@@ -156,6 +179,11 @@ class Window:
     def size(self) -> int:
         """Number of pixels."""
         return self.height * self.width
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.height, self.width
 
     @property
     def rasterio(self) -> RasterioWindow:

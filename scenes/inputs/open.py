@@ -3,29 +3,37 @@
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import date
+from typing import TypeVar
 
 from common.errors import DataError, UsageError
 from data.raster.geotiff import days_since_origin
-from scenes.inputs.dataset_pool import gdal_settings, is_remote, open_raster
-from scenes.inputs.dates import date_labels, describe_pairs, find_date, pair_nearest, parse_date
+from scenes.inputs.dataset_pool import dataset_pool, gdal_settings, is_remote
+from scenes.inputs.dates import date_labels, describe_pairs, pair_nearest, parse_date
 from scenes.inputs.grid import Grid
-from scenes.inputs.manifest import ManifestEntry, read_manifest
-from scenes.inputs.optical import NO_DATA, OpticalImage, open_optical
+from scenes.inputs.manifest import read_manifest
+from scenes.inputs.optical import NO_DATA, OpticalDate, OpticalImage, finest_grid, open_optical
+from scenes.inputs.products import OpticalProduct, Products, RadarProduct, Reader
 from scenes.inputs.radar import RadarDay, RadarImage, open_radar
+from scenes.inputs.readers import geotiff
 from scenes.inputs.region import open_region
 from scenes.inputs.series import SceneSeries
 from scenes.options import SceneInputs
+
+READERS: tuple[Reader, ...] = (geotiff.READER,)
+"""Kinds of files, the first one that recognises a path reads it."""
+
+_Product = TypeVar("_Product", OpticalProduct, RadarProduct)
 
 
 def open_series(inputs: SceneInputs) -> SceneSeries:
     """Inspect the images of a scene and determine how they are read; pixels are only sampled.
 
     Args:
-        inputs: optical GeoTIFFs of one grid, in any order, see `scenes.inputs.optical.open_optical`, and radar
-            GeoTIFFs, any number on any grid, see `scenes.inputs.radar.open_radar`: each optical date gets all radar
-            images of the nearest day. Dates that are not given come from tags or names, see
-            `scenes.inputs.dates.find_date`. Or a list, see `scenes.inputs.manifest.read_manifest`; or a region of
+        inputs: optical images, in any order, of any kind that `READERS` has, and radar images, any number on any grid,
+            see `scenes.inputs.radar.open_radar`: each optical date gets all radar images of the nearest day. Dates that
+            are not given come from the products. Or a list, see `scenes.inputs.manifest.read_manifest`; or a region of
             SEN12MS-CR-TS, see `scenes.inputs.region.open_region`.
 
     Raises:
@@ -36,113 +44,175 @@ def open_series(inputs: SceneInputs) -> SceneSeries:
         days = [parse_date(text, "--dates") for text in inputs.dates]
         series = open_region(inputs.folder, inputs.numbers, days)
     else:
-        series = _open_files(inputs)
+        with gdal_settings():
+            series = _open_products(inputs)
     series.grid.check_location(inputs.folder or series.paths[0])
     return series
 
 
-def _open_files(inputs: SceneInputs) -> SceneSeries:
-    """The series of files that flags or a list name."""
-    shift = _parse_offset(inputs.offset)
-    if inputs.manifest:
-        entries, unpaired = read_manifest(inputs.manifest), []
-    else:
-        optical = _with_dates("--optical", inputs.optical, inputs.dates)
-        radar = _with_dates("--sar", inputs.radar, inputs.radar_dates)
-        entries = [ManifestEntry(path, date=day) for path, day in optical]
-        unpaired = [ManifestEntry("", path, radar_date=day) for path, day in radar]
-    with gdal_settings():
-        dated = [(_date(entry.optical, entry.date, inputs.allow_vrt), entry) for entry in entries]
-        dated.sort(key=lambda pair: pair[0])
-        days = tuple(days_since_origin(day) for day, _ in dated)
-        images, grid, notes = _open_optical(dated, date_labels(days), shift, inputs)
-        radar_sources, paired_days, radar_notes = _open_radar(
-            [entry for _, entry in dated], unpaired, days, grid, inputs
-        )
+def _open_products(inputs: SceneInputs) -> SceneSeries:
+    """The series of the products that flags or a list name."""
+    products, pairs = _read_list(inputs) if inputs.manifest else (_read_flags(inputs), {})
+    optical = sorted(products.optical, key=_day)
+    days = tuple(days_since_origin(_day(product)) for product in optical)
+    images, grid, notes = _open_optical(optical, date_labels(days), inputs)
+    radar, radar_days, radar_notes = _open_radar(optical, products.radar, pairs, days, grid, inputs)
     nodata = next((image.nodata for image in images if image.nodata is not None), None)
-    return SceneSeries(grid, days, paired_days, images, radar_sources, nodata, (*notes, *radar_notes))
+    dates = tuple(OpticalDate((image,), grid) for image in images)
+    series = SceneSeries(grid, days, radar_days, dates, radar, nodata, (*products.notes, *notes, *radar_notes))
+    dataset_pool().close(series.paths)
+    return series
 
 
-def _parse_offset(offset: str | float) -> float | None:
-    """None for "auto"."""
-    if offset == "auto":
-        return None
-    return 0.0 if offset == "none" else float(offset)
+def read_products(paths: Sequence[str], sensor: str, inputs: SceneInputs) -> Products:
+    """What files hold, in their order.
+
+    Args:
+        paths: absolute or remote.
+        sensor: "optical" or "radar", of the flag that names them.
+        inputs: how they are read.
+
+    Raises:
+        DataError: if one cannot be read.
+    """
+    by_reader: dict[str, tuple[Reader, list[str]]] = {}
+    for path in paths:
+        reader = next(reader for reader in READERS if reader.recognises(path))
+        by_reader.setdefault(reader.name, (reader, []))[1].append(path)
+    parts = [reader.read(own, sensor, inputs) for reader, own in by_reader.values()]
+    order = {path: index for index, path in reversed(list(enumerate(paths)))}
+    optical = sorted((product for part in parts for product in part.optical), key=lambda product: order[product.path])
+    radar = sorted((product for part in parts for product in part.radar), key=lambda product: order[product.path])
+    return Products(tuple(optical), tuple(radar), tuple(note for part in parts for note in part.notes))
 
 
-def _with_dates(flag: str, paths: Sequence[str], dates: Sequence[str]) -> list[tuple[str, str]]:
-    """Absolute paths with their dates, empty where none are given."""
-    if dates and len(dates) != len(paths):
-        raise UsageError(f"{len(paths)} images of {flag}, but {len(dates)} dates; give one for each")
-    absolute = [path if is_remote(path) else os.path.abspath(path) for path in paths]
-    return list(zip(absolute, dates or [""] * len(paths), strict=True))
+def _read_flags(inputs: SceneInputs) -> Products:
+    paths = _absolute(inputs.optical)
+    _check_unique(paths)
+    found = read_products(paths, "optical", inputs)
+    optical = _with_dates("--optical", found.optical, inputs.dates)
+    if not inputs.radar:
+        return replace(found, optical=optical)
+    named = read_products(_absolute(inputs.radar), "radar", inputs)
+    return Products(optical, _with_dates("--sar", named.radar, inputs.radar_dates), (*found.notes, *named.notes))
 
 
-def _date(path: str, text: str, allow_vrt: bool) -> date:
-    if text:
-        return parse_date(text, f"date of {path}")
-    with open_raster(path, allow_vrt) as dataset:
-        return find_date(path, dataset.tags())
+def _read_list(inputs: SceneInputs) -> tuple[Products, dict[str, str]]:
+    """The products of a list, and the radar path of each optical one that names it."""
+    entries = read_manifest(inputs.manifest)
+    _check_unique([entry.optical for entry in entries])
+    days = [
+        (_entry_day(entry.optical, entry.date), _entry_day(entry.radar, entry.radar_date) if entry.radar else None)
+        for entry in entries
+    ]
+    optical: list[OpticalProduct] = []
+    radar: dict[str, RadarProduct] = {}
+    notes: list[str] = []
+    for entry, (day, radar_day) in zip(entries, days, strict=True):
+        found = read_products([entry.optical], "optical", inputs)
+        optical += [replace(product, day=day or product.day) for product in found.optical]
+        notes += found.notes
+        if entry.radar and entry.radar not in radar:
+            own = read_products([entry.radar], "radar", inputs)
+            radar |= {product.path: replace(product, day=radar_day or product.day) for product in own.radar}
+            notes += own.notes
+    pairs = {entry.optical: entry.radar for entry in entries if entry.radar}
+    return Products(tuple(optical), tuple(radar.values()), tuple(notes)), pairs
 
 
-def _open_optical(
-    dated: Sequence[tuple[date, ManifestEntry]], labels: Sequence[str], offset: float | None, inputs: SceneInputs
-) -> tuple[tuple[OpticalImage, ...], Grid, list[str]]:
-    """The optical images, their common grid, and notes."""
-    paths = [entry.optical for _, entry in dated]
+def _absolute(paths: Sequence[str]) -> list[str]:
+    return [path if is_remote(path) else os.path.abspath(path) for path in paths]
+
+
+def _with_dates(flag: str, products: tuple[_Product, ...], dates: Sequence[str]) -> tuple[_Product, ...]:
+    """Products with the dates that a flag gives, one for each."""
+    if not dates:
+        return products
+    if len(dates) != len(products):
+        raise UsageError(f"{len(products)} images of {flag}, but {len(dates)} dates; give one for each")
+    pairs = zip(products, dates, strict=True)
+    return tuple(replace(product, day=parse_date(text, f"date of {product.path}")) for product, text in pairs)
+
+
+def _entry_day(path: str, text: str) -> date | None:
+    return parse_date(text, f"date of {path}") if text else None
+
+
+def _check_unique(paths: Sequence[str]) -> None:
     repeated = next((path for path in paths if paths.count(path) > 1), None)
     if repeated is not None:
         raise DataError(f"{repeated} is named twice")
+
+
+def _day(product: OpticalProduct | RadarProduct) -> date:
+    if product.day is None:
+        raise DataError(
+            f"no date for {product.name}: neither its tags (ACQUISITION_DATE) nor its name (2018-06-21, 20180621) have "
+            "one; rename it, or give --dates or a list with dates"
+        )
+    return product.day
+
+
+def _open_optical(
+    products: Sequence[OpticalProduct], labels: Sequence[str], inputs: SceneInputs
+) -> tuple[tuple[OpticalImage, ...], Grid, list[str]]:
+    """The optical images, their common grid, and notes."""
+    names = [product.name for product in products]
     images, grids = [], []
     notes: dict[str, list[str]] = defaultdict(list)
-    for (day, entry), label in zip(dated, labels, strict=True):
-        image, grid, image_notes = open_optical(entry.optical, offset, inputs.scale, day, inputs.allow_vrt)
+    for product, label in zip(products, labels, strict=True):
+        image, image_notes = open_optical(product, inputs)
         images.append(image)
-        grids.append(grid)
+        grids.append(finest_grid(product.bands))
         for note in image_notes:
             notes[note].append(label)
-        difference = grids[0].difference(grid)
+        difference = grids[0].difference(grids[-1])
         if difference:
             raise DataError(
-                f"{paths[0]} and {entry.optical} have different {difference}; all optical images must lie on one grid "
+                f"{names[0]} and {product.name} have different {difference}; all optical images must lie on one grid "
                 "(gdalwarp brings them there)"
             )
-    if len(notes.get(NO_DATA, ())) == len(paths):
-        raise DataError(f"{paths[0]} and all other optical images: {NO_DATA}")
+    if len(notes.get(NO_DATA, ())) == len(products):
+        raise DataError(f"{names[0]} and all other optical images: {NO_DATA}")
     repeated_days = sorted({label[:10] for label in labels if len(label) > 10})
-    lines = [*_note_lines(notes, len(paths)), *(f"several images of {day}: all are used" for day in repeated_days)]
+    lines = [*_note_lines(notes, len(products)), *(f"several images of {day}: all are used" for day in repeated_days)]
     return tuple(images), grids[0], lines
 
 
 def _open_radar(
-    entries: Sequence[ManifestEntry],
-    unpaired: Sequence[ManifestEntry],
+    optical: Sequence[OpticalProduct],
+    products: Sequence[RadarProduct],
+    pairs: Mapping[str, str],
     days: Sequence[int],
     grid: Grid,
     inputs: SceneInputs,
 ) -> tuple[tuple[RadarDay, ...], tuple[int, ...], list[str]]:
-    """The radar of each date: the image in its entry, else all of the nearest day; their days, and notes."""
-    named = {entry.radar: entry for entry in (*entries, *unpaired) if entry.radar}
-    if not named:
+    """The radar of each date: the image that its path is paired with, else all of the nearest day; days, and notes."""
+    if not products:
         return (), (), []
-    images: dict[str, RadarImage] = {}
-    day_of: dict[str, int] = {}
+    images: list[RadarImage] = []
     notes: dict[str, list[str]] = defaultdict(list)
-    for path, entry in named.items():
-        images[path], image_notes = open_radar(path, grid, inputs.radar_units, inputs.allow_vrt)
-        day_of[path] = days_since_origin(_date(path, entry.radar_date, inputs.allow_vrt))
+    for product in products:
+        image, image_notes = open_radar(product, grid, inputs.radar_units)
+        images.append(image)
         for note in image_notes:
-            notes[note].append(os.path.basename(path))
-    available = sorted(set(day_of.values()))
-    chosen = []
-    for entry, index in zip(entries, pair_nearest(days, available), strict=True):
-        chosen.append([entry.radar] if entry.radar else [path for path in named if day_of[path] == available[index]])
-    radar_days = tuple(day_of[paths[0]] for paths in chosen)
-    lines = [*_note_lines(notes, len(named)), *describe_pairs(days, radar_days)]
-    unused = [os.path.basename(path) for path in named if not any(path in paths for paths in chosen)]
+            notes[note].append(os.path.basename(product.name))
+    day_of = [days_since_origin(_day(product)) for product in products]
+    available = sorted(set(day_of))
+    chosen: list[list[int]] = []
+    for image_product, index in zip(optical, pair_nearest(days, available), strict=True):
+        path = pairs.get(image_product.path)
+        if path:
+            chosen.append([number for number, radar in enumerate(products) if radar.path == path])
+        else:
+            chosen.append([number for number, day in enumerate(day_of) if day == available[index]])
+    radar_days = tuple(day_of[numbers[0]] for numbers in chosen)
+    lines = [*_note_lines(notes, len(products)), *describe_pairs(days, radar_days)]
+    used = {number for numbers in chosen for number in numbers}
+    unused = [os.path.basename(product.name) for number, product in enumerate(products) if number not in used]
     if unused:
         lines.append(f"radar further from every date than others, not used: {', '.join(unused)}")
-    return tuple(RadarDay(tuple(images[path] for path in paths)) for paths in chosen), radar_days, lines
+    return tuple(RadarDay(tuple(images[number] for number in numbers)) for numbers in chosen), radar_days, lines
 
 
 def _note_lines(notes: Mapping[str, Sequence[str]], n_images: int) -> list[str]:

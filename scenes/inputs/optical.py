@@ -1,266 +1,206 @@
-"""Sentinel-2 GeoTIFFs of any producer, read with the values that the training data have."""
+"""Sentinel-2 images of any producer, read with the values that the training data have."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date
-from typing import Any
 
 import numpy as np
 
 from common.errors import DataError
-from data.constants import N_S2, REFLECTANCE_SCALE
-from scenes.inputs.bands import optical_bands
-from scenes.inputs.dataset_pool import dataset_key, dataset_pool, grid_of, image_files, open_raster, probe, read_errors
+from data.constants import N_S2
+from scenes.inputs.dataset_pool import probe_windows
 from scenes.inputs.grid import Grid, Window
+from scenes.inputs.products import Band, OpticalProduct
+from scenes.inputs.raster import Raster
+from scenes.inputs.scaling import check_values, resolve_scaling
+from scenes.options import SceneInputs
 
-OFFSET = -1000.0  # added to the stored values of products from baseline 04.00, reflectance x 10000
-_OFFSET_BASELINE, _OFFSET_DATE = 4.0, date(2022, 1, 25)
-_UINT16_MAX = np.iinfo(np.uint16).max
-_REFLECTANCE_MAX = 2.0  # values that nowhere exceed this are reflectance, not reflectance x 10000
-_STORED_MAX = 30_000.0  # of the darkest pixel: not even clouds have a reflectance of 3
 NO_DATA = "no pixel has data: all are nodata, NaN, infinite, or 0 in all bands"
-_WIDE_STRIP = 4096  # pixels; wider rows do not stay in the cache from tile to tile
-_BASELINE = re.compile(r"_N(\d{2})(\d{2})_")
+_UINT16_MAX = np.iinfo(np.uint16).max
+_BLOCK = 512  # pixels along a side of the windows in which an image is searched for data
 
 
 @dataclass(frozen=True)
 class OpticalImage:
-    """A GeoTIFF of one date, an `OpticalSource`; picklable.
+    """An image of one date; picklable.
 
     Attributes:
-        path: the file.
-        bands: positions of the 13 bands in it, from 1; 0 where it lacks B10.
-        factor: reflectance x 10000 is the stored value times this, plus `shift`.
-        shift: see `factor`.
-        nodata: as declared.
-        masked: whether the file has a mask of valid pixels.
-        sources: of a VRT.
+        name: for messages.
+        bands: the 13 bands; None for B10 where there is none.
+        factors: reflectance x 10000 of a band is the stored value times this, plus its shift.
+        shifts: see `factors`.
     """
 
-    path: str
-    bands: tuple[int, ...]
-    factor: float
-    shift: float
-    nodata: float | None
-    masked: bool
-    sources: tuple[str, ...] = ()
+    name: str
+    bands: tuple[Band | None, ...]
+    factors: tuple[float, ...]
+    shifts: tuple[float, ...]
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The file, and the sources of a VRT."""
-        return (self.path, *self.sources)
+        """The files."""
+        return tuple(dict.fromkeys(path for band in self.bands if band for path in band.raster.paths))
 
-    def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
-        """See `OpticalSource.read`.
+    @property
+    def nodata(self) -> float | None:
+        """As declared for the first band."""
+        return next(band.nodata for band in self.bands if band)
+
+    def read(self, window: Window, grid: Grid, resampling: str = "bilinear") -> tuple[np.ndarray, np.ndarray]:
+        """The pixels of a window of a scene, see `OpticalSource.read`.
 
         Raises:
-            DataError: if the file is damaged.
+            DataError: if a file is damaged.
         """
-        pool = dataset_pool()
-        with pool.lock:
-            dataset = pool.get(dataset_key(self.path), lambda: open_raster(self.path, bool(self.sources)))
-            with read_errors(self.path):
-                stored = dataset.read([band for band in self.bands if band], window=window.rasterio)  # (12 or 13,h,w)
-                masked = dataset.dataset_mask(window=window.rasterio) == 0 if self.masked else False
-        valid = ~(missing_pixels(stored, self.nodata) | masked)
-        raw = np.zeros((N_S2, window.height, window.width), np.uint16)
-        raw[[index for index, band in enumerate(self.bands) if band]] = self._convert(stored)
+        stored, missing = self.read_stored(window, grid, resampling)
+        raw = np.zeros((N_S2, *window.shape), np.uint16)
+        present = [index for index, band in enumerate(self.bands) if band]
+        raw[present] = self._convert(stored, present)
+        valid = ~missing
         raw *= valid
         return raw, valid
 
-    def _convert(self, stored: np.ndarray) -> np.ndarray:
+    def read_stored(self, window: Window, grid: Grid, resampling: str = "bilinear") -> tuple[np.ndarray, np.ndarray]:
+        """The present bands as stored (12 or 13,h,w), and where there is no data, bool (h,w)."""
+        present = [band for band in self.bands if band]
+        groups: dict[tuple[Raster, float | None], list[int]] = {}
+        for index, band in enumerate(present):
+            groups.setdefault((band.raster, band.nodata), []).append(index)
+        pixels = {
+            key: key[0].read([present[index].position for index in indices], window, grid, resampling, key[1])
+            for key, indices in groups.items()
+        }
+        if len(groups) == 1:
+            stored = next(iter(pixels.values())).stored
+        else:
+            stored = np.empty((len(present), *window.shape), np.result_type(*(part.stored for part in pixels.values())))
+            for key, indices in groups.items():
+                stored[indices] = pixels[key].stored
+        missing = missing_pixels(stored, [band.nodata for band in present])
+        for part in pixels.values():
+            if part.outside is not None:
+                missing |= part.outside
+        return stored, missing
+
+    def _convert(self, stored: np.ndarray, present: Sequence[int]) -> np.ndarray:
         """Reflectance x 10000 as uint16, rounded and clipped."""
-        if stored.dtype == np.uint16 and self.factor == 1 and not self.shift:
-            return stored
-        if stored.dtype == np.uint16 and self.factor == 1 and self.shift == int(self.shift) and self.shift < 0:
-            shift = np.uint16(-self.shift)
-            return np.maximum(stored, shift) - shift  # negative reflectance would be clipped anyway
-        values = stored.astype(np.float32) * np.float32(self.factor) + np.float32(self.shift)
+        factors, shifts = {self.factors[band] for band in present}, {self.shifts[band] for band in present}
+        if stored.dtype == np.uint16 and factors == {1} and len(shifts) == 1:
+            shift = next(iter(shifts))
+            if not shift:
+                return stored
+            if shift == int(shift) and shift < 0:
+                offset = np.uint16(-shift)
+                return np.maximum(stored, offset) - offset  # negative reflectance would be clipped anyway
+        factor_by_band, shift_by_band = (
+            np.array([values[band] for band in present], np.float32)[:, None, None]
+            for values in (self.factors, self.shifts)
+        )
+        values = stored.astype(np.float32) * factor_by_band + shift_by_band
         return np.nan_to_num(values).round().clip(0, _UINT16_MAX).astype(np.uint16)
 
 
-def missing_pixels(stored: np.ndarray, nodata: float | None) -> np.ndarray:
+@dataclass(frozen=True)
+class OpticalDate:
+    """The images of one date on the grid of a scene, an `OpticalSource`.
+
+    Attributes:
+        images: of which the first one takes precedence where they overlap.
+        grid: of the scene.
+        resampling: "bilinear" or "nearest".
+    """
+
+    images: tuple[OpticalImage, ...]
+    grid: Grid
+    resampling: str = "bilinear"
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The files."""
+        return tuple(path for image in self.images for path in image.paths)
+
+    def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        """See `OpticalSource.read`."""
+        raw, valid = self.images[0].read(window, self.grid, self.resampling)
+        for image in self.images[1:]:
+            if valid.all():
+                break
+            more, more_valid = image.read(window, self.grid, self.resampling)
+            added = more_valid & ~valid
+            raw[:, added] = more[:, added]
+            valid |= added
+        return raw, valid
+
+
+def missing_pixels(stored: np.ndarray, nodata: Sequence[float | None]) -> np.ndarray:
     """Where an image (C,h,w) has no data, bool (h,w).
 
     `nodata` in one band is enough, except for 0, declared or not, which valid water and B10 reach: it must be in all
     bands. NaN and infinity are always missing.
+
+    Args:
+        stored: the bands.
+        nodata: of each band, as declared.
     """
     missing: np.ndarray = np.zeros(stored.shape[1:], bool)
     if stored.dtype.kind == "f":
         missing = ~np.isfinite(stored).all(axis=0)
-    if nodata is None or nodata == 0:
+    values = set(nodata)
+    if values <= {None, 0}:
         return missing | ~stored.any(axis=0)
-    return missing | (stored == nodata).any(axis=0)
+    if len(values) == 1:
+        return missing | (stored == next(iter(values))).any(axis=0)
+    for band, value in zip(stored, nodata, strict=True):
+        if value:
+            missing |= band == value
+    return missing
 
 
-def open_optical(
-    path: str,
-    offset: float | None = None,
-    scale: float | None = None,
-    day: date | None = None,
-    allow_vrt: bool = False,
-) -> tuple[OpticalImage, Grid, list[str]]:
-    """Determine how to read an optical file.
-
-    Args:
-        path: 13 bands, or 12 without B10, see `scenes.inputs.bands.optical_bands`.
-        offset: added to stored values of reflectance x 10000; None detects it, see `declared_offset`.
-        scale: reflectance for each stored unit; None takes what the file declares, else 1e-4.
-        day: acquisition date, for a note where the offset cannot be detected.
-        allow_vrt: see `open_raster`.
+def open_optical(product: OpticalProduct, inputs: SceneInputs) -> tuple[OpticalImage, list[str]]:
+    """Determine how to read an optical image; pixels are sampled.
 
     Returns:
-        The image, its grid, and notes on how it is read.
+        The image, and notes on how it is read.
 
     Raises:
-        DataError: if it cannot be read, lacks bands, or has other values than reflectance x 10000.
+        DataError: if it cannot be read, or has other values than reflectance x 10000.
     """
-    with open_raster(path, allow_vrt) as dataset:
-        bands = optical_bands(path, dataset.descriptions)
-        present = [band for band in bands if band]
-        notes = []
-        if len(present) < N_S2:
-            notes.append(
-                "B10 is missing and filled with 0; the network was trained on L1C, where clear ground is near 0 in "
-                "B10, and cloud detection sees no cirrus"
-            )
-        elif not any(dataset.descriptions):
-            notes.append("bands have no names and are taken as B01 to B12 in order")
-        factor, shift, scaling_notes = _scaling(path, dataset, present, offset, scale, day)
-        nodata = dataset.nodatavals[present[0] - 1]
-        # a mask within the file or beside it, not one that rasterio derives from nodata
-        masked = any("per_dataset" in flag.name for flag in dataset.mask_flag_enums[0])
-        notes += scaling_notes
-        if nodata is None and not masked:
-            notes.append("no nodata value is declared: pixels at 0 in all bands count as missing")
-        strip = dataset.block_shapes[0][1]
-        if strip >= _WIDE_STRIP:
-            notes.append(f"stored in rows of {strip} pixels: tiled files (gdal_translate -co TILED=YES) read faster")
-        image = OpticalImage(path, bands, factor, shift, nodata, masked, image_files(path)[1:])
-        notes += _check_values(image, dataset, present)
-        grid = grid_of(dataset)
-        grid.check_transform(path)
-        return image, grid, notes
+    notes = list(product.notes)
+    factors, shifts, scaling_notes = resolve_scaling(product, inputs)
+    image = OpticalImage(product.name, product.bands, tuple(factors.tolist()), tuple(shifts.tolist()))
+    notes += scaling_notes
+    present = [index for index, band in enumerate(product.bands) if band]
+    first = present[0]
+    any_data, value_notes = check_values(product, factors[first], shifts[first], _samples(image))
+    if not any_data and not _has_data(image):
+        value_notes.append(NO_DATA)
+    return image, notes + value_notes
 
 
-def declared_offset(path: str, tags: Mapping[str, str]) -> tuple[float | None, str]:
-    """The offset that a Sentinel-2 product declares for its stored values, and where.
-
-    By tags (RADIO_ADD_OFFSET of L1C, BOA_ADD_OFFSET of L2A, either also for each band; PROCESSING_BASELINE) or by the
-    product name (`_N0400_`) of the file or a folder above it. None if it declares nothing.
-
-    Source:
-        Sentinel-2 products specification, baseline 04.00 of 2022-01-25: -1000 in every band.
-    """
-    for key, value in tags.items():
-        name = key.upper()
-        if "RADIO_ADD_OFFSET" in name or "BOA_ADD_OFFSET" in name:
-            return _number(value, f"tag {key} of {path}"), f"tag {key}"
-    for key, value in tags.items():
-        if key.upper().endswith("PROCESSING_BASELINE"):
-            baseline = _number(value, f"tag {key} of {path}")
-            baseline = baseline / 100 if baseline >= 100 else baseline  # N0400 is 04.00
-            return (OFFSET if baseline >= _OFFSET_BASELINE else 0.0), f"tag {key} {value}"
-    baselines = _BASELINE.findall(path)
-    if baselines:
-        major, minor = baselines[-1]
-        return (OFFSET if int(major) >= _OFFSET_BASELINE else 0.0), f"_N{major}{minor}_ in its name"
-    return None, ""
+def _samples(image: OpticalImage) -> Iterator[np.ndarray]:
+    """Stored values (C,n) of the valid pixels of sampled windows."""
+    grid = finest_grid(image.bands)
+    for window in probe_windows(grid):
+        stored, missing = image.read_stored(window, grid, "nearest")
+        yield stored[:, ~missing]
 
 
-def _scaling(
-    path: str, dataset: Any, bands: Sequence[int], offset: float | None, scale: float | None, day: date | None
-) -> tuple[float, float, list[str]]:
-    """`factor` and `shift` of `OpticalImage`, and notes on them; a `DataError` if they give no reflectance."""
-    factor, shift, notes = _find_scaling(path, dataset, bands, offset, scale, day)
-    if not (0 < factor < np.inf and np.isfinite(shift)):
-        raise DataError(
-            f"{path}: its values would be multiplied by {factor:g} and {shift:g} added, which gives no reflectance; "
-            "check the scale and offset that it declares, or give --scale and --offset"
-        )
-    return factor, shift, notes
+def finest_grid(bands: Sequence[Band | None]) -> Grid:
+    """The grid of the band with the most pixels."""
+    return max((band.raster.grid for band in bands if band), key=lambda grid: grid.height * grid.width)
 
 
-def _find_scaling(
-    path: str, dataset: Any, bands: Sequence[int], offset: float | None, scale: float | None, day: date | None
-) -> tuple[float, float, list[str]]:
-    factor, shift, notes = 1.0, 0.0, []
-    scales, offsets = ({values[band - 1] for band in bands} for values in (dataset.scales, dataset.offsets))
-    is_declared = scale is None and (scales != {1.0} or offsets != {0.0})
-    if is_declared:
-        if not np.isfinite([*scales, *offsets]).all():
-            return np.nan, np.nan, []
-        if len(scales) > 1 or len(offsets) > 1:
-            raise DataError(f"{path}: its bands declare different scales or offsets; expected one for all")
-        # rounded, because 0.0001 * 10000 is not 1
-        factor, shift = (round(values.pop() * REFLECTANCE_SCALE, 6) for values in (scales, offsets))
-        if factor != 1 or shift:
-            notes.append(f"values are scaled as the file declares: times {factor:g}, plus {shift:g}, x 10000")
-    elif scale is not None:
-        factor = scale * REFLECTANCE_SCALE
-        notes.append(f"stored values are multiplied by {scale:g} to reflectance, as given")
-    if offset is not None:
-        if offset:
-            notes.append(f"{offset:+g} is added to the stored values, as given")
-        return factor, offset, notes
-    if is_declared:
-        return factor, shift, notes
-    detected, where = declared_offset(path, dataset.tags() | dataset.tags(bands[0]))
-    if detected:
-        notes.append(f"{detected:+g} is added to the stored values ({where})")
-    elif detected is None and day is not None and day >= _OFFSET_DATE:
-        notes.append(
-            "the image is of 2022-01-25 or later and nothing says whether the offset of -1000 was taken off its "
-            "values: it is taken as done; else give --offset -1000"
-        )
-    return factor, detected or 0.0, notes
-
-
-def _has_data(image: OpticalImage, dataset: Any, bands: Sequence[int]) -> bool:
+def _has_data(image: OpticalImage) -> bool:
     """Whether any pixel of an image has data; reads block by block."""
-    for _, window in dataset.block_windows(bands[0]):
-        with read_errors(image.path):
-            pixels = dataset.read(list(bands), window=window)
-        if not missing_pixels(pixels, image.nodata).all():
-            return True
+    grid = finest_grid(image.bands)
+    for top in range(0, grid.height, _BLOCK):
+        for left in range(0, grid.width, _BLOCK):
+            window = Window(top, left, min(_BLOCK, grid.height - top), min(_BLOCK, grid.width - left))
+            if not image.read_stored(window, grid, "nearest")[1].all():
+                return True
     return False
 
 
-def _number(text: str, where: str) -> float:
-    try:
-        return float(text.strip().removeprefix("N"))  # N0400
-    except ValueError as error:
-        raise DataError(f"{where} is {text!r}; expected a number, or give --offset") from error
-
-
-def _check_values(image: OpticalImage, dataset: Any, bands: Sequence[int]) -> list[str]:
-    """Check sampled pixels for the range of reflectance x 10000; returns notes."""
-    types = {dataset.dtypes[band - 1] for band in bands}
-    if types & {"uint8", "int8"} or any(name.startswith("complex") for name in types):
-        raise DataError(f"{image.path}: {', '.join(sorted(types))} values; expected reflectance x 10000 as uint16")
-    highest, lowest = 0.0, np.inf
-    for pixels in probe(image.path, dataset, bands):
-        values = pixels[:, ~missing_pixels(pixels, image.nodata)].astype(np.float64) * image.factor
-        if values.size:
-            highest, lowest = max(highest, float(values.max())), min(lowest, float(values.min()))
-        if highest > max(_REFLECTANCE_MAX, -image.shift) and lowest + image.shift < _STORED_MAX:
-            break
-    if lowest == np.inf:
-        return [NO_DATA] if not _has_data(image, dataset, bands) else []
-    if 0 < highest <= _REFLECTANCE_MAX:
-        raise DataError(
-            f"{image.path}: expected reflectance x 10000, found values up to {highest:.3g}; multiply by 10000, or give "
-            "--scale 1 if they are reflectance"
-        )
-    if highest + image.shift <= 0 or lowest + image.shift >= _STORED_MAX:
-        added = f", to which {image.shift:g} is added" if image.shift else ""
-        raise DataError(
-            f"{image.path}: expected reflectance x 10000, found {lowest:g} to {highest:g}{added}; check --scale and "
-            "--offset, or what the file declares"
-        )
-    if not image.shift and lowest >= -OFFSET:
-        return [
-            f"the lowest sampled value is {lowest:g}: an offset of -1000 may still be in; if so give --offset -1000"
-        ]
-    return []
+def check_types(path: str, dtypes: Sequence[str]) -> None:
+    """Raise a `DataError` if bands have types that cannot hold reflectance x 10000."""
+    if set(dtypes) & {"uint8", "int8"} or any(name.startswith("complex") for name in dtypes):
+        raise DataError(f"{path}: {', '.join(sorted(set(dtypes)))} values; expected reflectance x 10000 as uint16")

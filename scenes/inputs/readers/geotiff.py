@@ -1,0 +1,71 @@
+"""Single images with all bands, as GeoTIFF or any other format that GDAL opens."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from data.constants import N_S2
+from scenes.inputs.bands import optical_bands, radar_bands
+from scenes.inputs.dataset_pool import open_raster
+from scenes.inputs.dates import find_date
+from scenes.inputs.optical import check_types
+from scenes.inputs.products import Band, OpticalProduct, Products, RadarProduct, Reader
+from scenes.inputs.raster import image_file
+from scenes.inputs.scaling import declared_scaling
+from scenes.options import SceneInputs
+
+NO_B10 = (
+    "B10 is missing and filled with 0; the network was trained on L1C, where clear ground is near 0 in B10, and cloud "
+    "detection sees no cirrus"
+)
+_WIDE_STRIP = 4096  # pixels; wider rows do not stay in the cache from tile to tile
+
+
+def _read(paths: Sequence[str], sensor: str, inputs: SceneInputs) -> Products:
+    if sensor == "radar":
+        return Products(radar=tuple(_radar(path, inputs) for path in paths))
+    return Products(optical=tuple(_optical(path, inputs) for path in paths))
+
+
+def _optical(path: str, inputs: SceneInputs) -> OpticalProduct:
+    with open_raster(path, inputs.allow_vrt) as dataset:
+        positions = optical_bands(path, dataset.descriptions)
+        present = [position for position in positions if position]
+        check_types(path, [dataset.dtypes[position - 1] for position in present])
+        raster = image_file(path, dataset)
+        scaling = declared_scaling(path, dataset, present)
+        bands = tuple(
+            Band(raster, position, scaling.scale, scaling.offset, dataset.nodatavals[position - 1])
+            if position
+            else None
+            for position in positions
+        )
+        day = find_date(path, dataset.tags())
+        return OpticalProduct(path, path, bands, day, scaling.source, notes=_notes(dataset, present, raster.masked))
+
+
+def _notes(dataset: Any, present: Sequence[int], masked: bool) -> tuple[str, ...]:
+    notes = []
+    if len(present) < N_S2:
+        notes.append(NO_B10)
+    elif not any(dataset.descriptions):
+        notes.append("bands have no names and are taken as B01 to B12 in order")
+    if dataset.nodatavals[present[0] - 1] is None and not masked:
+        notes.append("no nodata value is declared: pixels at 0 in all bands count as missing")
+    strip = dataset.block_shapes[0][1]
+    if strip >= _WIDE_STRIP:
+        notes.append(f"stored in rows of {strip} pixels: tiled files (gdal_translate -co TILED=YES) read faster")
+    return tuple(notes)
+
+
+def _radar(path: str, inputs: SceneInputs) -> RadarProduct:
+    with open_raster(path, inputs.allow_vrt) as dataset:
+        vv, vh = radar_bands(path, dataset.descriptions)
+        raster = image_file(path, dataset)
+        bands = tuple(
+            Band(raster, band, dataset.scales[vv - 1], dataset.offsets[vv - 1], dataset.nodatavals[vv - 1])
+            for band in (vv, vh)
+        )
+        return RadarProduct(path, path, (bands[0], bands[1]), find_date(path, dataset.tags()))
+
+
+READER = Reader("image with all bands", lambda path: True, _read)
