@@ -20,6 +20,15 @@ def tree(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def products() -> Path:
+    """The folder of real products, which a fresh clone lacks."""
+    folder = ROOT.parent / "shared" / "data" / "products"
+    if not folder.is_dir():
+        pytest.skip("real products lie beside the project, in ../shared/data/products; this clone has none")
+    return folder
+
+
 @pytest.fixture
 def copy(tree, tmp_path) -> Path:
     """A tree to damage."""
