@@ -2,7 +2,7 @@
 # make test   the full test suite; creates its environment
 # make bench  all speed benchmarks that run on a CPU: benchmarks/RESULTS.md
 # make fuzz   5,000 damaged files, and every flag of every command with hostile values
-# make kills  100 sequences of kills and Ctrl-C over all commands, compared with uninterrupted runs (20 minutes)
+# make kills  100 sequences of kills and Ctrl-C over all commands, compared with uninterrupted runs (10 minutes)
 # make check  lint, format, types and tests, as in CI
 PYTHON ?= python3
 VENV := .venv

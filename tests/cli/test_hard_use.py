@@ -104,8 +104,8 @@ def test_a_test_into_the_folder_of_a_running_training_is_refused(commands, serie
 # Ctrl-C
 
 
-def interrupted(line: list, moment: Path, times: int = 1) -> str:
-    """The output of a command to which Ctrl-C is sent, as by a terminal to all its processes, when a path appears."""
+def interrupted(line: list, moment: Path, times: int = 1, wait_s: float = 0) -> str:
+    """The output of a command to which Ctrl-C is sent, as by a terminal to all its processes, after a path appears."""
     words = [sys.executable, *map(str, line)]
     process = subprocess.Popen(
         words,
@@ -117,6 +117,7 @@ def interrupted(line: list, moment: Path, times: int = 1) -> str:
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert wait_until(moment.exists)
+    time.sleep(wait_s)
     for _ in range(times):
         os.killpg(process.pid, signal.SIGINT)
         time.sleep(0.2)
@@ -137,11 +138,13 @@ def test_an_interrupted_training_with_workers(series, tmp_path, times):
         assert_whole(tmp_path)
 
 
-@pytest.mark.parametrize("moment", ["job.json", "tiles/00000/00000.npz"])  # the cluster starts, and it has started
-def test_an_interrupted_scene_on_several_processes(scene_run, tmp_path, moment):
+@pytest.mark.parametrize(
+    ("moment", "wait_s"), [("job.json", 0), ("job.json", 0.4), ("tiles/00000/00000.npz", 0)]
+)  # before the cluster starts, while it does, and after
+def test_an_interrupted_scene_on_several_processes(scene_run, tmp_path, moment, wait_s):
     scene = write_scene(tmp_path, 400, 400)
     line = ["reconstruct_scene.py", *scene_words(scene, scene_run, tmp_path, 2), "--overlap", 32]
-    interrupted(line, tmp_path / "maps" / ".work" / moment)
+    interrupted(line, tmp_path / "maps" / ".work" / moment, wait_s=wait_s)
     assert not (tmp_path / "maps" / "reconstruction.json").exists()
 
 
