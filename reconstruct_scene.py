@@ -2,18 +2,21 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
+from dataclasses import fields
 
 from common.cli import run_command
 from scenes.options import SceneInputs, SceneOptions
 
 GROUPS = {
     "inputs": "inputs: a trained run, and one of --optical, --list and --folder",
+    "area": "area: by default the images and their grid",
     "outputs": "outputs",
+    "plan": "plan: nothing is made",
     "computation": "computation",
 }
 EXAMPLES = """examples:
   python reconstruct_scene.py --weights results/my_run --optical s2_*.tif --sar s1_*.tif --out maps/june
+  python reconstruct_scene.py --optical s2_*.tif --sar s1_*.tif --dry_run
   python reconstruct_scene.py --weights results/my_run --list june.csv --workers 4 --out maps/june
   python reconstruct_scene.py --weights results/my_run --folder SEN12MSCRTS/ROIs1868/73 --numbers 3 4 5 --out maps/roi
 
@@ -34,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
         if entry.metadata:
             group, name = groups[entry.metadata["group"]], entry.metadata["name"] or entry.name
             options = entry.metadata["options"] | {"dest": entry.name}
-            group.add_argument(f"--{name}", required=entry.default is MISSING, help=entry.metadata["text"], **options)
+            group.add_argument(f"--{name}", help=entry.metadata["text"], **options)
             if "_" in name:
                 group.add_argument(f"--{name.replace('_', '-')}", help=argparse.SUPPRESS, **options)
     groups["computation"].add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -47,6 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.pop("debug", None)  # read by run_command
     inputs = {entry.name: flags.pop(entry.name) for entry in fields(SceneInputs) if entry.name in flags}
     options = SceneOptions(inputs=SceneInputs(**inputs), **flags)
+    if options.dry_run:
+        from scenes.dry_run import dry_run  # deferred: keeps --help fast
+
+        dry_run(options)
+        return 0
     from scenes.reconstruct import reconstruct_scene  # deferred: keeps --help fast
 
     reconstruct_scene(options)

@@ -1,7 +1,7 @@
 """Every flag of a reconstruction, with its default, choices and help text, and the checks of their combinations."""
 
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from common.errors import UsageError
@@ -20,7 +20,7 @@ def flag(group: str, default: Any, text: str, *, name: str = "", allowed: Range 
 
     Args:
         group: group in the help.
-        default: value of an absent flag; MISSING if it is required.
+        default: value of an absent flag.
         text: help text.
         name: of the flag, if not that of the field.
         allowed: range of a number.
@@ -57,6 +57,11 @@ class SceneInputs:
     numbers: Sequence[int] = flag("inputs", (), "which of the 30 dates of --folder (default: all)", type=int, nargs="+", metavar="N")
     offset: str | float = flag("inputs", "auto", "added to stored optical values: auto (as the product's tags declare), none, or a number like -1000", allowed=Range(-UINT16_MAX, UINT16_MAX))
     scale: float | None = flag("inputs", None, "reflectance for each stored optical unit (default: as declared, else 0.0001)", type=float, allowed=Range(0, LARGEST_FLOAT, open=True))
+    aoi: str = flag("area", "", "GeoJSON with polygons, in longitude and latitude or in its crs member; maps are nodata outside", metavar="FILE")
+    bbox: Sequence[float] = flag("area", (), "edges in longitude and latitude: west, south, east, north", type=float, nargs=4, metavar=("W", "S", "E", "N"))
+    crs: str = flag("area", "", "coordinate system of the maps, like EPSG:32633 (default: of the images, which then must agree)", metavar="CRS")
+    resolution: float | None = flag("area", None, "pixel size of the maps in metres (default: of the images)", type=float, metavar="M", allowed=Range(0, 100_000, open=True))
+    resampling: str = flag("area", "bilinear", "of images and bands on other grids (default: bilinear)", choices=("bilinear", "nearest"))
     radar_units: str = flag("inputs", "db", "of --sar: dB or linear power (default: db)", name="sar_units", choices=("db", "power"))
 
     def __post_init__(self) -> None:
@@ -76,6 +81,10 @@ class SceneInputs:
             raise UsageError("--sar, --dates and --sar_dates go with --optical; a list or a folder names its own")
         if self.numbers and not self.folder:
             raise UsageError("--numbers chooses among the 30 dates of --folder; there is none")
+        if self.folder and (self.aoi or self.bbox or self.crs or self.resolution):
+            raise UsageError("--aoi, --bbox, --crs and --resolution go with images; --folder is taken as it is")
+        if self.aoi and self.bbox:
+            raise UsageError("give one of --aoi and --bbox")
 
 
 @dataclass(frozen=True)
@@ -87,11 +96,13 @@ class SceneOptions:
     """
 
     inputs: SceneInputs
-    weights: str = flag("inputs", MISSING, "a trained run: its folder, or a .pth.tar beside its conf.json", metavar="RUN")
-    out: str = flag("outputs", MISSING, "folder of the maps", metavar="DIR")
+    weights: str = flag("inputs", "", "a trained run: its folder, or a .pth.tar beside its conf.json", metavar="RUN")
+    out: str = flag("outputs", "", "folder of the maps", metavar="DIR")
     where_clear: str = flag("outputs", "predict", "clear pixels of the latest date: predict them too (default), or keep the observation", choices=("predict", "keep"))
     detector: str = flag("outputs", DETECTORS[0], f"cloud detector, for the masks and for keep (default: {DETECTORS[0]}); none makes no masks", choices=(*DETECTORS, "none"))
     overwrite: bool = flag("outputs", False, "replace what an earlier command with other settings left in --out", action="store_true")
+    dry_run: bool = flag("plan", False, "print how the images are read, and the disk and time that the maps take, without making any; needs neither --weights nor --out", action="store_true")
+    json: bool = flag("plan", False, "with --dry_run: print one JSON object, see docs/inputs.md", action="store_true")
     tile: int = flag("computation", 256, "pixels along a side of the tiles that the network sees; best as in training (default: 256)", type=int, metavar="PX", allowed=Range(16, LARGEST_TILE))
     overlap: int | None = flag("computation", None, "pixels that neighbouring tiles share (default: a quarter of --tile)", type=int, metavar="PX", allowed=Range(0, LARGEST_TILE // 2))
     batch_size: int | None = flag("computation", None, "tiles predicted together (default: 1 on a CPU, 8 on a GPU)", type=int, metavar="N", allowed=Range(1, 4096))
@@ -102,6 +113,11 @@ class SceneOptions:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        missing = [name for name, value in (("--weights", self.weights), ("--out", self.out)) if not value]
+        if missing and not self.dry_run:
+            raise UsageError(f"{' and '.join(missing)} missing; only --dry_run does without")
+        if self.json and not self.dry_run:
+            raise UsageError("--json goes with --dry_run")
         require_utf8(self.out, "--out")
         if self.where_clear == "keep" and self.detector == "none":
             raise UsageError("--where_clear keep needs to detect clear pixels: give a --detector other than none")
