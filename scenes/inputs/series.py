@@ -1,6 +1,7 @@
 """The series of a scene: one optical and one radar source for each date, read together by windows."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -95,8 +96,18 @@ class SceneSeries:
         sources: tuple[OpticalSource | RadarSource, ...] = (*self.optical, *self.radar)
         return tuple(path for source in sources for path in source.paths)
 
-    def read(self, window: Window) -> Pixels:
-        """The pixels of a window at all dates.
+    def select(self, dates: Sequence[int]) -> "SceneSeries":
+        """The series of some dates, by their indices, ascending."""
+        return replace(
+            self,
+            days=tuple(self.days[date] for date in dates),
+            radar_days=tuple(self.radar_days[date] for date in dates) if self.radar_days else (),
+            optical=tuple(self.optical[date] for date in dates),
+            radar=tuple(self.radar[date] for date in dates) if self.radar else (),
+        )
+
+    def read(self, window: Window, dates: Sequence[int] | None = None) -> Pixels:
+        """The pixels of a window at all dates, or at those of some indices.
 
         Raises:
             DataError: if a file is damaged.
@@ -104,18 +115,19 @@ class SceneSeries:
         """
         if not window.inside(self.grid):
             raise ValueError(f"{window} does not lie within {self.grid.height} x {self.grid.width} pixels")
-        n_dates, shape = len(self.days), (window.height, window.width)
+        dates = range(len(self.days)) if dates is None else dates
+        n_dates, shape = len(dates), (window.height, window.width)
         raw = np.empty((n_dates, N_S2, *shape), np.uint16)
         optical = np.empty(raw.shape, np.float32)
         valid = np.empty((n_dates, *shape), np.bool_)
         radar = np.empty((n_dates, N_S1, *shape), np.float32) if self.radar else None
         with gdal_settings():
-            for date, source in enumerate(self.optical):
-                raw[date], valid[date] = source.read(window)
-                optical_to_unit(raw[date], out=optical[date])
+            for position, date in enumerate(dates):
+                raw[position], valid[position] = self.optical[date].read(window)
+                optical_to_unit(raw[position], out=optical[position])
             if radar is not None:
-                for date, radar_source in enumerate(self.radar):
-                    sar_to_unit(radar_source.read(window), out=radar[date])
+                for position, date in enumerate(dates):
+                    sar_to_unit(self.radar[date].read(window), out=radar[position])
         return Pixels(raw, optical, radar, valid)
 
     def close(self) -> None:

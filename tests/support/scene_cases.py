@@ -46,8 +46,8 @@ class MemorySeries:
     def radar_days(self):
         return () if self.radar is None else self.days
 
-    def read(self, window: Window) -> Pixels:
-        part = (..., *window.slices)
+    def read(self, window: Window, dates=None) -> Pixels:
+        part = (slice(None) if dates is None else list(dates), ..., *window.slices)
         radar = None if self.radar is None else self.radar[part]
         return Pixels(self.raw[part], optical_to_unit(self.raw[part]), radar, self.valid[part])
 
