@@ -1,11 +1,13 @@
 """Rasters on any grid, read by windows of the grid of a scene."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from rasterio.enums import Resampling
+from rasterio.io import MemoryFile
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform as transform_points
 
@@ -14,6 +16,8 @@ from scenes.inputs.grid import Grid, Window
 
 RESAMPLING = ("bilinear", "nearest")
 _TOLERANCE = 1e-6  # of a pixel, of warped positions; rasterio rejects 0
+_FEW_BANDS = 32  # GDAL warps all bands of a file; of files with more, those that are read are copied first
+_LATTICE = 17  # points along each side of a window at which positions are computed
 _FINER = 1.05  # source pixels along one of the scene's, from which on they are averaged
 
 
@@ -75,12 +79,14 @@ class ImageFile:
         grid: its own grid.
         masked: whether it has a mask of valid pixels.
         sources: of a VRT.
+        count: its bands.
     """
 
     path: str
     grid: Grid
     masked: bool = False
     sources: tuple[str, ...] = ()
+    count: int = 0
 
     @property
     def name(self) -> str:
@@ -106,54 +112,29 @@ class ImageFile:
         up to an eighth of a pixel off.
         """
         place = self.grid.place_in(grid)
-        pool = dataset_pool()
+        pool, key = dataset_pool(), dataset_key(self.path)
         with pool.lock:
-            if place is None:
-                key = (*dataset_key(self.path), grid, resampling, nodata)
-                dataset = pool.get(key, lambda: self._warped(grid, resampling, nodata))
-                with read_errors(self.path):
-                    stored = dataset.read(list(positions), window=window.rasterio)
-                return Pixels(stored, None)
-            dataset = pool.get(dataset_key(self.path), self._open)
-            return self._read_shifted(dataset, list(positions), window, Window(*place, *self.grid.shape))
+            if place is not None:
+                dataset = pool.get(key, self._open)
+                dtype = np.result_type(*(dataset.dtypes[position - 1] for position in positions))
+                read = partial(self._read_own, dataset, positions)
+                return read_shifted(read, len(positions), dtype, window, Window(*place, *self.grid.shape))
+            if self.count > _FEW_BANDS:
+                read = partial(self._read_own, pool.get(key, self._open), positions)
+                return Pixels(read_warped(read, self.grid, window, grid, resampling, nodata), None)
+            options = _warp_options(self.grid, grid, resampling, nodata)
+            warped = pool.get((*key, grid, resampling, nodata), lambda: _Warped(self._open(), **options))
+            with read_errors(self.path):
+                return Pixels(warped.read(list(positions), window=window.rasterio), None)
 
-    def _read_shifted(self, dataset: Any, positions: list[int], window: Window, place: Window) -> Pixels:
-        """The pixels of a window of a scene in which the file lies at `place`."""
-        shared = window.intersection(place)
+    def _read_own(self, dataset: Any, positions: Sequence[int], window: Window) -> Pixels:
+        """The pixels of a window of the file itself."""
         with read_errors(self.path):
-            own = shared.relative_to(place).rasterio
-            stored = dataset.read(positions, window=own) if shared.size else None
-            mask = dataset.dataset_mask(window=own) == 0 if self.masked and shared.size else None
-        if stored is not None and shared == window:
-            return Pixels(stored, mask)
-        dtype = np.result_type(*(dataset.dtypes[position - 1] for position in positions))
-        full, outside = np.zeros((len(positions), *window.shape), dtype), np.ones(window.shape, np.bool_)
-        if stored is not None:
-            part = shared.relative_to(window).slices
-            full[(..., *part)] = stored
-            outside[part] = False if mask is None else mask
-        return Pixels(full, outside)
+            stored = dataset.read(list(positions), window=window.rasterio)
+            return Pixels(stored, dataset.dataset_mask(window=window.rasterio) == 0 if self.masked else None)
 
     def _open(self) -> Any:
         return open_raster(self.path, bool(self.sources))
-
-    def _warped(self, grid: Grid, resampling: str, nodata: float | None) -> Any:
-        source = self._open()
-        x_scale, y_scale = _warp_scales(source, grid)
-        return _Warped(
-            source,
-            resampling=Resampling[resampling],
-            tolerance=_TOLERANCE,
-            XSCALE=x_scale,
-            YSCALE=y_scale,
-            crs=grid.crs,
-            transform=grid.transform,
-            height=grid.height,
-            width=grid.width,
-            src_nodata=np.nan if nodata is None else nodata,
-            nodata=np.nan,
-            dtype="float32",
-        )
 
 
 def image_file(path: str, dataset: Any) -> ImageFile:
@@ -162,7 +143,7 @@ def image_file(path: str, dataset: Any) -> ImageFile:
     masked = any("per_dataset" in flag.name for flag in dataset.mask_flag_enums[0])
     grid = grid_of(dataset)
     grid.check_transform(path)
-    return ImageFile(path, grid, masked, image_files(path)[1:])
+    return ImageFile(path, grid, masked, image_files(path)[1:], dataset.count)
 
 
 class _Warped(WarpedVRT):
@@ -177,7 +158,100 @@ class _Warped(WarpedVRT):
         self._source.close()
 
 
-def _warp_scales(source: Any, grid: Grid) -> tuple[float, float]:
+def read_shifted(read: Callable[[Window], Pixels], count: int, dtype: Any, window: Window, place: Window) -> Pixels:
+    """The pixels of a window of a scene in whose grid an image lies at `place`, as they are stored.
+
+    Args:
+        read: returns a window of the image.
+        count: bands that it returns.
+        dtype: of these.
+        window: the pixels to read, in the grid of the scene.
+        place: of the image in this grid.
+    """
+    shared = window.intersection(place)
+    pixels = read(shared.relative_to(place)) if shared.size else None
+    if pixels is not None and shared == window:
+        return pixels
+    full, outside = np.zeros((count, *window.shape), dtype), np.ones(window.shape, np.bool_)
+    if pixels is not None:
+        part = shared.relative_to(window).slices
+        full[(..., *part)] = pixels.stored
+        outside[part] = False if pixels.outside is None else pixels.outside
+    return Pixels(full, outside)
+
+
+def read_warped(
+    read: Callable[[Window], Pixels],
+    image: Grid,
+    window: Window,
+    grid: Grid,
+    resampling: str = "bilinear",
+    nodata: float | None = None,
+) -> np.ndarray:
+    """The pixels of a window of a scene, warped from the part of an image that it needs, float32 (C,h,w).
+
+    The part is written to a sparse file in memory on the image's own grid, which GDAL warps as it warps files: windows
+    equal the full image, and a cube equals a GeoTIFF of the same pixels, to the bit.
+
+    Args:
+        read: returns a window of the image.
+        image: the grid of the image.
+        window: the pixels to read, in the grid of the scene.
+        grid: of the scene.
+        resampling: "bilinear" or "nearest".
+        nodata: stored value that is left out of the interpolation.
+    """
+    options = _warp_options(image, grid, resampling, nodata)
+    needed = _needed_window(image, window, grid, max(1 / options["XSCALE"], 1 / options["YSCALE"]))
+    if not needed.size:
+        needed = Window(0, 0, 1, 1)  # for the number of bands; the window lies outside of the image
+    pixels = read(needed)
+    stored = pixels.stored
+    if pixels.outside is not None:
+        stored = np.where(pixels.outside, np.float32(np.nan if nodata is None else nodata), stored.astype(np.float32))
+    profile = {"driver": "GTiff", "sparse_ok": True, "tiled": True, "bigtiff": "if_safer", "interleave": "band"}
+    profile |= {"height": image.height, "width": image.width, "crs": image.crs, "transform": image.transform}
+    with MemoryFile() as memory:
+        with memory.open(count=len(stored), dtype=stored.dtype, **profile) as target:
+            target.write(stored, window=needed.rasterio)
+        with memory.open() as source, WarpedVRT(source, **options) as warped:
+            values: np.ndarray = warped.read(window=window.rasterio)
+    return values
+
+
+def _needed_window(image: Grid, window: Window, grid: Grid, pixels: float) -> Window:
+    """The window of an image that holds all that a window of a scene is interpolated from.
+
+    Args:
+        image: the grid of the image.
+        window: in the grid of the scene.
+        grid: of the scene.
+        pixels: of the image along one of the scene.
+    """
+    rows, columns = (
+        np.linspace(first, last, _LATTICE) for first, last in ((window.top, window.bottom), (window.left, window.right))
+    )
+    columns, rows = pixel_positions(image, [grid.xy(column, row) for row in rows for column in columns], grid)
+    finite = np.isfinite(columns) & np.isfinite(rows)
+    if not finite.any():
+        return Window(0, 0, 0, 0)
+    margin = 2 * int(np.ceil(pixels)) + 4  # the kernel, and the curvature between the points
+    left, right = int(columns[finite].min()) - margin, int(columns[finite].max()) + margin + 1
+    top, bottom = int(rows[finite].min()) - margin, int(rows[finite].max()) + margin + 1
+    return Window.from_edges(top, left, bottom, right).intersection(image.window)
+
+
+def _warp_options(image: Grid, grid: Grid, resampling: str, nodata: float | None) -> dict[str, Any]:
+    """How GDAL warps an image to the grid of a scene: exact positions, float32, NaN where there is no data."""
+    x_scale, y_scale = _warp_scales(image, grid)
+    return {
+        **{"resampling": Resampling[resampling], "tolerance": _TOLERANCE, "XSCALE": x_scale, "YSCALE": y_scale},
+        **{"crs": grid.crs, "transform": grid.transform, "height": grid.height, "width": grid.width},
+        **{"src_nodata": np.nan if nodata is None else nodata, "nodata": np.nan, "dtype": "float32"},
+    }
+
+
+def _warp_scales(image: Grid, grid: Grid) -> tuple[float, float]:
     """Scene pixels along one pixel of an image, horizontally and vertically; at most 1.
 
     GDAL would derive them for each piece that it warps from the outline of the piece: a grid rotated by some degrees
@@ -185,7 +259,7 @@ def _warp_scales(source: Any, grid: Grid) -> tuple[float, float]:
     """
     column, row = grid.width // 2, grid.height // 2
     points = [grid.xy(column, row), grid.xy(column + 1, row), grid.xy(column, row + 1)]
-    columns, rows = pixel_positions(grid_of(source), points, grid)
+    columns, rows = pixel_positions(image, points, grid)
     steps = [float(np.hypot(columns[i] - columns[0], rows[i] - rows[0])) for i in (1, 2)]
     horizontal, vertical = (1.0 if step < _FINER else 1 / step for step in steps)
     return horizontal, vertical
