@@ -1,6 +1,6 @@
 """Sentinel-2 images of any producer, read with the values that the training data have."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ from data.constants import N_S2
 from scenes.inputs.dataset_pool import probe_windows
 from scenes.inputs.grid import Grid, Window
 from scenes.inputs.products import Band, OpticalProduct
-from scenes.inputs.raster import Raster
+from scenes.inputs.raster import Pixels, Raster, sample
 from scenes.inputs.scaling import check_values, resolve_scaling
 from scenes.options import SceneInputs
 
@@ -61,18 +61,30 @@ class OpticalImage:
 
     def read_stored(self, window: Window, grid: Grid, resampling: str = "bilinear") -> tuple[np.ndarray, np.ndarray]:
         """The present bands as stored (12 or 13,h,w), and where there is no data, bool (h,w)."""
+        return self._stack(
+            window.shape,
+            lambda raster, positions, nodata: raster.read(positions, window, grid, resampling, nodata),
+        )
+
+    def sample_stored(self, grid: Grid, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `read_stored`, of one of `step` x `step` pixels of a scene, each the nearest stored one."""
+        shape = -(-grid.height // step), -(-grid.width // step)
+        return self._stack(shape, lambda raster, positions, _: sample(raster, positions, grid, step))
+
+    def _stack(
+        self, shape: tuple[int, int], read: Callable[[Raster, Sequence[int], float | None], Pixels]
+    ) -> tuple[np.ndarray, np.ndarray]:
         present = [band for band in self.bands if band]
         groups: dict[tuple[Raster, float | None], list[int]] = {}
         for index, band in enumerate(present):
             groups.setdefault((band.raster, band.nodata), []).append(index)
         pixels = {
-            key: key[0].read([present[index].position for index in indices], window, grid, resampling, key[1])
-            for key, indices in groups.items()
+            key: read(key[0], [present[index].position for index in indices], key[1]) for key, indices in groups.items()
         }
         if len(groups) == 1:
             stored = next(iter(pixels.values())).stored
         else:
-            stored = np.empty((len(present), *window.shape), np.result_type(*(part.stored for part in pixels.values())))
+            stored = np.empty((len(present), *shape), np.result_type(*(part.stored for part in pixels.values())))
             for key, indices in groups.items():
                 stored[indices] = pixels[key].stored
         missing = missing_pixels(stored, [band.nodata for band in present])

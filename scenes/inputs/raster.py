@@ -18,6 +18,7 @@ RESAMPLING = ("bilinear", "nearest")
 _TOLERANCE = 1e-6  # of a pixel, of warped positions; rasterio rejects 0
 _FEW_BANDS = 32  # GDAL warps all bands of a file; of files with more, those that are read are copied first
 _LATTICE = 17  # points along each side of a window at which positions are computed
+_COARSE_ROWS = 64  # of a coarse read that are read together
 _FINER = 1.05  # source pixels along one of the scene's, from which on they are averaged
 
 
@@ -263,6 +264,68 @@ def _warp_scales(image: Grid, grid: Grid) -> tuple[float, float]:
     steps = [float(np.hypot(columns[i] - columns[0], rows[i] - rows[0])) for i in (1, 2)]
     horizontal, vertical = (1.0 if step < _FINER else 1 / step for step in steps)
     return horizontal, vertical
+
+
+def read_coarse(raster: Raster, positions: Sequence[int], window: Window, step: int) -> Pixels:
+    """About one of `step` x `step` pixels of a window of a raster's own grid, as stored.
+
+    Args:
+        raster: of any kind.
+        positions: of the bands, from 1.
+        window: within its grid.
+        step: 1 reads all pixels.
+    """
+    if isinstance(raster, ImageFile):
+        return raster.read_coarse(positions, window, step)
+    parts = []
+    for top in range(window.top, window.bottom, step * _COARSE_ROWS):
+        rows = min(step * _COARSE_ROWS, window.bottom - top)
+        stored, outside = raster.read(positions, Window(top, window.left, rows, window.width), raster.grid)
+        missing = np.zeros(stored.shape[1:], np.bool_) if outside is None else outside
+        parts.append((stored[:, ::step, ::step].copy(), missing[::step, ::step].copy()))
+    return Pixels(np.concatenate([part[0] for part in parts], axis=1), np.concatenate([part[1] for part in parts]))
+
+
+def sample(raster: Raster, positions: Sequence[int], scene: Grid, step: int) -> Pixels:
+    """One of `step` x `step` pixels of a scene, each the nearest stored one of a coarse read.
+
+    Returns:
+        Arrays of ceil(height / step) x ceil(width / step).
+    """
+    shape = _coarse_shape(scene.window, step)
+    rows, columns = (
+        np.minimum(np.arange(length) * step + step / 2, size - 0.5)
+        for length, size in zip(shape, scene.shape, strict=True)
+    )
+    xs, ys = scene.transform @ np.broadcast_arrays(columns[None, :], rows[:, None])
+    if raster.grid.crs != scene.crs:
+        points = transform_points(scene.crs, raster.grid.crs, xs.ravel(), ys.ravel())[:2]
+        xs, ys = (np.reshape(values, shape) for values in points)
+    own_columns, own_rows = ~raster.grid.transform @ (xs, ys)
+    inside = (own_rows >= 0) & (own_rows < raster.grid.height) & (own_columns >= 0) & (own_columns < raster.grid.width)
+    if not inside.any():
+        return Pixels(np.zeros((len(positions), *shape), np.float32), ~inside)
+    own_rows, own_columns = own_rows[inside], own_columns[inside]
+    top, left = int(own_rows.min()), int(own_columns.min())
+    window = Window.from_edges(top, left, int(own_rows.max()) + 1, int(own_columns.max()) + 1)
+    own_step = max(1, int(np.sqrt(window.size / inside.sum())))
+    stored, outside = read_coarse(raster, positions, window, own_step)
+    down, across = (
+        np.minimum((places - start) * length / size, length - 1).astype(int)
+        for places, start, length, size in (
+            (own_rows, top, stored.shape[1], window.height),
+            (own_columns, left, stored.shape[2], window.width),
+        )
+    )
+    full, missing = np.zeros((len(positions), *shape), stored.dtype), ~inside
+    full[:, inside] = stored[:, down, across]
+    if outside is not None:
+        missing[inside] = outside[down, across]
+    return Pixels(full, missing)
+
+
+def _coarse_shape(window: Window, step: int) -> tuple[int, int]:
+    return -(-window.height // step), -(-window.width // step)
 
 
 def pixel_positions(image: Grid, points: Sequence[tuple[float, float]], scene: Grid) -> tuple[np.ndarray, np.ndarray]:
