@@ -134,6 +134,16 @@ class ImageFile:
             stored = dataset.read(list(positions), window=window.rasterio)
             return Pixels(stored, dataset.dataset_mask(window=window.rasterio) == 0 if self.masked else None)
 
+    def read_coarse(self, positions: Sequence[int], window: Window, step: int) -> Pixels:
+        """See the function `read_coarse`; overviews, and the resolution levels of JPEG 2000, are used."""
+        pool, shape = dataset_pool(), _coarse_shape(window, step)
+        with pool.lock:
+            dataset = pool.get(dataset_key(self.path), self._open)
+            with read_errors(self.path):
+                stored = dataset.read(list(positions), window=window.rasterio, out_shape=(len(positions), *shape))
+                mask = dataset.dataset_mask(window=window.rasterio, out_shape=shape) == 0 if self.masked else None
+        return Pixels(stored, mask)
+
     def _open(self) -> Any:
         return open_raster(self.path, bool(self.sources))
 
