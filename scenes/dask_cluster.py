@@ -1,8 +1,8 @@
 """Prediction of tiles on a Dask cluster: a running one, or one of processes on this machine.
 
-A task is a batch of tiles, see `scenes.predict`; its result is files in a folder that this process and all workers
-share. When a worker dies, others repeat its tasks, and its unfinished files do not exist. Only a few tasks are
-submitted at a time, so that a large scene fills neither the scheduler nor the disk.
+A task is a batch of tiles for all output images, see `scenes.predict`; its result is files in a folder that this
+process and all workers share. When a worker dies, others repeat its tasks, and its unfinished files do not exist. Only
+a few tasks are submitted at a time, so that a large scene fills neither the scheduler nor the disk.
 """
 
 import logging
@@ -16,7 +16,7 @@ from typing import Any
 from common.errors import DataError
 from common.parallel import require_shared_memory
 from common.processes import interrupts_blocked
-from scenes.predict import Job, predict_batch
+from scenes.predict import Job, Task, predict_task
 
 AHEAD = 2  # submitted tasks for each thread of the cluster: one runs, one waits
 FAILURES = 5  # deaths of workers that a task survives
@@ -63,16 +63,16 @@ def local_cluster(workers: int) -> Iterator[str]:
         yield cluster.scheduler_address
 
 
-def run_on_cluster(address: str, job: Job, batches: Sequence[range]) -> Generator[range, None, None]:
-    """Predict batches on the workers of a cluster; a worker that dies is no error while others run.
+def run_on_cluster(address: str, job: Job, tasks: Sequence[Task]) -> Generator[Task, None, None]:
+    """Predict tasks on the workers of a cluster; a worker that dies is no error while others run.
 
     Args:
         address: of the scheduler, such as tcp://10.0.0.1:8786.
         job: what to predict; workers must see the same folder of tiles.
-        batches: numbers of tiles.
+        tasks: batches of tiles.
 
     Yields:
-        Each finished batch, in order of completion.
+        Each finished task, in order of completion.
 
     Raises:
         DataError: if there is no such cluster, its workers do not share the folder, or a task fails.
@@ -88,7 +88,7 @@ def run_on_cluster(address: str, job: Job, batches: Sequence[range]) -> Generato
     with client:
         _check_workers(client, address, job)
         try:
-            yield from _run_bounded(client, job, batches)
+            yield from _run_bounded(client, job, tasks)
         except KilledWorker as error:
             raise DataError(
                 "workers died again and again over the same tiles (memory?); use fewer --workers, a smaller --tile or "
@@ -98,28 +98,28 @@ def run_on_cluster(address: str, job: Job, batches: Sequence[range]) -> Generato
             raise DataError(f"the scheduler {address} was lost; run again to go on") from error
 
 
-def _run_bounded(client: Any, job: Job, batches: Sequence[range]) -> Iterator[range]:
-    """Submit a few batches, and one more for each that finishes; cancel what still runs when the loop ends early."""
+def _run_bounded(client: Any, job: Job, tasks: Sequence[Task]) -> Iterator[Task]:
+    """Submit a few tasks, and one more for each that finishes; cancel what still runs when the loop ends early."""
     from distributed import as_completed  # deferred: optional
 
-    remaining = iter(batches)
-    running: dict[Any, range] = {}  # by future
+    remaining = iter(tasks)
+    running: dict[Any, Task] = {}  # by future
 
-    def submit(batch: range) -> Any:
-        future = client.submit(predict_batch, job, batch, pure=False)
-        running[future] = batch
+    def submit(task: Task) -> Any:
+        future = client.submit(predict_task, job, task, pure=False)
+        running[future] = task
         return future
 
     try:
         ahead = AHEAD * sum(client.nthreads().values())
-        finished = as_completed([submit(batch) for batch in islice(remaining, ahead)], loop=client.loop)
+        finished = as_completed([submit(task) for task in islice(remaining, ahead)], loop=client.loop)
         for future in finished:
             future.result()
-            batch = running.pop(future)
+            task = running.pop(future)
             following = next(remaining, None)
             if following is not None:
                 finished.add(submit(following))
-            yield batch
+            yield task
     finally:
         client.cancel(list(running), force=True)
 

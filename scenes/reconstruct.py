@@ -56,7 +56,7 @@ def reconstruct_scene(options: SceneOptions) -> None:
         products = SceneProducts(options.out, series, _fields(job))
         Path(job.tile_folder).mkdir(parents=True, exist_ok=True)
         runner = _choose_runner(options, device, workers, stack)
-        throughput = run_inference(job, products, batch_size, runner)
+        throughput = run_inference(job, {0: products}, batch_size, runner)
         print(throughput)
         network = f"{requirements.name}, {job.weights}"
         files = products.finish(network=network, notes=notes, tags=_tags(options, job))

@@ -8,6 +8,7 @@ import numpy as np
 
 from data.constants import N_S1, N_S2
 from data.raster.rescaling import optical_to_unit, sar_to_unit
+from scenes.inputs.area import Area
 from scenes.inputs.dataset_pool import dataset_pool, gdal_settings
 from scenes.inputs.dates import date_labels
 from scenes.inputs.grid import Grid, Window
@@ -51,6 +52,17 @@ class Pixels:
     radar: np.ndarray | None
     valid: np.ndarray
 
+    @classmethod
+    def stack(cls, parts: "Sequence[Pixels]") -> "Pixels":
+        """The pixels of some dates together."""
+        radar = [part.radar for part in parts if part.radar is not None]
+        return cls(
+            np.concatenate([part.raw for part in parts]),
+            np.concatenate([part.optical for part in parts]),
+            np.concatenate(radar) if radar else None,
+            np.concatenate([part.valid for part in parts]),
+        )
+
     def crop(self, window: Window) -> "Pixels":
         """A window of these pixels, counted from their upper left corner; views."""
         part = (..., *window.slices)
@@ -70,6 +82,8 @@ class SceneSeries:
         radar: the radar source of each date; empty without radar.
         nodata: of the optical images, as declared by the first one that declares any.
         notes: how the inputs are read, one line each.
+        area: outside of which the maps are nodata; None for all of the grid. Pixels outside are read all the same: the
+            network sees the surroundings.
     """
 
     grid: Grid
@@ -79,6 +93,7 @@ class SceneSeries:
     radar: tuple[RadarSource, ...]
     nodata: float | None
     notes: tuple[str, ...]
+    area: Area | None = None
 
     @property
     def has_radar(self) -> bool:

@@ -11,7 +11,7 @@ import pytest
 
 from reconstruct_scene import main
 from scenes import dask_cluster as cluster
-from scenes.predict import Job
+from scenes.predict import Job, Task
 from scenes.tiles import TilePlan
 from tests.support.cli_cases import call, refused
 from tests.support.scene_cases import maps_in, memory_series, write_run, write_scene
@@ -75,16 +75,16 @@ def test_few_tasks_are_handed_over_at_a_time(two_workers, scene_run, tmp_path, m
     submitted = []
     submit = Client.submit
 
-    def counted(self, act, job, batch, **more):
-        submitted.append(batch)
-        return submit(self, act, job, batch, **more)
+    def counted(self, act, job, task, **more):
+        submitted.append(task)
+        return submit(self, act, job, task, **more)
 
     monkeypatch.setattr(Client, "submit", counted)
     job = Job(memory_series(64, 400), TilePlan(64, 400, 64, 16), str(scene_run), str(tmp_path))
     done = 0
-    for batch in cluster.run_on_cluster(two_workers, job, job.plan.batches(1)):
+    for task in cluster.run_on_cluster(two_workers, job, [Task(batch, [0]) for batch in job.plan.batches(1)]):
         done += 1
-        assert job.path(job.plan[batch[0]]).is_file()
+        assert job.path(job.plan[task.tiles[0]]).is_file()
         assert len(submitted) <= 4 + done
     assert done == len(job.plan) == 8
 
@@ -101,7 +101,7 @@ def test_workers_that_do_not_see_the_folder_are_told(two_workers, scene_run, tmp
 
     job = Job(memory_series(64, 64), TilePlan(64, 64, 64, 0), str(scene_run), str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="does not see .*nowhere; --out must be a folder that all share"):
-        next(cluster.run_on_cluster(two_workers, job, job.plan.batches(1)))
+        next(cluster.run_on_cluster(two_workers, job, [Task(batch, [0]) for batch in job.plan.batches(1)]))
 
 
 def test_no_scheduler_is_told(scene, scene_run, tmp_path, capsys, monkeypatch):

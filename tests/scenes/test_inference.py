@@ -34,7 +34,7 @@ def local_network(head):
 
 def scene(job, batch_size=2, block=512):
     products = MemoryProducts(job.plan.height, job.plan.width)
-    run_inference(job, products, batch_size, run_locally, block)
+    run_inference(job, {0: products}, batch_size, run_locally, block)
     return products.maps
 
 
@@ -93,7 +93,7 @@ def test_memory_holds_one_row_of_tiles_on_disk_as_it_is_written(local, tmp_path)
             most = max(most, len(list(tmp_path.rglob("*.npz"))))
             yield batch
 
-    run_inference(job, products, 1, watched, block=64)
+    run_inference(job, {0: products}, 1, watched, block=64)
     assert len(job.plan) == 6
     assert most <= 3  # a block of 64 rows touches two or three tiles of 64 in steps of 48
     assert not list(tmp_path.rglob("*.npz"))
