@@ -12,7 +12,7 @@ from rasterio.windows import Window as RasterioWindow
 
 from common.errors import DataError
 
-_LONGITUDE_LATITUDE = "EPSG:4326"
+LONGITUDE_LATITUDE = "EPSG:4326"
 _EDGE_POINTS = 16  # along each edge: straight in the scene's projection is curved in longitude and latitude
 _TOLERANCE = 0.01  # of a pixel: grids that differ by less are the same
 
@@ -67,6 +67,20 @@ class Grid:
         a, b, c, d, e, f = tuple(self.transform)[:6]
         return a * column + b * row + c, d * column + e * row + f
 
+    def outline(self) -> list[tuple[float, float]]:
+        """Points (x, y) along the edges, clockwise in the image."""
+        points = []
+        corners = self.corners
+        for (column, row), (next_column, next_row) in zip(corners, (*corners[1:], corners[0]), strict=True):
+            for part in np.arange(_EDGE_POINTS) / _EDGE_POINTS:
+                points.append(self.xy(column + part * (next_column - column), row + part * (next_row - row)))
+        return points
+
+    def crop(self, window: "Window") -> "Grid":
+        """The grid of a window, which may reach beyond this grid."""
+        origin = Affine.translation(window.left, window.top)
+        return Grid(window.height, window.width, self.transform @ origin, self.crs)
+
     def footprint(self) -> tuple[dict[str, Any] | None, list[float] | None]:
         """The outline as GeoJSON in longitude and latitude, and west, south, east, north; None without a CRS.
 
@@ -74,14 +88,10 @@ class Grid:
         """
         if self.crs is None:
             return None, None
-        ring = []
-        corners = self.corners
-        for (column, row), (next_column, next_row) in zip(corners, (*corners[1:], corners[0]), strict=True):
-            for part in np.arange(_EDGE_POINTS) / _EDGE_POINTS:
-                ring.append(self.xy(column + part * (next_column - column), row + part * (next_row - row)))
+        ring = self.outline()
         outline = {"type": "Polygon", "coordinates": [[*reversed(ring), ring[-1]]]}  # outer rings run anticlockwise
         geometry: dict[str, Any] = transform_geom(
-            self.crs, _LONGITUDE_LATITUDE, outline, antimeridian_cutting=True, precision=7
+            self.crs, LONGITUDE_LATITUDE, outline, antimeridian_cutting=True, precision=7
         )
         crosses = geometry["type"] == "MultiPolygon"
         rings = [polygon[0] for polygon in geometry["coordinates"]] if crosses else geometry["coordinates"][:1]

@@ -7,8 +7,11 @@ from dataclasses import replace
 from datetime import date
 from typing import TypeVar
 
+import numpy as np
+
 from common.errors import DataError, UsageError
 from data.raster.geotiff import days_since_origin
+from scenes.inputs.area import choose_place
 from scenes.inputs.dataset_pool import dataset_pool, gdal_settings, is_remote
 from scenes.inputs.dates import date_labels, describe_pairs, pair_nearest, parse_date
 from scenes.inputs.grid import Grid
@@ -24,6 +27,7 @@ from scenes.options import SceneInputs
 READERS: tuple[Reader, ...] = (geotiff.READER,)
 """Kinds of files, the first one that recognises a path reads it."""
 
+_COARSE = 256  # pixels along the longer side of a scene at which overlaps are measured
 _Product = TypeVar("_Product", OpticalProduct, RadarProduct)
 
 
@@ -53,13 +57,27 @@ def open_series(inputs: SceneInputs) -> SceneSeries:
 def _open_products(inputs: SceneInputs) -> SceneSeries:
     """The series of the products that flags or a list name."""
     products, pairs = _read_list(inputs) if inputs.manifest else (_read_flags(inputs), {})
+    if not products.optical:
+        raise DataError("no optical image is left; check the flags that choose images")
     optical = sorted(products.optical, key=_day)
-    days = tuple(days_since_origin(_day(product)) for product in optical)
-    images, grid, notes = _open_optical(optical, date_labels(days), inputs)
-    radar, radar_days, radar_notes = _open_radar(optical, products.radar, pairs, days, grid, inputs)
+    grids, names = [finest_grid(product.bands) for product in optical], [product.name for product in optical]
+    place = choose_place(grids, names, inputs)
+    outside = [product.name for product, window in zip(optical, place.windows, strict=True) if not window.size]
+    optical = [product for product, window in zip(optical, place.windows, strict=True) if window.size]
+    skipped = [f"outside of the area, not used: {', '.join(map(os.path.basename, outside))}"] if outside else []
+    images, image_notes = _open_optical(optical, inputs)
+    groups = _group_by_date(optical, images, place.grid)
+    days = tuple(days_since_origin(_day(optical[group[0]])) for group in groups)
+    notes = [*place.notes, *skipped, *_date_notes(groups, optical, days, image_notes)]
+    dates = [[optical[index] for index in group] for group in groups]
+    radar, radar_days, radar_notes = _open_radar(dates, products.radar, pairs, days, place.grid, inputs)
     nodata = next((image.nodata for image in images if image.nodata is not None), None)
-    dates = tuple(OpticalDate((image,), grid) for image in images)
-    series = SceneSeries(grid, days, radar_days, dates, radar, nodata, (*products.notes, *notes, *radar_notes))
+    sources = tuple(
+        OpticalDate(tuple(images[index] for index in group), place.grid, inputs.resampling) for group in groups
+    )
+    series = SceneSeries(
+        place.grid, days, radar_days, sources, radar, nodata, (*products.notes, *notes, *radar_notes), place.area
+    )
     dataset_pool().close(series.paths)
     return series
 
@@ -154,33 +172,86 @@ def _day(product: OpticalProduct | RadarProduct) -> date:
 
 
 def _open_optical(
-    products: Sequence[OpticalProduct], labels: Sequence[str], inputs: SceneInputs
-) -> tuple[tuple[OpticalImage, ...], Grid, list[str]]:
-    """The optical images, their common grid, and notes."""
-    names = [product.name for product in products]
-    images, grids = [], []
-    notes: dict[str, list[str]] = defaultdict(list)
-    for product, label in zip(products, labels, strict=True):
-        image, image_notes = open_optical(product, inputs)
-        images.append(image)
-        grids.append(finest_grid(product.bands))
-        for note in image_notes:
-            notes[note].append(label)
-        difference = grids[0].difference(grids[-1])
-        if difference:
-            raise DataError(
-                f"{names[0]} and {product.name} have different {difference}; all optical images must lie on one grid "
-                "(gdalwarp brings them there)"
-            )
-    if len(notes.get(NO_DATA, ())) == len(products):
-        raise DataError(f"{names[0]} and all other optical images: {NO_DATA}")
+    products: Sequence[OpticalProduct], inputs: SceneInputs
+) -> tuple[list[OpticalImage], list[list[str]]]:
+    """The optical images, and notes on each."""
+    opened = [open_optical(product, inputs) for product in products]
+    if all(NO_DATA in notes for _, notes in opened):
+        raise DataError(f"{products[0].name} and all other optical images: {NO_DATA}")
+    return [image for image, _ in opened], [notes for _, notes in opened]
+
+
+def _group_by_date(
+    products: Sequence[OpticalProduct], images: Sequence[OpticalImage], grid: Grid
+) -> tuple[tuple[int, ...], ...]:
+    """The images of each date of the series, by their indices; the first ones of a group take precedence.
+
+    Images of one day are one date if they are parts of one overpass, or if their pixels with data overlap by less than
+    half of the smaller one. Which are, and which takes precedence, does not depend on the order of the images: those on
+    the grid of the scene come first, which are read exactly, then by name.
+
+    Args:
+        products: in the order of their days.
+        images: of the products.
+        grid: of the scene.
+    """
+    step = max(1, -(-max(grid.shape) // _COARSE))
+    valid: dict[int, np.ndarray] = {}
+
+    def has_data(index: int) -> np.ndarray:
+        if index not in valid:
+            valid[index] = ~images[index].sample_stored(grid, step)[1]
+        return valid[index]
+
+    def complete(first: int, second: int) -> bool:
+        overpasses = {products[first].overpass, products[second].overpass}
+        if products[first].level != products[second].level:
+            return False
+        if len(overpasses) == 1 and overpasses != {""}:
+            return True
+        shared = int((has_data(first) & has_data(second)).sum())
+        return shared < min(int(has_data(first).sum()), int(has_data(second).sum())) / 2 or not shared
+
+    def order(index: int) -> tuple[bool, str, str]:
+        product = products[index]
+        return finest_grid(product.bands).place_in(grid) is None, os.path.basename(product.name), product.name
+
+    groups: list[tuple[int, ...]] = []
+    for day in dict.fromkeys(map(_day, products)):
+        of_day: list[list[int]] = []
+        for index in sorted((index for index, product in enumerate(products) if _day(product) == day), key=order):
+            group = next((group for group in of_day if all(complete(index, other) for other in group)), None)
+            if group is None:
+                of_day.append([index])
+            else:
+                group.append(index)
+        groups += sorted((tuple(group) for group in of_day), key=min)
+    return tuple(groups)
+
+
+def _date_notes(
+    groups: Sequence[Sequence[int]],
+    products: Sequence[OpticalProduct],
+    days: Sequence[int],
+    image_notes: Sequence[Sequence[str]],
+) -> list[str]:
+    """Notes on the images by the labels of their dates, and on days with several images."""
+    labels = date_labels(days)
+    by_note: dict[str, list[str]] = defaultdict(list)
+    lines = []
+    for group, label in zip(groups, labels, strict=True):
+        for note in dict.fromkeys(note for index in group for note in image_notes[index]):
+            by_note[note].append(label)
+        if len(group) > 1:
+            names = ", ".join(os.path.basename(products[index].name) for index in group)
+            lines.append(f"images of {label} are parts of one date, the first ones take precedence: {names}")
     repeated_days = sorted({label[:10] for label in labels if len(label) > 10})
-    lines = [*_note_lines(notes, len(products)), *(f"several images of {day}: all are used" for day in repeated_days)]
-    return tuple(images), grids[0], lines
+    lines += [f"several images of {day}: all are used" for day in repeated_days]
+    return [*_note_lines(by_note, len(groups)), *lines]
 
 
 def _open_radar(
-    optical: Sequence[OpticalProduct],
+    dates: Sequence[Sequence[OpticalProduct]],
     products: Sequence[RadarProduct],
     pairs: Mapping[str, str],
     days: Sequence[int],
@@ -200,10 +271,10 @@ def _open_radar(
     day_of = [days_since_origin(_day(product)) for product in products]
     available = sorted(set(day_of))
     chosen: list[list[int]] = []
-    for image_product, index in zip(optical, pair_nearest(days, available), strict=True):
-        path = pairs.get(image_product.path)
-        if path:
-            chosen.append([number for number, radar in enumerate(products) if radar.path == path])
+    for optical, index in zip(dates, pair_nearest(days, available), strict=True):
+        paths = {pairs[product.path] for product in optical if product.path in pairs}
+        if paths:
+            chosen.append([number for number, radar in enumerate(products) if radar.path in paths])
         else:
             chosen.append([number for number, day in enumerate(day_of) if day == available[index]])
     radar_days = tuple(day_of[numbers[0]] for numbers in chosen)

@@ -37,7 +37,6 @@ def rewrite(path: Path, *, crs=CRS, left=0.0, change=lambda pixels: pixels) -> N
 CASES = {
     "another coordinate system": ({"crs": "EPSG:32633"}, "coordinate system|CRS|EPSG:32633"),
     "another grid": ({"left": 5.0}, "grid"),
-    "another size": ({"change": lambda pixels: pixels[:, :-1]}, "grid|size|pixels"),
     "a missing band": ({"change": lambda pixels: pixels[:11]}, "bands"),
     "reflectance in 0 to 1": (
         {"change": lambda pixels: (pixels / 10000).astype(np.float32)},

@@ -30,9 +30,9 @@ def test_grids_must_agree_and_the_error_names_both(tmp_path):
         return str(error.value)
 
     assert "coordinate systems EPSG:32632 and EPSG:32633" in differs(crs="EPSG:32633")
-    assert "sizes 70 x 90 and 64 x 90" in differs(pixels=ground(size=(64, 90)))
-    assert "upper left corners (400000, 5000000) and (400010, 5000000)" in differs(
-        transform=from_origin(400_010, 5_000_000, 10, 10)
+    assert "--crs EPSG:32632 brings them there" in differs(crs="EPSG:32633")
+    assert "upper left corners (400000, 5000000) and (400005, 5000000)" in differs(
+        transform=from_origin(400_005, 5_000_000, 10, 10)
     )
     assert "pixel sizes 10 x -10 and 20 x -20" in differs(transform=from_origin(400_000, 5_000_000, 20, 20))
     near = from_origin(400_000.01, 5_000_000, 10, 10)  # a thousandth of a pixel: rounding
