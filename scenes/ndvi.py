@@ -66,7 +66,10 @@ class NdviSums:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "NdviSums":
         """The inverse of `to_json`."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**fields)
 
 
 def block_sums(block: Mapping[str, np.ndarray], window: Window, grid: Grid) -> NdviSums:

@@ -10,11 +10,15 @@ STD_SCALE = 1e-5
 twentieth of one step of the stored reflectance; values above 0.65535 are stored as that, and mean "unknown" anyway:
 reflectance lies in [0, 1]."""
 MASK_NODATA = 255
+LATEST = "the latest date"  # is kept in the image of a scene
 
 
 @dataclass(frozen=True)
 class Field:
-    """The file of a field: its name, title and STAC roles, and the physical value of a stored 1 (0 for masks)."""
+    """The file of a field: its name, title and STAC roles, and the physical value of a stored 1 (0 for masks).
+
+    `{kept}` in the title stands for the date whose clear pixels are kept.
+    """
 
     file: str
     title: str
@@ -36,7 +40,7 @@ FIELDS = {
     "clouds": Field("clouds.tif", "Cloud masks of the dates: 0 clear, 1 clouded", ("cloud", "data-mask")),
     "observed": Field(
         "observed.tif",
-        "1 where the latest date was clear and is kept, 0 where pixels are predicted",
+        "1 where {kept} was clear and is kept, 0 where pixels are predicted",
         ("data-mask",),
     ),
 }

@@ -1,5 +1,6 @@
 """The products of a scene: written block by block, converted to Cloud-Optimised GeoTIFFs at the end."""
 
+import json
 import os
 import re
 import shutil
@@ -13,39 +14,54 @@ from rasterio.windows import transform as window_transform
 
 from common.errors import DataError
 from common.files import atomic_file
+from data.raster.geotiff import open_image
 from scenes.inputs.dataset_pool import gdal_settings
 from scenes.inputs.grid import Window
 from scenes.inputs.series import SceneSeries
+from scenes.ndvi import NdviSums, add_sums, block_sums
+from scenes.output_images import OutputImage
 from scenes.outputs.cog import BLOCK, Layer, write_cog, write_vrt
-from scenes.outputs.fields import FIELDS, MASK_NODATA, band_names
+from scenes.outputs.fields import FIELDS, LATEST, MASK_NODATA, band_names
 from scenes.outputs.quicklook import write_quicklook
-from scenes.outputs.stac import SOFTWARE, VERSION, write_item
+from scenes.outputs.stac import SOFTWARE, VERSION, ItemDetails, write_item
 from scenes.resume import WORK
 
 DEFAULT_FIELDS = tuple(field for field in FIELDS if field != "observed")
 _UINT16_MAX = np.iinfo(np.uint16).max
+_NDVI = "NDVI"  # tag of a block
 _BLOCK_NAME = re.compile(r"r(\d+)_c(\d+)_(\d+)x(\d+)\.tif")
 
 
 class SceneProducts:
-    """The products of a scene in a folder; opened again after an interruption, it resumes.
+    """The products of one output image in a folder; opened again after an interruption, it resumes.
 
-    Blocks are written under FOLDER/.work/windows, atomically, a file each; memory holds one.
+    Blocks are written to a folder of unfinished files, atomically, a file each; memory holds one.
 
     Args:
         folder: where to; created if missing.
         series: the inputs. Their nodata value is kept if uint16 can hold it, otherwise replaced by 0; without one none
             is declared, and missing pixels are 0.
         fields: the products to make, of `FIELDS`.
+        image: of a series; None for the only image of a scene.
+        work: the folder of unfinished files, on the same disk; by default FOLDER/.work.
     """
 
-    def __init__(self, folder: str | Path, series: SceneSeries, fields: Sequence[str] = DEFAULT_FIELDS) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        series: SceneSeries,
+        fields: Sequence[str] = DEFAULT_FIELDS,
+        image: OutputImage | None = None,
+        work: Path | None = None,
+    ) -> None:
         if not {"reflectance"} <= set(fields) <= set(FIELDS):
             raise ValueError(f"fields must be reflectance and any of {tuple(FIELDS)}, not {tuple(fields)}")
         self.folder, self.series, self.grid = Path(folder), series, series.grid
         self.nodata = _stored_nodata(series.nodata)
         self.bands = {field: band_names(field, series.labels) for field in FIELDS if field in fields}
-        self._work = self.folder / WORK
+        self._image = image
+        self._kept = LATEST if image is None else series.labels[image.kept_position]
+        self._work = work or self.folder / WORK
         self._blocks = self._work / "windows"
 
     def written(self) -> frozenset[Window]:
@@ -62,7 +78,7 @@ class SceneProducts:
             fields: one entry for each field: `reflectance` (13,h,w); `aleatoric`, `epistemic`, `total`,
                 standard deviations (13,h,w), float32 in units of reflectance; `clouds` (T,h,w) uint8, 0 clear,
                 1 clouded, 255 missing; `observed` (h,w) bool. And `valid` (h,w) bool: elsewhere, and where a value is
-                NaN, all products are nodata.
+                NaN, all products are nodata. Of an image of a series also `ndvi` (T,h,w), see `scenes.ndvi`.
 
         Raises:
             ValueError: if a field is missing or has another shape, or the window leaves the scene.
@@ -86,8 +102,19 @@ class SceneProducts:
             try:
                 with rasterio.open(temporary, "w", **profile) as target:
                     target.write(np.concatenate(stored))
+                    if self._image is not None:
+                        sums = block_sums({**fields, "valid": valid}, window, self.grid)
+                        target.update_tags(**{_NDVI: json.dumps(sums.to_json())})
             except RasterioError as error:
                 raise DataError(f"cannot write to {self._blocks}: {error}; check the disk's free space") from error
+
+    def ndvi_sums(self) -> NdviSums:
+        """The sums of the NDVI over all blocks, which `finish` deletes."""
+        parts = []
+        for window in sorted(self.written()):
+            with open_image(str(self._path(window))) as block:
+                parts.append(NdviSums.from_json(json.loads(block.tags()[_NDVI])))
+        return add_sums(parts)
 
     def finish(
         self, *, network: str, notes: Sequence[str] = (), tags: Mapping[str, str] | None = None
@@ -119,7 +146,10 @@ class SceneProducts:
         first = 1
         with gdal_settings():
             for field, bands in self.bands.items():
-                scale, layer_tags = FIELDS[field].scale, {**common, "TITLE": FIELDS[field].title}
+                scale, layer_tags = (
+                    FIELDS[field].scale,
+                    {**common, "TITLE": FIELDS[field].title.format(kept=self._kept)},
+                )
                 layer_tags |= {"UNITS": f"reflectance = stored value x {scale:g}"} if scale else {}
                 layer = Layer(bands, first, self.nodata if scale else MASK_NODATA, scale, layer_tags)
                 vrt, files[field] = self._blocks / f"{field}.vrt", self.folder / FIELDS[field].file
@@ -129,7 +159,8 @@ class SceneProducts:
             files["quicklook"] = self.folder / "quicklook.png"
             write_quicklook(files["reflectance"], files["quicklook"])
         item = self.folder / "item.json"
-        write_item(item, self.series, files, nodata=self.nodata, network=network, notes=notes)
+        details = ItemDetails(self.nodata, network, notes, self._image, self._kept)
+        write_item(item, self.series, files, details)
         shutil.rmtree(self._blocks)
         if not any(self._work.iterdir()):
             self._work.rmdir()

@@ -12,7 +12,7 @@ from rasterio.warp import transform, transform_bounds
 from data.constants import S2_BANDS
 from scenes.inputs.grid import Grid
 from scenes.inputs.series import SceneSeries
-from scenes.outputs.stac import EXTENSIONS, write_item
+from scenes.outputs.stac import EXTENSIONS, ItemDetails, write_item
 
 GRID = Grid(700, 1100, Affine(10, 0, 400_000, 0, -10, 5_000_000), CRS.from_epsg(32632))
 FILES = ("reflectance", "total", "clouds")
@@ -21,7 +21,8 @@ FILES = ("reflectance", "total", "clouds")
 def write(folder, grid: Grid = GRID, nodata: int | None = 0) -> pystac.Item:
     files = {field: folder / f"{field}.tif" for field in FILES} | {"quicklook": folder / "quicklook.png"}
     series = SceneSeries(grid, (1540, 1545, 1550), (), (), (), nodata, ())
-    write_item(folder / "item.json", series, files, nodata=nodata, network="conv3d_mamba", notes=("B10 is missing",))
+    details = ItemDetails(nodata, network="conv3d_mamba", notes=("B10 is missing",))
+    write_item(folder / "item.json", series, files, details)
     return pystac.Item.from_file(str(folder / "item.json"))
 
 
