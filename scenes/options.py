@@ -10,6 +10,7 @@ from common.parallel import AUTO, worker_count
 from common.ranges import LARGEST_FLOAT, Range
 from data.constants import DETECTORS
 
+RESAMPLING = ("bilinear", "nearest")
 LARGEST_TILE = 8192  # pixels: a network needs 60 GB for it
 UINT16_MAX = 2**16 - 1
 MAX_WORKERS = 8  # of workers="auto": each needs about 1.5 GB
@@ -61,7 +62,7 @@ class SceneInputs:
     bbox: Sequence[float] = flag("area", (), "edges in longitude and latitude: west, south, east, north", type=float, nargs=4, metavar=("W", "S", "E", "N"))
     crs: str = flag("area", "", "coordinate system of the maps, like EPSG:32633 (default: of the images, which then must agree)", metavar="CRS")
     resolution: float | None = flag("area", None, "pixel size of the maps in metres (default: of the images)", type=float, metavar="M", allowed=Range(0, 100_000, open=True))
-    resampling: str = flag("area", "bilinear", "of images and bands on other grids (default: bilinear)", choices=("bilinear", "nearest"))
+    resampling: str = flag("area", RESAMPLING[0], f"of images and bands on other grids (default: {RESAMPLING[0]})", choices=RESAMPLING)
     radar_units: str = flag("inputs", "db", "of --sar: dB or linear power (default: db)", name="sar_units", choices=("db", "power"))
 
     def __post_init__(self) -> None:

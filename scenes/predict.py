@@ -161,11 +161,16 @@ def read_date(job: Job, tile: Tile, date: int) -> TileDate:
     surroundings = tile.cell.padded(MARGIN).intersection(job.plan.window) if job.detector else tile.cell
     window = tile.window.hull(surroundings)
     pixels = job.series.read(window, [date])
+    area = job.series.area
+    if area is not None and not area.inside(tile.window).any():
+        pixels.valid[:] = False  # nothing of the tile is needed
     visible = pixels.crop(surroundings.relative_to(window))
     states = np.where(visible.valid[0], np.uint8(CLEAR), np.uint8(MISSING))
     if job.detector and visible.valid.any():
         clouds = detect_clouds(visible.raw[0], job.detector) >= CLOUD_THRESHOLD
         states[visible.valid[0] & clouds] = CLOUDED
+    if area is not None:
+        states[~area.inside(surroundings)] = MISSING
     cell = (..., *tile.cell.relative_to(surroundings).slices)
     return TileDate(pixels.crop(tile.window.relative_to(window)), states[cell], visible.raw[0][cell])
 

@@ -17,7 +17,7 @@ from scenes.dask_cluster import local_cluster, run_on_cluster
 from scenes.inference import Runner, run_inference, run_locally
 from scenes.inputs.open import open_series
 from scenes.inputs.series import SceneSeries
-from scenes.options import MAX_WORKERS, SceneOptions
+from scenes.options import MAX_WORKERS, RESAMPLING, SceneInputs, SceneOptions
 from scenes.outputs.products import SceneProducts
 from scenes.predict import Job
 from scenes.requirements import ModelRequirements, read_requirements
@@ -125,6 +125,7 @@ def _settings(options: SceneOptions, job: Job, batch_size: int, weight_files: Se
         "inputs": digest(job.series.paths),
         "dates": [list(job.series.labels), list(job.dates)],
         "--weights": digest(weight_files),
+        "--aoi, --bbox, --crs, --resolution or --resampling": _area_settings(inputs),
         "--offset, --scale or --sar_units": [inputs.offset, inputs.scale, inputs.radar_units],
         "--tile": job.plan.tile,
         "--overlap": job.plan.overlap,
@@ -134,6 +135,13 @@ def _settings(options: SceneOptions, job: Job, batch_size: int, weight_files: Se
         "--precision": options.precision,
         "--device": job.device.partition(":")[0],
     }
+
+
+def _area_settings(inputs: SceneInputs) -> list[Any] | None:
+    """What the place of the maps depends on besides the images; None for the grid of the images, as in old records."""
+    aoi = digest([inputs.aoi]) if inputs.aoi else ""
+    settings = [aoi, list(inputs.bbox), inputs.crs, inputs.resolution, inputs.resampling]
+    return settings if any(settings[:-1]) or inputs.resampling != RESAMPLING[0] else None
 
 
 def _fields(job: Job) -> list[str]:

@@ -72,6 +72,8 @@ def _open_products(inputs: SceneInputs) -> SceneSeries:
     dates = [[optical[index] for index in group] for group in groups]
     radar, radar_days, radar_notes = _open_radar(dates, products.radar, pairs, days, place.grid, inputs)
     nodata = next((image.nodata for image in images if image.nodata is not None), None)
+    if nodata is None and (place.area or any(window != place.grid.window for window in place.windows)):
+        nodata = 0.0
     sources = tuple(
         OpticalDate(tuple(images[index] for index in group), place.grid, inputs.resampling) for group in groups
     )

@@ -14,7 +14,6 @@ from rasterio.warp import transform as transform_points
 from scenes.inputs.dataset_pool import dataset_key, dataset_pool, grid_of, image_files, open_raster, read_errors
 from scenes.inputs.grid import Grid, Window
 
-RESAMPLING = ("bilinear", "nearest")
 _TOLERANCE = 1e-6  # of a pixel, of warped positions; rasterio rejects 0
 _FEW_BANDS = 32  # GDAL warps all bands of a file; of files with more, those that are read are copied first
 _LATTICE = 17  # points along each side of a window at which positions are computed

@@ -41,6 +41,7 @@ class MemorySeries:
     valid: np.ndarray
     radar: np.ndarray | None = None
     days: tuple[int, ...] = (1520, 1530, 1540)
+    area: None = None
 
     @property
     def radar_days(self):
