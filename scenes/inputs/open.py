@@ -19,12 +19,12 @@ from scenes.inputs.manifest import read_manifest
 from scenes.inputs.optical import NO_DATA, OpticalDate, OpticalImage, finest_grid, open_optical
 from scenes.inputs.products import OpticalProduct, Products, RadarProduct, Reader
 from scenes.inputs.radar import RadarDay, RadarImage, open_radar
-from scenes.inputs.readers import geotiff
+from scenes.inputs.readers import cube, earth_engine, geotiff
 from scenes.inputs.region import open_region
 from scenes.inputs.series import SceneSeries
 from scenes.options import SceneInputs
 
-READERS: tuple[Reader, ...] = (geotiff.READER,)
+READERS: tuple[Reader, ...] = (earth_engine.READER, cube.READER, geotiff.READER)
 """Kinds of files, the first one that recognises a path reads it."""
 
 _COARSE = 256  # pixels along the longer side of a scene at which overlaps are measured
