@@ -126,18 +126,20 @@ def _read_list(inputs: SceneInputs) -> tuple[Products, dict[str, str]]:
         for entry in entries
     ]
     optical: list[OpticalProduct] = []
-    radar: dict[str, RadarProduct] = {}
+    radar: dict[str, tuple[RadarProduct, ...]] = {}
     notes: list[str] = []
     for entry, (day, radar_day) in zip(entries, days, strict=True):
         found = read_products([entry.optical], "optical", inputs)
-        optical += [replace(product, day=day or product.day) for product in found.optical]
+        optical += _with_day(entry.optical, found.optical, day)
         notes += found.notes
         if entry.radar and entry.radar not in radar:
             own = read_products([entry.radar], "radar", inputs)
-            radar |= {product.path: replace(product, day=radar_day or product.day) for product in own.radar}
+            radar[entry.radar] = _with_day(entry.radar, own.radar, radar_day)
             notes += own.notes
+        elif not entry.radar:
+            radar[entry.optical] = found.radar
     pairs = {entry.optical: entry.radar for entry in entries if entry.radar}
-    return Products(tuple(optical), tuple(radar.values()), tuple(notes)), pairs
+    return Products(tuple(optical), tuple(product for own in radar.values() for product in own), tuple(notes)), pairs
 
 
 def _absolute(paths: Sequence[str]) -> list[str]:
@@ -152,6 +154,15 @@ def _with_dates(flag: str, products: tuple[_Product, ...], dates: Sequence[str])
         raise UsageError(f"{len(products)} images of {flag}, but {len(dates)} dates; give one for each")
     pairs = zip(products, dates, strict=True)
     return tuple(replace(product, day=parse_date(text, f"date of {product.path}")) for product, text in pairs)
+
+
+def _with_day(path: str, products: tuple[_Product, ...], day: date | None) -> tuple[_Product, ...]:
+    """The products of a row of a list, with the date that it gives."""
+    if day is None:
+        return products
+    if len(products) > 1:
+        raise DataError(f"{path} holds {len(products)} images, but the list gives one date for it; leave the date out")
+    return tuple(replace(product, day=day) for product in products)
 
 
 def _entry_day(path: str, text: str) -> date | None:
@@ -260,7 +271,7 @@ def _open_radar(
     grid: Grid,
     inputs: SceneInputs,
 ) -> tuple[tuple[RadarDay, ...], tuple[int, ...], list[str]]:
-    """The radar of each date: the image that its path is paired with, else all of the nearest day; days, and notes."""
+    """The radar of each date: all of the nearest day, of the file that it is paired with if any; days, and notes."""
     if not products:
         return (), (), []
     images: list[RadarImage] = []
@@ -271,14 +282,12 @@ def _open_radar(
         for note in image_notes:
             notes[note].append(os.path.basename(product.name))
     day_of = [days_since_origin(_day(product)) for product in products]
-    available = sorted(set(day_of))
     chosen: list[list[int]] = []
-    for optical, index in zip(dates, pair_nearest(days, available), strict=True):
+    for optical, day in zip(dates, days, strict=True):
         paths = {pairs[product.path] for product in optical if product.path in pairs}
-        if paths:
-            chosen.append([number for number, radar in enumerate(products) if radar.path in paths])
-        else:
-            chosen.append([number for number, day in enumerate(day_of) if day == available[index]])
+        own = [number for number, radar in enumerate(products) if not paths or radar.path in paths]
+        (nearest,) = pair_nearest([day], [day_of[number] for number in own])
+        chosen.append([number for number in own if day_of[number] == day_of[own[nearest]]])
     radar_days = tuple(day_of[numbers[0]] for numbers in chosen)
     lines = [*_note_lines(notes, len(products)), *describe_pairs(days, radar_days)]
     used = {number for numbers in chosen for number in numbers}
