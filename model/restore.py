@@ -24,12 +24,14 @@ class Reconstruction(nn.Module):
     Args:
         model: the trained network.
         epoch: of its checkpoint.
+        path: from which `load_model` loaded it.
     """
 
-    def __init__(self, model: Reconstructor, epoch: int) -> None:
+    def __init__(self, model: Reconstructor, epoch: int, path: str | Path = "") -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.epoch = epoch
+        self.path = str(path)
         super().train(False)
 
     def train(self, mode: bool = True) -> "Reconstruction":
@@ -100,4 +102,4 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Reconstr
     if not (folder / CONF).is_file():
         raise DataError(f"there is no {CONF} in {folder}; a network is rebuilt from the {CONF} next to its weights")
     flags = replace(read_model_config(folder / CONF), ssm_backend="auto")  # the run chose one for its own device
-    return Reconstruction(*restore_model(flags, checkpoint, device))
+    return Reconstruction(*restore_model(flags, checkpoint, device), path)

@@ -25,10 +25,12 @@ from scenes.inputs.grid import Window
 from scenes.outputs.cog import BLOCK
 from scenes.outputs.products import SceneProducts
 from scenes.predict import CLEAR, MISSING, Job, Task, TileInput, load_network, load_tile, predict_tiles, read_inputs
-from scenes.tiles import BlockRow
+from scenes.tiles import BlockRow, Tile
 
 Runner = Callable[[Job, Sequence[Task]], Generator[Task, None, None]]
 """Predicts batches of tiles for output images, and yields each task, or parts of it, when finished, in any order."""
+TileLoader = Callable[[Job, Tile, Sequence[str], int], dict[str, np.ndarray]]
+"""Returns those of the named arrays of a tile of an output image that it has; see `scenes.predict.load_tile`."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def run_locally(job: Job, tasks: Sequence[Task]) -> Generator[Task, None, None]:
             yield part
 
 
-def assemble_block(job: Job, window: Window, image: int = 0) -> dict[str, np.ndarray]:
+def assemble_block(job: Job, window: Window, image: int = 0, load: TileLoader = load_tile) -> dict[str, np.ndarray]:
     """A block of the products of an output image, from the tiles that cover it.
 
     With `Job.keep_clear`, clear pixels of the image's own date, of a single one the latest, are that observation; they
@@ -147,6 +149,7 @@ def assemble_block(job: Job, window: Window, image: int = 0) -> dict[str, np.nda
         job: what is predicted.
         window: the pixels.
         image: number of the output image.
+        load: returns arrays of a tile.
 
     Returns:
         `reflectance` (13, H, W); `aleatoric`, `epistemic`, `total`, standard deviations, where the network has them;
@@ -154,7 +157,7 @@ def assemble_block(job: Job, window: Window, image: int = 0) -> dict[str, np.nda
         `observed` (H, W) with `keep_clear`; `ndvi` (T, H, W) with `Job.with_ndvi`, NaN where a date is not clear.
     """
     dates = job.images[image].dates
-    blended = blend(job.plan, window, job.outputs, lambda tile: load_tile(job, tile, job.outputs, image))
+    blended = blend(job.plan, window, job.outputs, lambda tile: load(job, tile, job.outputs, image))
     states = np.full((len(dates), *window.shape), MISSING, np.uint8)
     kept = np.zeros((N_S2, *window.shape), np.float32)
     observed_ndvi = np.full((len(dates), *window.shape), np.nan, np.float32)
@@ -163,7 +166,7 @@ def assemble_block(job: Job, window: Window, image: int = 0) -> dict[str, np.nda
         if not shared.size:
             continue
         in_block, in_cell = ((..., *shared.relative_to(origin).slices) for origin in (window, tile.cell))
-        stored = load_tile(job, tile, ("states", "observed", "ndvi"), image)
+        stored = load(job, tile, ("states", "observed", "ndvi"), image)
         states[in_block] = stored["states"][in_cell]
         if job.keep_clear:
             kept[in_block] = stored["observed"][in_cell]

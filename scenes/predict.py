@@ -241,8 +241,36 @@ def predict_task(job: Job, task: Task) -> None:
 
 def predict_tiles(job: Job, tiles: Sequence[Tile], inputs: Sequence[TileInput], image: int = 0) -> None:
     """Predict tiles of an output image and write their files; raises as `predict_task` does."""
+    for tile, content in zip(tiles, tile_contents(job, tiles, inputs, image), strict=True):
+        with atomic_file(job.path(tile, image)) as temporary:
+            np.savez(temporary, **content)
+
+
+def tile_contents(
+    job: Job,
+    tiles: Sequence[Tile],
+    inputs: Sequence[TileInput],
+    image: int = 0,
+    network: Reconstruction | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Predict tiles of an output image.
+
+    Args:
+        job: what is predicted.
+        tiles: a batch.
+        inputs: of each tile.
+        image: number of the output image.
+        network: if not the one that `job` names.
+
+    Yields:
+        For each tile `states`, and the outputs of the network in its window unless no date has a valid pixel; also
+        `observed` and `ndvi` if the inputs have them.
+
+    Raises:
+        DataError: if weights cannot be read, or the network predicts NaN.
+    """
     stacked = [entry.x for entry in inputs if entry.x is not None]
-    outputs = iter(predict(job, np.stack(stacked), image) if stacked else ())
+    outputs = iter(predict(job, np.stack(stacked), image, network) if stacked else ())
     for tile, entry in zip(tiles, inputs, strict=True):
         optional = {"observed": entry.observed, "ndvi": entry.ndvi}
         content: dict[str, Any] = {"states": entry.states}
@@ -252,8 +280,7 @@ def predict_tiles(job: Job, tiles: Sequence[Tile], inputs: Sequence[TileInput], 
             content |= {name: values[:, :height, :width] for name, values in next(outputs).items()}
             if not np.isfinite(content["mean"]).all():
                 raise DataError(f"the network predicts NaN at {tile.window}; try --precision fp32, or other weights")
-        with atomic_file(job.path(tile, image)) as temporary:
-            np.savez(temporary, **content)
+        yield content
 
 
 def load_tile(job: Job, tile: Tile, names: Sequence[str], image: int = 0) -> dict[str, np.ndarray]:
@@ -271,18 +298,21 @@ def load_tile(job: Job, tile: Tile, names: Sequence[str], image: int = 0) -> dic
         raise DataError(f"cannot read the tile {path}: {error}; {advice}") from error
 
 
-def predict(job: Job, x: np.ndarray, image: int = 0) -> Iterator[dict[str, np.ndarray]]:
+def predict(
+    job: Job, x: np.ndarray, image: int = 0, network: Reconstruction | None = None
+) -> Iterator[dict[str, np.ndarray]]:
     """Predict a batch; on a GPU from page-locked memory, while the next batch is read (no GPU has run this yet).
 
     Args:
         job: names the network.
         x: (B, T, C, H, W).
         image: number of the output image, of whose dates `x` is.
+        network: if not the one that `job` names.
 
     Yields:
         For each tile the outputs of the network, (13, H, W) float32.
     """
-    network = load_network(job.weights, job.device)
+    network = load_network(job.weights, job.device) if network is None else network
     device = torch.device(job.device)
     batch = torch.from_numpy(x)
     if device.type == "cuda":
