@@ -11,12 +11,14 @@ GROUPS = {
     "inputs": "inputs: a trained run, and one of --optical, --list and --folder",
     "area": "area: by default the images and their grid",
     "outputs": "outputs",
+    "series": "series: by default one image of the latest state",
     "plan": "plan: nothing is made",
     "computation": "computation",
 }
 EXAMPLES = """examples:
   python reconstruct_scene.py --weights results/my_run --optical s2_*.tif --sar s1_*.tif --out maps/june
   python reconstruct_scene.py --optical s2_*.tif --sar s1_*.tif --dry_run
+  python reconstruct_scene.py --weights results/my_run --optical s2_*.tif --every_date --zarr --out maps/2018
   python reconstruct_scene.py --weights results/my_run --list june.csv --workers 4 --out maps/june
   python reconstruct_scene.py --weights results/my_run --folder SEN12MSCRTS/ROIs1868/73 --numbers 3 4 5 --out maps/roi
 

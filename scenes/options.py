@@ -9,6 +9,7 @@ from common.files import require_utf8
 from common.parallel import AUTO, worker_count
 from common.ranges import LARGEST_FLOAT, Range
 from data.constants import DETECTORS
+from scenes.output_images import PERIODS
 
 RESAMPLING = ("bilinear", "nearest")
 LARGEST_TILE = 8192  # pixels: a network needs 60 GB for it
@@ -99,8 +100,12 @@ class SceneOptions:
     inputs: SceneInputs
     weights: str = flag("inputs", "", "a trained run: its folder, or a .pth.tar beside its conf.json", metavar="RUN")
     out: str = flag("outputs", "", "folder of the maps", metavar="DIR")
-    where_clear: str = flag("outputs", "predict", "clear pixels of the latest date: predict them too (default), or keep the observation", choices=("predict", "keep"))
+    where_clear: str = flag("outputs", "predict", "clear pixels of the latest date, in a series of each image's own: predict them too (default), or keep the observation", choices=("predict", "keep"))
     detector: str = flag("outputs", DETECTORS[0], f"cloud detector, for the masks and for keep (default: {DETECTORS[0]}); none makes no masks", choices=(*DETECTORS, "none"))
+    every_date: bool = flag("series", False, "an image for each date, from the --window dates nearest to it, itself among them", action="store_true")
+    composite: str = flag("series", "", "an image for each month or season (DJF, MAM, JJA, SON) that has a date, from the --window dates nearest to its middle, its own first", choices=PERIODS)
+    window: int | None = flag("series", None, "dates from which each image is made (default: as many as in training)", type=int, metavar="T", allowed=Range(1, 1000))
+    zarr: bool = flag("series", False, "write the images into one Zarr store as well, DIR/series.zarr", action="store_true")
     overwrite: bool = flag("outputs", False, "replace what an earlier command with other settings left in --out", action="store_true")
     dry_run: bool = flag("plan", False, "print how the images are read, and the disk and time that the maps take, without making any; needs neither --weights nor --out", action="store_true")
     json: bool = flag("plan", False, "with --dry_run: print one JSON object, see docs/inputs.md", action="store_true")
@@ -112,6 +117,11 @@ class SceneOptions:
     device: str = flag("computation", "auto", "auto, cpu, cuda or cuda:1 (default: auto, a GPU if there is one)")
     precision: str = flag("computation", "fp32", "of the network; auto takes bf16 where the device supports it (default: fp32)", choices=("auto", "fp32", "bf16", "fp16"))
 
+    @property
+    def is_series(self) -> bool:
+        """Whether many images are made."""
+        return self.every_date or bool(self.composite)
+
     def __post_init__(self) -> None:
         check_ranges(self)
         missing = [name for name, value in (("--weights", self.weights), ("--out", self.out)) if not value]
@@ -120,6 +130,10 @@ class SceneOptions:
         if self.json and not self.dry_run:
             raise UsageError("--json goes with --dry_run")
         require_utf8(self.out, "--out")
+        if self.every_date and self.composite:
+            raise UsageError("give one of --every_date and --composite; each into an --out of its own")
+        if not self.is_series and (self.window is not None or self.zarr):
+            raise UsageError("--window and --zarr go with a series: add --every_date or --composite")
         if self.where_clear == "keep" and self.detector == "none":
             raise UsageError("--where_clear keep needs to detect clear pixels: give a --detector other than none")
         if self.workers in (AUTO, 0, 1):

@@ -14,6 +14,7 @@ from common.json_files import Schema, read_json
 WORK = ".work"  # the folder of unfinished files
 RECORD = "reconstruction.json"
 _SCHEMA: Schema = {"type": "object", "required": ["settings"], "properties": {"settings": {"type": "object"}}}
+_IMAGE_SCHEMA: Schema = {"type": "object"}
 
 
 def digest(paths: Iterable[str | Path]) -> str:
@@ -67,6 +68,15 @@ class ResumeState:
         write_json(job, {"settings": self.settings})
         return "new"
 
+    def finished_image(self, number: int) -> dict[str, Any] | None:
+        """The details of an output image that is complete; None if it is not."""
+        path = self._image_record(number)
+        return dict(read_json(path, _IMAGE_SCHEMA, "add --overwrite to begin anew")) if path.is_file() else None
+
+    def finish_image(self, number: int, details: Mapping[str, Any]) -> None:
+        """Record that an output image is complete, with `details`, JSON values."""
+        write_json(self._image_record(number), details)
+
     def finish(self, details: Mapping[str, Any]) -> Path:
         """Write the record of a finished reconstruction, with `details`, and delete temporary files.
 
@@ -77,6 +87,9 @@ class ResumeState:
         write_json(record, {"settings": self.settings, **details})
         shutil.rmtree(self.work, ignore_errors=True)
         return record
+
+    def _image_record(self, number: int) -> Path:
+        return self.work / "finished" / f"{number:04d}.json"
 
     def _check_settings(self, path: Path) -> None:
         stored = read_json(path, _SCHEMA, "add --overwrite to begin anew")["settings"]

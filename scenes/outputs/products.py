@@ -57,7 +57,7 @@ class SceneProducts:
         if not {"reflectance"} <= set(fields) <= set(FIELDS):
             raise ValueError(f"fields must be reflectance and any of {tuple(FIELDS)}, not {tuple(fields)}")
         self.folder, self.series, self.grid = Path(folder), series, series.grid
-        self.nodata = _stored_nodata(series.nodata)
+        self.nodata = stored_nodata(series.nodata)
         self.bands = {field: band_names(field, series.labels) for field in FIELDS if field in fields}
         self._image = image
         self._kept = LATEST if image is None else series.labels[image.kept_position]
@@ -183,7 +183,8 @@ class SceneProducts:
         return np.where(valid, stored, np.uint16(fill))
 
 
-def _stored_nodata(nodata: float | None) -> int | None:
+def stored_nodata(nodata: float | None) -> int | None:
+    """The nodata value of maps whose inputs declare one: theirs if uint16 can hold it, else 0; None without one."""
     if nodata is None:
         return None
     return int(nodata) if np.isfinite(nodata) and nodata == int(nodata) and 0 <= nodata <= _UINT16_MAX else 0
