@@ -118,7 +118,7 @@ def plot_ndvi(
 
     figure = Figure(figsize=(10.5, 7.0), facecolor="white")
     grid = figure.add_gridspec(3, 1, height_ratios=(1.05, 1.5, 1.5), hspace=0.16)
-    grid.update(left=0.065, right=0.985, top=0.925, bottom=0.06)
+    grid.update(left=0.065, right=0.985, top=0.915, bottom=0.06)
     panels = [figure.add_subplot(grid[1])]
     panels.append(figure.add_subplot(grid[2], sharex=panels[0]))
     titles = {"middle": "middle pixel", "mean": "mean of the scene"}
@@ -128,12 +128,17 @@ def plot_ndvi(
     _style_dates(panels[1], images)
     _add_pictures(figure, grid[0].get_position(figure).bounds, panels[0], images, pictures)
     figure.text(0.065, 0.972, "NDVI of the cloud-free series", fontsize=13, weight="bold", color=_INK, va="center")
-    note = (
-        f"line: predicted   band: 90 %   points: clear observations (of the scene: {100 * SHARE:.0f} % clear or more)"
-    )
-    figure.text(0.985, 0.972, note, fontsize=8.5, color=_GREY, va="center", ha="right")
+    _add_legend(figure, panels[0])
     with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=130)
+
+
+def _add_legend(figure: "Figure", axes: "Axes") -> None:
+    line, band, points = axes.get_lines()[0], axes.collections[0], axes.collections[1]
+    labels = ("predicted", "90 % band", f"observed, clear (scene: {100 * SHARE:.0f} % of it or more)")
+    place: dict[str, Any] = {"loc": "center right", "bbox_to_anchor": (0.99, 0.972), "borderaxespad": 0.0}
+    style: dict[str, Any] = {"ncols": 3, "frameon": False, "fontsize": 9, "labelcolor": _INK, "columnspacing": 1.8}
+    figure.legend([line, band, points], labels, **place, **style)
 
 
 def _draw_curve(axes: "Axes", curve: NdviCurve, colour: str, title: str) -> None:
@@ -152,8 +157,8 @@ def _draw_curve(axes: "Axes", curve: NdviCurve, colour: str, title: str) -> None
         limits = (centre.min() - reach, centre.max() + reach)
         edges = (min(low[finite], default=limits[0]), max(high[finite], default=limits[1]))
         bottom, top = (
-            max(limits[0], min(edges[0], centre.min()) - 0.03),
-            min(limits[1], max(edges[1], centre.max()) + 0.03),
+            max(limits[0], min(edges[0], centre.min()) - 0.04),
+            min(limits[1], max(edges[1], centre.max()) + 0.04),
         )
         axes.set_ylim(max(-1.02, bottom), min(1.02, top))
     else:
@@ -189,6 +194,7 @@ def _add_pictures(
     pictures: Sequence[Path],
 ) -> None:
     """Pictures of some images side by side, evenly spaced in time, each with a line to its time."""
+    from matplotlib.dates import date2num  # deferred: matplotlib
     from matplotlib.image import imread  # deferred: matplotlib
     from matplotlib.patches import ConnectionPatch  # deferred: matplotlib
 
@@ -209,7 +215,7 @@ def _add_pictures(
         panel.set_title(images[index].name, fontsize=8.5, color=_INK, pad=3)
         line = ConnectionPatch(
             (0.5, 0),
-            (_times(middles[index : index + 1])[0], 1),
+            (float(date2num(_times(middles[index : index + 1]))[0]), 1),
             coordsA=panel.transAxes,
             coordsB=axes.get_xaxis_transform(),
             color="#c4c4c4",
