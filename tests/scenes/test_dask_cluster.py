@@ -15,6 +15,7 @@ from scenes.predict import Job, Task
 from scenes.tiles import TilePlan
 from tests.support.cli_cases import call, refused
 from tests.support.scene_cases import maps_in, memory_series, write_run, write_scene
+from tests.support.series_cases import assert_same_series, write_series_files
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Dask warns of workers that die
 TILES = ["--tile", "64", "--overlap", "32", "--detector", "none", "--device", "cpu"]
@@ -66,6 +67,14 @@ def test_one_of_two_workers_is_killed_and_the_scene_is_the_same(two_workers, sce
     for name, values in alone.items():
         np.testing.assert_array_equal(values, shared[name], err_msg=name)
     assert not (tmp_path / "shared" / ".work").exists()
+
+
+def test_a_series_is_the_same_on_a_cluster(two_workers, scene_run, tmp_path):
+    files = write_series_files(tmp_path)
+    assert call(main, *files.line(scene_run, tmp_path / "alone")) == 0
+    words = [word for word in files.line(scene_run, tmp_path / "shared") if word not in ("--workers", "1")]
+    assert call(main, *words, "--scheduler", two_workers) == 0
+    assert_same_series(tmp_path / "alone", tmp_path / "shared")
 
 
 def test_few_tasks_are_handed_over_at_a_time(two_workers, scene_run, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Shared by the tests of scenes: synthetic series in memory or as GeoTIFFs, tiny networks, products in memory."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -115,11 +116,19 @@ class SceneFiles:
         return ["--optical", *self.optical, *(["--sar", *self.radar] if radar else [])]
 
 
-def write_scene(folder: Path, height: int, width: int, *, nodata: int | None = None, radar: bool = True) -> SceneFiles:
+def write_scene(
+    folder: Path,
+    height: int,
+    width: int,
+    *,
+    nodata: int | None = None,
+    radar: bool = True,
+    days: Sequence[str] = DAYS,
+) -> SceneFiles:
     """A synthetic scene as GeoTIFFs."""
     clear, transform = ground(height, width), from_origin(*ORIGIN, 10, 10)
     optical, backscatter = [], []
-    for number, day in enumerate(DAYS):
+    for number, day in enumerate(days):
         optical.append(folder / f"s2_{day}.tif")
         write_geotiff(optical[-1], clouded(clear, number + 1), CRS, transform)
         if radar:
