@@ -41,15 +41,15 @@ def reconstruct_scene(options: SceneOptions) -> None:
         UsageError: if options contradict each other or the trained run.
         DataError: if inputs cannot be used, or files cannot be written.
     """
-    device, batch_size = _choose_device(options)
+    device, batch_size = device_and_batch(options)
     with memory_advice(device, MEMORY_ADVICE), ExitStack() as stack:
         requirements, weight_files = read_requirements(options.weights)
         series = stack.enter_context(open_series(options.inputs))
-        images = _plan_images(options, requirements, series)
+        images = plan_images(options, requirements, series)
         notes = [*series.notes, *requirements.check(len(images[0].dates), series.has_radar)]
         notes += _describe_periods(options, series, images)
-        job = _plan(options, requirements, series, images, device)
-        workers = _count_workers(options, device, len(job.plan), len(images))
+        job = plan_job(options, requirements, series, images, device)
+        workers = count_workers(options, device, len(job.plan), len(images))
         print_notes(notes)
         print(_describe(options, requirements, job, workers))
         settings = _settings(options, job, batch_size, weight_files)
@@ -103,7 +103,7 @@ def reconstruct_scene(options: SceneOptions) -> None:
             print(f"{name}: {path}")
 
 
-def _choose_device(options: SceneOptions) -> tuple[str, int]:
+def device_and_batch(options: SceneOptions) -> tuple[str, int]:
     """The device, and the number of tiles that it predicts together."""
     device = options.device
     if device == "auto":
@@ -112,9 +112,7 @@ def _choose_device(options: SceneOptions) -> tuple[str, int]:
     return device, options.batch_size or (1 if device == "cpu" else 8)
 
 
-def _plan_images(
-    options: SceneOptions, requirements: ModelRequirements, series: SceneSeries
-) -> tuple[OutputImage, ...]:
+def plan_images(options: SceneOptions, requirements: ModelRequirements, series: SceneSeries) -> tuple[OutputImage, ...]:
     """The images to make.
 
     Raises:
@@ -156,7 +154,7 @@ def _products(options: SceneOptions, job: Job, number: int) -> SceneProducts:
     return SceneProducts(out / image.name, series, _fields(job), image, out / WORK / "images" / image.name)
 
 
-def _plan(
+def plan_job(
     options: SceneOptions,
     requirements: ModelRequirements,
     series: SceneSeries,
@@ -182,7 +180,7 @@ def _plan(
     )
 
 
-def _count_workers(options: SceneOptions, device: str, n_tiles: int, n_images: int = 1) -> int:
+def count_workers(options: SceneOptions, device: str, n_tiles: int, n_images: int = 1) -> int:
     """As given, at most one for each tile; else one for each core, if each has enough work, up to `MAX_WORKERS`."""
     if options.workers != AUTO:
         return min(max(int(options.workers), 1), n_tiles)

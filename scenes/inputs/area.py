@@ -99,7 +99,7 @@ def choose_place(grids: Sequence[Grid], names: Sequence[str], inputs: SceneInput
         scene, part = _crop(union, lattice, _bbox_polygon(inputs.bbox), "--bbox")
         notes += part
     elif inputs.aoi:
-        polygons = _transformed(*read_polygons(inputs.aoi), lattice, f"--aoi {inputs.aoi}")
+        polygons = reproject(*read_polygons(inputs.aoi), lattice, f"--aoi {inputs.aoi}")
         scene, part = _crop(union, lattice, polygons, f"--aoi {inputs.aoi}", transformed=True)
         notes += part
     else:
@@ -204,12 +204,19 @@ def _bbox_polygon(bbox: Sequence[float]) -> Any:
     return box(west, south, east, north)
 
 
-def _transformed(polygons: Any, crs: Any, lattice: Grid, name: str) -> Any:
-    """A geometry in the coordinate system of a grid."""
-    if lattice.crs is None:
-        raise DataError(f"{name}: the images have no coordinate system; assign one (gdal_edit.py -a_srs EPSG:...)")
+def reproject(polygons: Any, crs: Any, lattice: Grid, name: str) -> Any:
+    """A geometry of shapely in the coordinate system of a grid.
+
+    Args:
+        polygons: the geometry.
+        crs: its coordinate system.
+        lattice: the grid.
+        name: of the geometry, for messages.
+    """
     if crs == lattice.crs:
         return polygons
+    if lattice.crs is None:
+        raise DataError(f"{name}: the images have no coordinate system; assign one (gdal_edit.py -a_srs EPSG:...)")
     dense = shapely.segmentize(polygons, _EDGE_DEGREES if crs.is_geographic else _EDGE_METRES)
 
     def transform(points: np.ndarray) -> np.ndarray:
@@ -229,7 +236,7 @@ def _crop(
 ) -> tuple[Window, list[str]]:
     """The part of a window of a grid that holds a geometry, and notes."""
     if not transformed:
-        polygons = _transformed(polygons, CRS.from_string(LONGITUDE_LATITUDE), lattice, name)
+        polygons = reproject(polygons, CRS.from_string(LONGITUDE_LATITUDE), lattice, name)
     window = _hull(shapely.get_coordinates(polygons), lattice)
     scene = window.intersection(union)
     if not scene.size:

@@ -17,7 +17,7 @@ from scenes.inputs.grid import Grid, Window
 _TOLERANCE = 1e-6  # of a pixel, of warped positions; rasterio rejects 0
 _FEW_BANDS = 32  # GDAL warps all bands of a file; of files with more, those that are read are copied first
 _LATTICE = 17  # points along each side of a window at which positions are computed
-_COARSE_ROWS = 64  # of a coarse read that are read together
+_COARSE_ROWS, _COARSE_COLUMNS = 256, 2048  # of files without overviews that a coarse read holds at once
 _FINER = 1.05  # source pixels along one of the scene's, from which on they are averaged
 
 
@@ -138,6 +138,9 @@ class ImageFile:
         pool, shape = dataset_pool(), _coarse_shape(window, step)
         with pool.lock:
             dataset = pool.get(dataset_key(self.path), self._open)
+            if step > 1 and not dataset.overviews(positions[0]):  # GDAL would decode a block once for each band
+                read = partial(self._read_own, dataset, positions)
+                return _read_strided(read, window, step, dataset.block_shapes[0][0])
             with read_errors(self.path):
                 stored = dataset.read(list(positions), window=window.rasterio, out_shape=(len(positions), *shape))
                 mask = dataset.dataset_mask(window=window.rasterio, out_shape=shape) == 0 if self.masked else None
@@ -286,13 +289,26 @@ def read_coarse(raster: Raster, positions: Sequence[int], window: Window, step: 
     """
     if isinstance(raster, ImageFile):
         return raster.read_coarse(positions, window, step)
-    parts = []
-    for top in range(window.top, window.bottom, step * _COARSE_ROWS):
-        rows = min(step * _COARSE_ROWS, window.bottom - top)
-        stored, outside = raster.read(positions, Window(top, window.left, rows, window.width), raster.grid)
-        missing = np.zeros(stored.shape[1:], np.bool_) if outside is None else outside
-        parts.append((stored[:, ::step, ::step].copy(), missing[::step, ::step].copy()))
-    return Pixels(np.concatenate([part[0] for part in parts], axis=1), np.concatenate([part[1] for part in parts]))
+    return _read_strided(lambda part: raster.read(positions, part, raster.grid), window, step, 1)
+
+
+def _read_strided(read: Callable[[Window], Pixels], window: Window, step: int, block: int) -> Pixels:
+    """Every step-th pixel of a window, from full reads of parts that start with blocks of a file."""
+    height, width = (step * max(1, -(-size // step)) for size in (max(block, _COARSE_ROWS), _COARSE_COLUMNS))
+    stored, outside = None, np.zeros(_coarse_shape(window, step), np.bool_)
+    for top in range(window.top, window.bottom, height):
+        for left in range(window.left, window.right, width):
+            part = Window(top, left, height, width).intersection(window)
+            pixels = read(part)
+            if stored is None:
+                stored = np.zeros((len(pixels.stored), *outside.shape), pixels.stored.dtype)
+            rows, columns = (np.minimum(np.arange(0, size, step) + step // 2, size - 1) for size in part.shape)
+            place = Window((top - window.top) // step, (left - window.left) // step, len(rows), len(columns)).slices
+            stored[(..., *place)] = pixels.stored[:, rows[:, None], columns]
+            if pixels.outside is not None:
+                outside[place] = pixels.outside[rows[:, None], columns]
+    assert stored is not None
+    return Pixels(stored, outside)
 
 
 def sample(raster: Raster, positions: Sequence[int], scene: Grid, step: int) -> Pixels:
