@@ -161,6 +161,7 @@ def plan_job(
     images: tuple[OutputImage, ...],
     device: str,
 ) -> Job:
+    """Everything that is needed to predict the images."""
     overlap = options.tile // 4 if options.overlap is None else options.overlap
     return Job(
         series=series,
