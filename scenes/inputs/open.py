@@ -24,7 +24,7 @@ from scenes.inputs.region import open_region
 from scenes.inputs.series import SceneSeries
 from scenes.options import SceneInputs
 
-READERS: tuple[Reader, ...] = (earth_engine.READER, cube.READER, geotiff.READER)
+READERS: tuple[Reader, ...] = (cube.READER, earth_engine.READER, geotiff.READER)
 """Kinds of files, the first one that recognises a path reads it."""
 
 _COARSE = 256  # pixels along the longer side of a scene at which overlaps are measured
