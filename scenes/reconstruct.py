@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from common.cli import print_notes
 from common.errors import UsageError
@@ -68,12 +69,13 @@ def reconstruct_scene(options: SceneOptions) -> None:
         throughput = run_inference(job, pending, batch_size, runner)
         print(throughput)
         network = f"{requirements.name}, {job.weights}"
-        for number, products in pending.items():
+        for number, products in tqdm(pending.items(), desc="maps", unit="image", disable=not options.is_series):
             sums = products.ndvi_sums().to_json() if job.with_ndvi else None
             files = products.finish(network=network, notes=notes, tags=_tags(options, job, number))
-            finished[number] = {"products": {name: path.name for name, path in files.items()}, "ndvi": sums}
-            state.finish_image(number, finished[number])
-        records = [record for record in finished.values() if record is not None]
+            record = {"products": {name: path.name for name, path in files.items()}, "ndvi": sums}
+            state.finish_image(number, record)
+            finished[number] = record
+        records = [record for _, record in sorted(finished.items()) if record is not None]
         details = {
             "notes": notes,
             "network": network,
@@ -136,7 +138,7 @@ def _describe_periods(options: SceneOptions, series: SceneSeries, images: Sequen
     """A note on the months or seasons that have too few dates."""
     if not options.composite:
         return []
-    borrowed = {}
+    borrowed: dict[str, list[str]] = {}
     for image in images:
         days = {date: series.days[date] for date in image.dates}
         outside = [series.labels[date] for date, day in days.items() if not image.first_day <= day <= image.last_day]

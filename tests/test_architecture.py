@@ -28,6 +28,7 @@ SCRIPTS = (
     "standalone_dataloader",
 )
 PUBLISHED_PATHS = {"util.metrics", "util.calibration", "util.detect_cloudshadow", "data.sampling", "data.cloud_masks"}
+DRAWING = {"evaluation.images", "evaluation.charts", "scenes.outputs.ndvi_plot"}  # scenes may not import evaluation
 OPTIONAL = {"numba", "triton", "mamba_ssm", "lightgbm"}
 MAX_MODULES = 16  # side by side in a folder
 DIALECT = re.compile(r"\b(settl(e|es|ed|ing)|judg(e|es|ed|ing)|told|mend(s|ed|ing)?|showing|notices|forgetful)\b")
@@ -110,6 +111,11 @@ def test_rooms_import_along_the_arrows():
 def test_published_paths_lead_to_modules_and_nothing_of_ours_uses_them():
     assert set(MODULES) >= PUBLISHED_PATHS
     assert [where(item) for item in OURS if item.target in PUBLISHED_PATHS] == []
+
+
+def test_few_modules_draw_figures():
+    drawing = {item.source for item in IMPORTS if item.target.startswith(("matplotlib.figure", "matplotlib.pyplot"))}
+    assert {module for module in drawing if room_of(module) in ROOMS} <= DRAWING
 
 
 def test_there_are_no_circles_between_modules():

@@ -67,17 +67,19 @@ def ndvi_curves(
     empty = np.array([part.pixels == 0 for part in sums])
     clear = np.full((len(days), 2), np.nan)  # middle, mean
     for image, part in zip(images, sums, strict=True):
-        for date, count, total, middle in zip(
-            image.dates, part.clear, part.clear_total, part.clear_middle, strict=True
-        ):
-            clear[date] = middle, total / count if count >= SHARE * part.pixels and count else np.nan
+        observed = zip(image.dates, part.clear, part.clear_total, part.clear_middle, strict=True)
+        for date, count, total, of_middle in observed:
+            clear[date] = of_middle, total / count if count and count >= SHARE * part.pixels else np.nan
     at = np.array([image.middle for image in images])
-    means = (np.where(empty, np.nan, [getattr(part, name) for part in sums] / size) for name in ("total", "deviation"))
-    middles = (np.array([part.middle[index] for part in sums]) for index in (0, 1))
+    mean, mean_deviation = (
+        np.where(empty, np.nan, np.array([getattr(part, name) for part in sums]) / size)
+        for name in ("total", "deviation")
+    )
+    middle, middle_deviation = (np.array([part.middle[index] for part in sums]) for index in (0, 1))
     observed_days = np.array(days, np.float64)
     return (
-        NdviCurve(at, *middles, observed_days, clear[:, 0]),
-        NdviCurve(at, *means, observed_days, clear[:, 1]),
+        NdviCurve(at, middle, middle_deviation, observed_days, clear[:, 0]),
+        NdviCurve(at, mean, mean_deviation, observed_days, clear[:, 1]),
     )
 
 

@@ -9,7 +9,7 @@ from scenes.output_images import OutputImage
 from scenes.outputs.collection import write_collection
 from scenes.outputs.ndvi_plot import ndvi_curves, plot_ndvi, write_csv
 from scenes.outputs.stac import COLLECTION
-from scenes.outputs.zarr_store import write_store
+from scenes.outputs.zarr_store import remove_store, write_store
 
 
 def finish_series(
@@ -47,6 +47,7 @@ def finish_series(
     curves = ndvi_curves(series.days, images, sums)
     write_csv(files["ndvi"], images, curves)
     plot_ndvi(files["quicklook"], images, curves, [folder / image.name / "quicklook.png" for image in images])
+    remove_store(folder)  # of a series that this one replaces
     if store_fields:
         files["series"] = write_store(folder, work or folder, series.grid, images, store_fields, nodata)
     write_collection(folder / COLLECTION, series, images, files, network, notes)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from common.errors import DataError
 from data.constants import DATE_ORIGIN, S2_BANDS
@@ -55,14 +56,19 @@ def write_store(
         template.to_zarr(unfinished, mode="w", compute=False, consolidated=True, zarr_format=2)
         store: Any = zarr.open_group(str(unfinished), mode="r+")
         with gdal_settings():
-            for number, image in enumerate(images):
+            for number, image in enumerate(tqdm(images, desc="zarr", unit="image")):
                 for field, name in names.items():
                     _copy(folder / image.name / FIELDS[field].file, store[name], number)
-        shutil.rmtree(path, ignore_errors=True)
+        remove_store(folder)
         os.replace(unfinished, path)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror or error}; check the disk's free space") from error
     return path
+
+
+def remove_store(folder: Path) -> None:
+    """Delete FOLDER/series.zarr if there is one."""
+    shutil.rmtree(folder / STORE, ignore_errors=True)
 
 
 def _template(grid: Grid, images: Sequence[OutputImage], names: dict[str, str], nodata: int | None) -> Any:
