@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from common.cli import print_notes
 from common.memory import memory_advice
 from data.constants import N_S2
+from scenes.detectors import choose_detectors
 from scenes.inputs.open import open_series
 from scenes.inputs.series import SceneSeries
 from scenes.options import SceneOptions
@@ -20,7 +21,7 @@ from scenes.tiles import Tile
 
 _MEASURED_S = 3.0  # of reading and predicting tiles, after a first one
 _TRIES = 9  # tiles that are searched for one with data, and measured
-_WRITE_S = 1.5e-6  # seconds for each pixel of a map and band: blocks, and Cloud-Optimised GeoTIFFs from them
+_WRITE_S = 1.2e-7  # seconds for each pixel of a map and band: blocks, and Cloud-Optimised GeoTIFFs from them
 _DEFAULT_DATES = 3  # of each image of a series, where no network says it
 
 
@@ -46,13 +47,16 @@ def dry_run(options: SceneOptions) -> None:
         notes = list(series.notes)
         if requirements is not None:
             notes += requirements.check(len(images[0].dates), series.has_radar)
+        detectors = choose_detectors(options.detector, series)
+        notes += detectors.notes
         if options.json:
             summary = describe_series(series)
             notes += dict.fromkeys(" ".join(str(warning.message).split()) for warning in caught or ())
             print(json.dumps(summary | {"notes": notes}, allow_nan=False, indent=1))
             return
         print_notes(notes)
-        for line in _plan_lines(options, plan_job(options, assumed, series, images, device), requirements is not None):
+        job = plan_job(options, assumed, series, images, device, detectors)
+        for line in _plan_lines(options, job, requirements is not None):
             print(line)
 
 
@@ -111,7 +115,7 @@ def disk_bytes(job: Job) -> tuple[int, int]:
     cell = n_dates * (1 + 4 * job.with_ndvi) + 4 * N_S2 * job.keep_clear
     rows = max(len(row.tile_rows) for row in job.plan.block_rows(BLOCK)) + 1
     tiles = min(rows, len(job.plan.down.starts)) * len(job.plan.across.starts) * (values + cell * side**2)
-    masks = (n_dates if job.detector else 0) + job.keep_clear
+    masks = (n_dates if job.detectors else 0) + job.keep_clear
     blocks = pixels * (2 * _map_bands(job) + 2 * masks)
     maps = pixels * (2 * _map_bands(job) + masks) * 4 // 3  # with overviews
     return n_images * (tiles + blocks), n_images * maps

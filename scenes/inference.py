@@ -174,7 +174,7 @@ def assemble_block(job: Job, window: Window, image: int = 0, load: TileLoader = 
             observed_ndvi[in_block] = stored["ndvi"][in_cell]
     deviations = {name: np.sqrt(np.maximum(values, 0)) for name, values in blended.items() if name != "mean"}
     block = {"reflectance": blended["mean"], **deviations, "valid": (states != MISSING).any(axis=0)}
-    if job.detector:
+    if job.detectors:
         block["clouds"] = states
     if job.with_ndvi:
         block["ndvi"] = observed_ndvi

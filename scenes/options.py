@@ -101,7 +101,7 @@ class SceneOptions:
     weights: str = flag("inputs", "", "a trained run: its folder, or a .pth.tar beside its conf.json", metavar="RUN")
     out: str = flag("outputs", "", "folder of the maps", metavar="DIR")
     where_clear: str = flag("outputs", "predict", "clear pixels of the latest date, in a series of each image's own: predict them too (default), or keep the observation", choices=("predict", "keep"))
-    detector: str = flag("outputs", DETECTORS[0], f"cloud detector, for the masks and for keep (default: {DETECTORS[0]}); none makes no masks", choices=(*DETECTORS, "none"))
+    detector: str = flag("outputs", "auto", f"of clouds, for the masks and for keep: scl and product take the classification that comes with the images; none makes no masks (default: auto, scl for Level-2A that has it, else {DETECTORS[0]})", choices=("auto", *DETECTORS, "scl", "product", "none"))
     every_date: bool = flag("series", False, "an image for each date, from the --window dates nearest to it, itself among them", action="store_true")
     composite: str = flag("series", "", "an image for each month or season (DJF, MAM, JJA, SON) that has a date, from the --window dates nearest to its middle, its own first", choices=PERIODS)
     window: int | None = flag("series", None, "dates from which each image is made (default: as many as in training)", type=int, metavar="T", allowed=Range(1, 1000))

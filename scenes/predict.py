@@ -21,10 +21,10 @@ from common.damage import DAMAGED_ARRAY
 from common.errors import DataError
 from common.files import atomic_file
 from common.memory import keep_freed_memory
-from data.clouds.detectors import detect_clouds
-from data.constants import REFLECTANCE_SCALE
+from data.constants import DETECTORS, REFLECTANCE_SCALE
 from model.restore import Reconstruction, load_model
 from model.runtime import autocast, choose_precision
+from scenes.detectors import date_clouds
 from scenes.inputs.series import Pixels, SceneSeries
 from scenes.ndvi import ndvi
 from scenes.output_images import OutputImage, image_of_all
@@ -32,7 +32,6 @@ from scenes.tiles import Tile, TilePlan
 
 CLEAR, CLOUDED, MISSING = 0, 1, 255  # states of a pixel at a date
 MARGIN = 16  # pixels around a cell in cloud detection: more than any detector's averaging, dilation and smoothing
-CLOUD_THRESHOLD = 0.5  # of detectors that return more than 0 and 1
 _lock = Lock()  # threads of a worker share one network and one pool of open files
 
 
@@ -58,7 +57,7 @@ class Job:
         uses_radar: whether the network takes radar.
         uses_dates: whether the network takes dates; those of single images do not.
         reference_day: days since 2014-04-03 of the day from which the network counts dates.
-        detector: of clouds, see `data.clouds.detectors`; empty for no masks.
+        detectors: of clouds at each date, see `scenes.detectors.Detectors.of_dates`; empty for no masks.
         keep_clear: whether clear pixels of an image's own date, of a single one the latest, replace the prediction.
         images: to reconstruct, in the order of time, so that few dates are held at once; by default one of all dates.
         with_ndvi: whether the NDVI of clear observations is kept as well.
@@ -74,7 +73,7 @@ class Job:
     uses_radar: bool = False
     uses_dates: bool = True
     reference_day: int = 0
-    detector: str = ""
+    detectors: tuple[str, ...] = ()
     keep_clear: bool = False
     images: tuple[OutputImage, ...] = ()
     with_ndvi: bool = False
@@ -158,7 +157,8 @@ def read_tile(job: Job, tile: Tile, image: int = 0) -> TileInput:
 
 def read_date(job: Job, tile: Tile, date: int) -> TileDate:
     """Read one date of a tile, and detect its clouds."""
-    surroundings = tile.cell.padded(MARGIN).intersection(job.plan.window) if job.detector else tile.cell
+    detector = job.detectors[date] if job.detectors else ""
+    surroundings = tile.cell.padded(MARGIN).intersection(job.plan.window) if detector in DETECTORS else tile.cell
     window = tile.window.hull(surroundings)
     pixels = job.series.read(window, [date])
     area = job.series.area
@@ -166,8 +166,8 @@ def read_date(job: Job, tile: Tile, date: int) -> TileDate:
         pixels.valid[:] = False  # nothing of the tile is needed
     visible = pixels.crop(surroundings.relative_to(window))
     states = np.where(visible.valid[0], np.uint8(CLEAR), np.uint8(MISSING))
-    if job.detector and visible.valid.any():
-        clouds = detect_clouds(visible.raw[0], job.detector) >= CLOUD_THRESHOLD
+    if detector and visible.valid.any():
+        clouds = date_clouds(job.series, date, surroundings, visible.raw[0], detector)
         states[visible.valid[0] & clouds] = CLOUDED
     if area is not None:
         states[~area.inside(surroundings)] = MISSING

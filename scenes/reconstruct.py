@@ -16,6 +16,7 @@ from common.memory import memory_advice
 from common.parallel import AUTO, available_cores
 from model.runtime import choose_device
 from scenes.dask_cluster import local_cluster, run_on_cluster
+from scenes.detectors import Detectors, choose_detectors
 from scenes.inference import Runner, run_inference, run_locally
 from scenes.inputs.dates import date_labels
 from scenes.inputs.open import open_series
@@ -49,11 +50,13 @@ def reconstruct_scene(options: SceneOptions) -> None:
         images = plan_images(options, requirements, series)
         notes = [*series.notes, *requirements.check(len(images[0].dates), series.has_radar)]
         notes += _describe_periods(options, series, images)
-        job = plan_job(options, requirements, series, images, device)
+        detectors = choose_detectors(options.detector, series)
+        notes += detectors.notes
+        job = plan_job(options, requirements, series, images, device, detectors)
         workers = count_workers(options, device, len(job.plan), len(images))
         print_notes(notes)
         print(_describe(options, requirements, job, workers))
-        settings = _settings(options, job, batch_size, weight_files)
+        settings = _settings(options, job, batch_size, weight_files, detectors.name)
         stack.enter_context(folder_lock(options.out, "--out"))
         state = ResumeState(options.out, settings)
         status = state.begin(options.overwrite)
@@ -71,7 +74,7 @@ def reconstruct_scene(options: SceneOptions) -> None:
         network = f"{requirements.name}, {job.weights}"
         for number, products in tqdm(pending.items(), desc="maps", unit="image", disable=not options.is_series):
             sums = products.ndvi_sums().to_json() if job.with_ndvi else None
-            files = products.finish(network=network, notes=notes, tags=_tags(options, job, number))
+            files = products.finish(network=network, notes=notes, tags=_tags(options, job, number, detectors.name))
             record = {"products": {name: path.name for name, path in files.items()}, "ndvi": sums}
             state.finish_image(number, record)
             finished[number] = record
@@ -162,6 +165,7 @@ def plan_job(
     series: SceneSeries,
     images: tuple[OutputImage, ...],
     device: str,
+    detectors: Detectors,
 ) -> Job:
     """Everything that is needed to predict the images."""
     overlap = options.tile // 4 if options.overlap is None else options.overlap
@@ -176,7 +180,7 @@ def plan_job(
         uses_radar=requirements.radar,
         uses_dates=not requirements.single,
         reference_day=requirements.reference_day,
-        detector="" if options.detector == "none" else options.detector,
+        detectors=detectors.of_dates,
         keep_clear=options.where_clear == "keep",
         images=images,
         with_ndvi=options.is_series,
@@ -206,7 +210,9 @@ def _describe(options: SceneOptions, requirements: ModelRequirements, job: Job, 
     )
 
 
-def _settings(options: SceneOptions, job: Job, batch_size: int, weight_files: Sequence[Path]) -> dict[str, Any]:
+def _settings(
+    options: SceneOptions, job: Job, batch_size: int, weight_files: Sequence[Path], detector: str
+) -> dict[str, Any]:
     """Everything that the result depends on, by the names that a user gives it."""
     inputs = options.inputs
     return {
@@ -220,7 +226,7 @@ def _settings(options: SceneOptions, job: Job, batch_size: int, weight_files: Se
         "--overlap": job.plan.overlap,
         "--batch_size": batch_size,
         "--where_clear": options.where_clear,
-        "--detector": options.detector,
+        "--detector": detector,
         "--precision": options.precision,
         "--device": job.device.partition(":")[0],
     }
@@ -242,11 +248,11 @@ def _area_settings(inputs: SceneInputs) -> list[Any] | None:
 def _fields(job: Job) -> list[str]:
     """The products, by name."""
     variances = job.outputs[1:]
-    optional = {"total": variances, "clouds": job.detector, "observed": job.keep_clear}
+    optional = {"total": variances, "clouds": job.detectors, "observed": job.keep_clear}
     return ["reflectance", *variances, *(name for name, wanted in optional.items() if wanted)]
 
 
-def _tags(options: SceneOptions, job: Job, number: int) -> dict[str, str]:
+def _tags(options: SceneOptions, job: Job, number: int, detector: str) -> dict[str, str]:
     """Metadata of the maps."""
     image, kept, time = job.images[number], LATEST, {}
     if options.is_series:
@@ -258,7 +264,7 @@ def _tags(options: SceneOptions, job: Job, number: int) -> dict[str, str]:
         **time,
         "PIXELS": observed if job.keep_clear else "predicted",
         "TILES": f"{job.plan.tile} pixels, overlap {job.plan.overlap}, blended",
-        "CLOUD_DETECTOR": options.detector,
+        "CLOUD_DETECTOR": detector,
         "PRECISION": options.precision,
     }
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.errors import DataError
+from data.clouds.product_classes import product_clouds
 from data.constants import N_S2
 from scenes.inputs.dataset_pool import probe_windows
 from scenes.inputs.grid import Grid, Window
-from scenes.inputs.products import Band, OpticalProduct
+from scenes.inputs.products import Band, ClassBand, OpticalProduct
 from scenes.inputs.raster import Pixels, Raster, sample
 from scenes.inputs.scaling import check_values, resolve_scaling
 from scenes.options import SceneInputs
@@ -28,17 +29,20 @@ class OpticalImage:
         bands: the 13 bands; None for B10 where there is none.
         factors: reflectance x 10000 of a band is the stored value times this, plus its shift.
         shifts: see `factors`.
+        classes: a classification of clouds that comes with it, if any.
     """
 
     name: str
     bands: tuple[Band | None, ...]
     factors: tuple[float, ...]
     shifts: tuple[float, ...]
+    classes: ClassBand | None = None
 
     @property
     def paths(self) -> tuple[str, ...]:
         """The files."""
-        return tuple(dict.fromkeys(path for band in self.bands if band for path in band.raster.paths))
+        bands = (*self.bands, self.classes.band if self.classes else None)
+        return tuple(dict.fromkeys(path for band in bands if band for path in band.raster.paths))
 
     @property
     def nodata(self) -> float | None:
@@ -70,6 +74,14 @@ class OpticalImage:
         """As `read_stored`, of one of `step` x `step` pixels of a scene, each the nearest stored one."""
         shape = -(-grid.height // step), -(-grid.width // step)
         return self._stack(shape, lambda raster, positions, _: sample(raster, positions, grid, step))
+
+    def read_clouds(self, window: Window, grid: Grid) -> np.ndarray:
+        """Where its classification has clouds or is not known, bool (h,w); each pixel has the nearest class."""
+        assert self.classes is not None
+        raster = self.classes.band.raster
+        stored, outside = raster.read(self.classes.positions, window, grid, "nearest")
+        clouds = product_clouds(stored, self.classes.kind)
+        return clouds if outside is None else clouds | outside
 
     def _stack(
         self, shape: tuple[int, int], read: Callable[[Raster, Sequence[int], float | None], Pixels]
@@ -142,6 +154,18 @@ class OpticalDate:
             valid |= added
         return raw, valid
 
+    def read_clouds(self, window: Window) -> np.ndarray:
+        """Where the classifications of its images have clouds or are not known, bool (h,w); each for its own pixels."""
+        if len(self.images) == 1:
+            return self.images[0].read_clouds(window, self.grid)
+        clouds: np.ndarray = np.ones(window.shape, np.bool_)
+        missing = clouds.copy()
+        for image in self.images:
+            added = missing & ~image.read_stored(window, self.grid, self.resampling)[1]
+            clouds[added] = image.read_clouds(window, self.grid)[added]
+            missing &= ~added
+        return clouds
+
 
 def missing_pixels(stored: np.ndarray, nodata: Sequence[float | None]) -> np.ndarray:
     """Where an image (C,h,w) has no data, bool (h,w).
@@ -178,7 +202,7 @@ def open_optical(product: OpticalProduct, inputs: SceneInputs) -> tuple[OpticalI
     """
     notes = list(product.notes)
     factors, shifts, scaling_notes = resolve_scaling(product, inputs)
-    image = OpticalImage(product.name, product.bands, tuple(factors.tolist()), tuple(shifts.tolist()))
+    image = OpticalImage(product.name, product.bands, tuple(factors.tolist()), tuple(shifts.tolist()), product.classes)
     notes += scaling_notes
     present = [index for index, band in enumerate(product.bands) if band]
     first = present[0]

@@ -4,11 +4,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 
+from data.clouds.product_classes import CLASS_BANDS
 from data.constants import N_S2
 from scenes.inputs.raster import Raster
 from scenes.options import SceneInputs
 
 SENSORS = ("optical", "radar")
+_CLASS_NAMES = {
+    **{
+        "scl": "scl",
+        "scene_classification": "scl",
+        "scene_classification_map": "scl",
+        "quality_scene_classification": "scl",
+    },
+    "qa60": "qa60",
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,26 @@ class ClassBand:
 
     band: Band
     kind: str
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Of all its bands in the raster."""
+        return tuple(range(self.band.position, self.band.position + CLASS_BANDS[self.kind]))
+
+
+def find_class_band(raster: Raster, names: Sequence[str | None], positions: Sequence[int]) -> ClassBand | None:
+    """The classification among bands of a raster, by their names: SCL before QA60; None if there is none.
+
+    Args:
+        raster: of the bands.
+        names: of the bands.
+        positions: of the bands in the raster, from 1.
+    """
+    at = {(name or "").strip().lower(): position for name, position in zip(names, positions, strict=True)}
+    for name, kind in _CLASS_NAMES.items():
+        if name in at:
+            return ClassBand(Band(raster, at[name]), kind)
+    return None
 
 
 @dataclass(frozen=True)

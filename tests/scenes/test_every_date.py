@@ -11,7 +11,7 @@ import xarray as xr
 
 from data.clouds import detectors
 from reconstruct_scene import main
-from scenes import predict as prediction
+from scenes import detectors as scene_detectors
 from scenes.inputs.series import SceneSeries
 from scenes.ndvi import ndvi
 from scenes.output_images import images_of_dates
@@ -57,7 +57,7 @@ def test_tiles_are_read_once_and_their_clouds_detected_once(scene, scene_run, tm
     monkeypatch.setattr(
         SceneSeries, "read", lambda self, w, dates=None: reads.append((w, *dates)) or read(self, w, dates)
     )
-    monkeypatch.setattr(prediction, "detect_clouds", lambda *args: masks.append(args) or detect(*args))
+    monkeypatch.setattr(scene_detectors, "detect_clouds", lambda *args: masks.append(args) or detect(*args))
     assert call(main, *scene.line(scene_run, tmp_path / "maps", "--every_date")) == 0
     assert len(reads) == len(set(reads)) == 9 * 5
     assert len(masks) == 9 * 5

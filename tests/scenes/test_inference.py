@@ -130,7 +130,7 @@ def test_keep_copies_what_the_latest_date_shows_clear(local):
     valid = series.valid.copy()
     valid[2, :10] = False
     series = dataclasses.replace(series, valid=valid)
-    options = {"detector": "s2cloudless_mask"}
+    options = {"detectors": ("s2cloudless_mask",) * 3}
     plain, kept = (scene(local(series, 64, 16, keep_clear=keep, **options)) for keep in (False, True))
     clear = kept["clouds"][2] == 0
     assert 0.2 < clear.mean() < 0.9

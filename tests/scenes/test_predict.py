@@ -13,7 +13,7 @@ from tests.support.scene_cases import memory_series
 def test_cloud_masks_of_tiles_equal_those_of_the_whole_scene(detector):
     series = memory_series(150, 170)
     # without overlap the margin must be read beside the tile
-    job = Job(series, TilePlan(150, 170, 64, 0), "no weights", "no folder", detector=detector)
+    job = Job(series, TilePlan(150, 170, 64, 0), "no weights", "no folder", detectors=(detector,) * 3)
     masks = np.stack([detect_clouds(image, detector) >= 0.5 for image in series.raw])
     assert 0.1 < masks.mean() < 0.9
     for number in range(len(job.plan)):

@@ -8,7 +8,7 @@ from scenes.inputs.bands import optical_bands, radar_bands
 from scenes.inputs.dataset_pool import open_raster
 from scenes.inputs.dates import find_date
 from scenes.inputs.optical import check_types
-from scenes.inputs.products import Band, OpticalProduct, Products, RadarProduct, Reader
+from scenes.inputs.products import Band, OpticalProduct, Products, RadarProduct, Reader, find_class_band
 from scenes.inputs.raster import image_file
 from scenes.inputs.scaling import declared_scaling
 from scenes.options import SceneInputs
@@ -40,7 +40,10 @@ def _optical(path: str, inputs: SceneInputs) -> OpticalProduct:
             for position in positions
         )
         day = find_date(path, dataset.tags())
-        return OpticalProduct(path, path, bands, day, scaling.source, notes=_notes(dataset, present, raster.masked))
+        classes = find_class_band(raster, dataset.descriptions, dataset.indexes)
+        return OpticalProduct(
+            path, path, bands, day, scaling.source, classes=classes, notes=_notes(dataset, present, raster.masked)
+        )
 
 
 def _notes(dataset: Any, present: Sequence[int], masked: bool) -> tuple[str, ...]:
