@@ -237,11 +237,13 @@ def _crop(
     """The part of a window of a grid that holds a geometry, and notes."""
     if not transformed:
         polygons = reproject(polygons, CRS.from_string(LONGITUDE_LATITUDE), lattice, name)
-    window = _hull(shapely.get_coordinates(polygons), lattice)
-    scene = window.intersection(union)
+    images = lattice.crop(union)
+    outline = shapely.Polygon([images.xy(*corner) for corner in images.corners])
+    shared = shapely.intersection(polygons if polygons.is_valid else shapely.make_valid(polygons), outline)
+    scene = _hull(shapely.get_coordinates(shared), lattice).intersection(union) if shared.area else Window(0, 0, 0, 0)
     if not scene.size:
-        raise _no_overlap(name, lattice.crop(union))
-    if scene != window:
+        raise _no_overlap(name, images)
+    if scene != _hull(shapely.get_coordinates(polygons), lattice):
         return scene, [f"images hold only a part of {name.partition(' ')[0]}; the scene is that part"]
     return scene, []
 
