@@ -100,9 +100,10 @@ def _choose_by_level(series: SceneSeries) -> tuple[list[str], list[str]]:
     notes = []
     for reason, dates in reasons.items():
         where = f"all {len(names)}" if len(dates) == len(names) > 1 else ", ".join(dates)
-        lacking = f"{DETECTORS[0]}, which is made for Level-1C: the image lacks B10 and {reason}"
-        source = lacking if reason else "the scene classification of the product, SCL"
-        notes.append(f"clouds are those of {source} ({where})")
+        ours = f"{DETECTORS[0]}, which is made for Level-1C: the image lacks B10 and {reason}"
+        notes.append(
+            f"clouds are those of {ours if reason else 'the scene classification of the product, SCL'} ({where})"
+        )
     return names, notes
 
 
