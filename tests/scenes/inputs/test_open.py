@@ -1,14 +1,19 @@
 """From files to a series: order by date, one grid, and arguments that exclude each other."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from rasterio.transform import from_origin
 
 from common.errors import DataError, UsageError
+from data.constants import S2_BANDS
+from data.raster.rescaling import sar_to_unit
 from scenes.inputs.dates import date_labels
-from scenes.inputs.open import open_series
+from scenes.inputs.open import _group_by_date, open_series, read_products
+from scenes.inputs.optical import open_optical
 from scenes.options import SceneInputs
-from tests.support.scene_files import PLACE, ground, notes_of, read_all, write_tif
+from tests.support.scene_files import HEIGHT, PLACE, WIDTH, ground, notes_of, read_all, speckle, write_tif
 
 
 def test_images_are_sorted_by_date_and_two_of_one_day_are_told(tmp_path):
@@ -49,3 +54,92 @@ def test_sources_of_images_exclude_each_other(tmp_path):
         open_series(SceneInputs(manifest="b.csv", radar=["a.tif"]))
     with pytest.raises(UsageError, match="--numbers chooses among the 30 dates of --folder"):
         open_series(SceneInputs(["a.tif"], numbers=[1]))
+
+
+DAY = "2018-06-21"
+
+
+def half(path, pixels, columns: slice, *, crop=False) -> str:
+    """An image of some columns of a scene: a file of their size, or of all columns, of which the others are nodata."""
+    if crop:
+        corner = PLACE @ (columns.indices(WIDTH)[0], 0)
+        return write_tif(path, pixels[:, :, columns], names=S2_BANDS, transform=from_origin(*corner, 10, 10))
+    filled = np.zeros_like(pixels)
+    filled[:, :, columns] = pixels[:, :, columns]
+    return write_tif(path, filled, names=S2_BANDS, nodata=0)
+
+
+@pytest.mark.parametrize("crop", [True, False], ids=["own sizes", "nodata"])
+def test_two_halves_of_one_overpass_are_one_date_in_any_order(tmp_path, crop):
+    scene = ground()
+    west = half(tmp_path / f"w_{DAY}.tif", scene, np.s_[:50], crop=crop)
+    east = half(tmp_path / f"e_{DAY}.tif", scene, np.s_[40:], crop=crop)
+    series = open_series(SceneInputs([west, east]))
+    assert series.days == (1540,)
+    assert series.labels == (DAY,)
+    assert series.grid.shape == (HEIGHT, WIDTH)
+    assert f"images of {DAY} are parts of one date, the first ones take precedence: e_{DAY}.tif, w_" in notes_of(series)
+    assert "several images" not in notes_of(series)
+    swapped = open_series(SceneInputs([east, west]))
+    assert swapped.paths == series.paths
+    for pixels in (read_all(series), read_all(swapped)):
+        assert pixels.valid.all()
+        np.testing.assert_array_equal(pixels.raw[0], scene)
+
+
+def test_where_parts_overlap_the_first_by_name_takes_precedence(tmp_path):
+    first = half(tmp_path / f"a_{DAY}.tif", ground(1), np.s_[:50], crop=True)
+    second = half(tmp_path / f"b_{DAY}.tif", ground(2), np.s_[40:], crop=True)
+    raw = read_all(open_series(SceneInputs([second, first]))).raw[0]
+    np.testing.assert_array_equal(raw[..., :50], ground(1)[..., :50])
+    np.testing.assert_array_equal(raw[..., 50:], ground(2)[..., 50:])
+
+
+def test_images_of_one_day_that_overlap_by_half_stay_two_dates(tmp_path):
+    first = half(tmp_path / f"a_{DAY}.tif", ground(1), np.s_[:60])
+    second = half(tmp_path / f"b_{DAY}.tif", ground(2), np.s_[30:])
+    series = open_series(SceneInputs([second, first]))
+    assert series.labels == (DAY, f"{DAY} (2)")
+    assert f"several images of {DAY}: all are used" in notes_of(series)
+
+
+def test_halves_of_two_overpasses_of_a_day_are_paired_by_their_names(tmp_path):
+    parts = {"a": np.s_[:50], "b": np.s_[45:], "c": np.s_[:52], "d": np.s_[48:]}
+    paths = [
+        half(tmp_path / f"{name}_{DAY}.tif", ground(seed), columns)
+        for seed, (name, columns) in enumerate(parts.items())
+    ]
+    for order in (paths, paths[::-1]):
+        series = open_series(SceneInputs(order))
+        groups = {tuple(image.name[-16] for image in date.images) for date in series.optical}
+        assert groups == {("a", "b"), ("c", "d")}
+
+
+def test_parts_of_one_overpass_are_one_date_however_much_they_overlap(tmp_path):
+    paths = [write_tif(tmp_path / f"{name}_{DAY}.tif", ground(seed), names=S2_BANDS) for seed, name in enumerate("ab")]
+    inputs = SceneInputs(paths)
+    products = read_products(paths, "optical", inputs).optical
+    images = [open_optical(product, inputs)[0] for product in products]
+    grid = products[0].bands[0].raster.grid
+    assert _group_by_date(products, images, grid) == ((0,), (1,))
+    same = [replace(product, overpass="GS2A_20180621") for product in products]
+    assert _group_by_date(same, images, grid) == ((0, 1),)
+    levels = [replace(product, level=level) for product, level in zip(same, ("L1C", "L2A"), strict=True)]
+    assert _group_by_date(levels, images, grid) == ((0,), (1,))
+
+
+def test_a_date_of_parts_gets_the_radar_of_each(tmp_path):
+    scene, backscatter = ground(), speckle()
+    rows = ["optical,radar,date"]
+    for name, columns in (("w", np.s_[:45]), ("e", np.s_[45:])):
+        half(tmp_path / f"s2_{name}.tif", scene, columns, crop=True)
+        corner = PLACE @ (columns.indices(WIDTH)[0], 0)
+        place = from_origin(*corner, 10, 10)
+        write_tif(
+            tmp_path / f"s1_{name}_2018-06-20.tif", backscatter[:, :, columns], names=("VV", "VH"), transform=place
+        )
+        rows.append(f"s2_{name}.tif,s1_{name}_2018-06-20.tif,{DAY}")
+    (tmp_path / "scene.csv").write_text("\n".join(rows))
+    series = open_series(SceneInputs(manifest=str(tmp_path / "scene.csv")))
+    assert (series.days, series.radar_days) == ((1540,), (1539,))
+    np.testing.assert_array_equal(read_all(series).radar[0], sar_to_unit(backscatter))
