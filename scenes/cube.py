@@ -15,7 +15,7 @@ import xarray as xr
 from dask import delayed
 
 from common.errors import DataError, UsageError
-from data.constants import N_S2, REFLECTANCE_SCALE, S2_BANDS
+from data.constants import N_S1, N_S2, REFLECTANCE_SCALE, S2_BANDS
 from data.raster.geotiff import days_since_origin
 from model.restore import Reconstruction
 from scenes.inference import assemble_block
@@ -84,7 +84,8 @@ def reconstruct_cube(
 
     Returns:
         Variables (band, y, x), float32: `reflectance`; `aleatoric`, `epistemic`, `total`, standard deviations, as the
-        network has them; NaN where no date has data. Coordinates of `cube` without time are kept.
+        network has them; NaN where no date has data. Coordinates of `cube` without time are kept; `attrs` hold the
+        network, the dates, and notes on how the cube is read, which are warnings too.
 
     Raises:
         DataError: if the cube lacks bands, dates or coordinates; when computed, if its values are no reflectance.
@@ -99,20 +100,18 @@ def reconstruct_cube(
     optical = _open_optical(dataset, layers)
     inputs = SceneInputs(optical=("cube",), scale=scale, offset=_single(offset))
     images, notes = _scale(optical, inputs, offset)
-    radar_dataset, radar_layers = (dataset, layers) if radar is None else _open_radar_layers(radar)
-    radar_stack, radar_images, radar_days = None, (), ()
-    pair = [layer for layer in radar_layers if polarisation_of(layer.label) is not None]
-    if pair and (requirements.radar or radar is not None):
-        radar_stack = _open_radar(radar_dataset, pair, optical.grid)
-        radar_stack, radar_images, radar_days = _pair(optical, radar_stack, radar_units)
-    has_radar = radar_stack is not None
-    notes = [*optical.notes, *notes, *requirements.check(len(optical.days), has_radar)]
-    if has_radar and requirements.radar:
-        notes += describe_pairs(optical.days, radar_days)
+    backscatter = _open_radar(dataset if radar is None else _as_dataset(radar), radar is not None, optical.grid)
+    notes = [*optical.notes, *notes, *requirements.check(len(optical.days), backscatter is not None)]
+    radar_images: tuple[_Radar, ...] = ()
+    radar_days: tuple[int, ...] = ()
+    if backscatter is not None and requirements.radar:
+        backscatter, radar_images, radar_days = _pair(optical, backscatter, radar_units)
+        pairs = describe_pairs(optical.days, radar_days)
     else:
-        radar_stack, radar_images, radar_days = None, (), ()
+        backscatter, pairs = None, []
     for note in dict.fromkeys(notes):
         warnings.warn(note, stacklevel=2)
+    notes += pairs
     series = SceneSeries(optical.grid, optical.days, radar_days, (), (), None, tuple(notes))
     job = Job(
         series=series,
@@ -128,9 +127,9 @@ def reconstruct_cube(
     )
     spec = _Spec(job, images, radar_images)
     given = network if isinstance(network, Reconstruction) else None
-    fields = _build(spec, optical.array, None if radar_stack is None else radar_stack.array, given)
-    result = _as_result(fields, dataset, optical, {"network": f"{requirements.name}, {weights}"})
-    is_lazy = optical.is_lazy or (radar_stack is not None and radar_stack.is_lazy)
+    fields = _build(spec, optical.array, None if backscatter is None else backscatter.array, given)
+    result = _as_result(fields, dataset, optical, {"network": f"{requirements.name}, {weights}", "notes": notes})
+    is_lazy = optical.is_lazy or (backscatter is not None and backscatter.is_lazy)
     return result if is_lazy else result.compute()
 
 
@@ -188,7 +187,7 @@ class _Radar:
     """
 
     dates: tuple[int, ...]
-    layers: tuple[Layer, Layer]
+    layers: tuple[Layer, ...]
     units: str
 
 
@@ -209,9 +208,10 @@ class _Spec:
             bands = tuple(Band(raster, band[0] + 1, nodata=band[1]) if band else None for band in image.bands)
             dates.append(OpticalDate((OpticalImage(_NAME, bands, image.factors, image.shifts),), grid))
         radar_dates = []
-        for own in self.radar if radar is not None else ():
+        for own in self.radar:
             images = []
             for date in own.dates:
+                assert radar is not None, "there are pixels where there are images"
                 raster = _WindowRaster(grid, window, radar[date])
                 vv, vh = (
                     Band(raster, position, layer.scale, layer.offset, layer.nodata)
@@ -280,13 +280,15 @@ def _open_optical(dataset: xr.Dataset, layers: Sequence[Layer]) -> _Stack:
     return replace(stack, bands=bands, notes=(*stack.notes, *((NO_B10,) if None in bands else ())))
 
 
-def _open_radar_layers(radar: xr.DataArray | xr.Dataset) -> tuple[xr.Dataset, list[Layer]]:
-    dataset = _as_dataset(radar)
-    return dataset, find_layers("the radar cube", dataset)
-
-
-def _open_radar(dataset: xr.Dataset, layers: Sequence[Layer], grid: Grid) -> _Stack:
-    positions = radar_bands("the radar cube", [layer.label or None for layer in layers])
+def _open_radar(dataset: xr.Dataset, required: bool, grid: Grid) -> _Stack | None:
+    """VV and VH of a cube; None if they may be missing and are."""
+    name = "the radar cube"
+    layers = find_layers(name, dataset)
+    if not required:
+        layers = [layer for layer in layers if polarisation_of(layer.label) is not None]
+        if {polarisation_of(layer.label) for layer in layers} != set(range(N_S1)):
+            return None
+    positions = radar_bands(name, [layer.label or None for layer in layers])
     stack = _open_stack(dataset, tuple(layers[position - 1] for position in positions))
     difference = grid.difference(stack.grid)
     if difference:
@@ -388,9 +390,9 @@ def _pair(optical: _Stack, radar: _Stack, units: str) -> tuple[_Stack, tuple[_Ra
     nearest = [radar.days[index] for index in pair_nearest(optical.days, radar.days)]
     used = [index for index, day in enumerate(radar.days) if day in nearest]
     places = {index: place for place, index in enumerate(used)}
-    vv, vh = radar.layers
     images = tuple(
-        _Radar(tuple(places[index] for index in used if radar.days[index] == day), (vv, vh), units) for day in nearest
+        _Radar(tuple(places[index] for index in used if radar.days[index] == day), radar.layers, units)
+        for day in nearest
     )
     array = radar.array if len(used) == len(radar.days) else radar.array[used]
     return replace(radar, array=array), images, tuple(nearest)
@@ -530,7 +532,7 @@ def _assemble(
     return fields
 
 
-def _as_result(fields: Mapping[str, Any], dataset: xr.Dataset, stack: _Stack, attrs: Mapping[str, str]) -> xr.Dataset:
+def _as_result(fields: Mapping[str, Any], dataset: xr.Dataset, stack: _Stack, attrs: Mapping[str, Any]) -> xr.Dataset:
     """The fields with the coordinates of the cube, in its order."""
     rows, columns = stack.layers[0].rows, stack.layers[0].columns
     source = dataset[stack.layers[0].variable]
