@@ -117,7 +117,7 @@ class TileInput:
         x: (T, C, tile, tile) as the network takes it; None if no date has a valid pixel.
         states: (T, h, w) of its cell: `CLEAR`, `CLOUDED` or `MISSING`.
         observed: (13, h, w) reflectance of the kept date in its cell; None without `Job.keep_clear`.
-        ndvi: (T, h, w) of its cell, NaN where the dates are not clear; None without `Job.with_ndvi`.
+        ndvi: (T, h, w) of its cell, NaN where dates are not known to be clear; None without `Job.with_ndvi`.
     """
 
     x: np.ndarray | None
@@ -182,7 +182,8 @@ def _image_input(job: Job, image: int, dates: Sequence[TileDate]) -> TileInput:
     observed = kept / np.float32(REFLECTANCE_SCALE) if job.keep_clear else None
     values = None
     if job.with_ndvi:
-        values = np.stack([np.where(date.states == CLEAR, ndvi(date.raw), np.float32(np.nan)) for date in dates])
+        clear = (states == CLEAR) & bool(job.detectors)  # without masks clouds would pass as observations
+        values = np.where(clear, np.stack([ndvi(date.raw) for date in dates]), np.float32(np.nan))
     pixels = Pixels.stack([date.pixels for date in dates])
     x = network_input(pixels, job, image) if pixels.valid.any() else None
     return TileInput(x, states, observed, values)

@@ -179,6 +179,8 @@ def test_networks_without_variance_and_scenes_without_masks_make_series_too(scen
     assert set(maps_in(tmp_path / "maps" / DAYS[0])) == {"reflectance"}
     assert set(xr.open_zarr(tmp_path / "maps" / "series.zarr").data_vars) == {"reflectance"}
     first, last = (maps_in(tmp_path / "maps" / day)["reflectance"] for day in (DAYS[0], DAYS[-1]))
+    rows = (tmp_path / "maps" / "ndvi.csv").read_text().splitlines()
+    assert [row for row in rows if row.startswith("observed")] == [f"observed,{day},,,," for day in DAYS]
     np.testing.assert_array_equal(first, last)  # input_t 9: each has all five dates
     single = write_run(tmp_path / "single", "unet")
     words = ["--weights", single, "--optical", *scene.optical[:2], "--out", tmp_path / "single_maps", *SMALL]
