@@ -147,7 +147,9 @@ def _draw_curve(axes: "Axes", curve: NdviCurve, colour: str, title: str) -> None
     times, observed_times = _times(curve.days), _times(curve.observed_days)
     low, high = curve.value - REACH * curve.deviation, curve.value + REACH * curve.deviation
     finite = np.isfinite(low)
-    axes.fill_between(times[finite], low[finite], high[finite], color=colour, alpha=0.18, linewidth=0)
+    # kept observations have no band: a slope from them to the next image would suggest one
+    step: Any = "mid" if (curve.deviation[finite] == 0).any() else None
+    axes.fill_between(times[finite], low[finite], high[finite], step=step, color=colour, alpha=0.18, linewidth=0)
     axes.plot(times, curve.value, color=colour, linewidth=1.6, marker="o", markersize=2.6, solid_capstyle="round")
     style: dict[str, Any] = {"facecolor": "white", "edgecolor": _INK, "linewidth": 1.1, "zorder": 3}
     axes.scatter(observed_times, curve.observed, s=24, **style)
