@@ -133,12 +133,14 @@ class ImageFile:
             stored = dataset.read(list(positions), window=window.rasterio)
             return Pixels(stored, dataset.dataset_mask(window=window.rasterio) == 0 if self.masked else None)
 
-    def read_coarse(self, positions: Sequence[int], window: Window, step: int) -> Pixels:
-        """See the function `read_coarse`; overviews, and the resolution levels of JPEG 2000, are used."""
+    def read_coarse(self, positions: Sequence[int], window: Window, step: int, overviews: bool = True) -> Pixels:
+        """See the function `read_coarse`; overviews include the resolution levels of JPEG 2000."""
         pool, shape = dataset_pool(), _coarse_shape(window, step)
         with pool.lock:
             dataset = pool.get(dataset_key(self.path), self._open)
-            if step > 1 and not dataset.overviews(positions[0]):  # GDAL would decode a block once for each band
+            if step > 1 and not (
+                overviews and dataset.overviews(positions[0])
+            ):  # GDAL would decode a block once for each band
                 read = partial(self._read_own, dataset, positions)
                 return _read_strided(read, window, step, dataset.block_shapes[0][0])
             with read_errors(self.path):
@@ -278,7 +280,7 @@ def _warp_scales(image: Grid, grid: Grid) -> tuple[float, float]:
     return horizontal, vertical
 
 
-def read_coarse(raster: Raster, positions: Sequence[int], window: Window, step: int) -> Pixels:
+def read_coarse(raster: Raster, positions: Sequence[int], window: Window, step: int, overviews: bool = True) -> Pixels:
     """About one of `step` x `step` pixels of a window of a raster's own grid, as stored.
 
     Args:
@@ -286,9 +288,10 @@ def read_coarse(raster: Raster, positions: Sequence[int], window: Window, step: 
         positions: of the bands, from 1.
         window: within its grid.
         step: 1 reads all pixels.
+        overviews: whether those of a file may be read, whose averages are rounded.
     """
     if isinstance(raster, ImageFile):
-        return raster.read_coarse(positions, window, step)
+        return raster.read_coarse(positions, window, step, overviews)
     return _read_strided(lambda part: raster.read(positions, part, raster.grid), window, step, 1)
 
 
