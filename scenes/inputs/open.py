@@ -19,12 +19,13 @@ from scenes.inputs.manifest import read_manifest
 from scenes.inputs.optical import NO_DATA, OpticalDate, OpticalImage, finest_grid, open_optical
 from scenes.inputs.products import OpticalProduct, Products, RadarProduct, Reader
 from scenes.inputs.radar import RadarDay, RadarImage, open_radar
-from scenes.inputs.readers import cube, earth_engine, geotiff
+from scenes.inputs.readers import cube, earth_engine, geotiff, safe
 from scenes.inputs.region import open_region
+from scenes.inputs.scaling import parse_offset
 from scenes.inputs.series import SceneSeries
 from scenes.options import SceneInputs
 
-READERS: tuple[Reader, ...] = (cube.READER, earth_engine.READER, geotiff.READER)
+READERS: tuple[Reader, ...] = (cube.READER, *safe.READERS, earth_engine.READER, geotiff.READER)
 """Kinds of files, the first one that recognises a path reads it."""
 
 _COARSE = 256  # pixels along the longer side of a scene at which overlaps are measured
@@ -110,7 +111,7 @@ def _read_flags(inputs: SceneInputs) -> Products:
     paths = _absolute(inputs.optical)
     _check_unique(paths)
     found = read_products(paths, "optical", inputs)
-    optical = _with_dates("--optical", found.optical, inputs.dates)
+    optical = _with_values(_with_dates("--optical", found.optical, inputs.dates), inputs)
     if not inputs.radar:
         return replace(found, optical=optical)
     named = read_products(_absolute(inputs.radar), "radar", inputs)
@@ -130,7 +131,8 @@ def _read_list(inputs: SceneInputs) -> tuple[Products, dict[str, str]]:
     notes: list[str] = []
     for entry, (day, radar_day) in zip(entries, days, strict=True):
         found = read_products([entry.optical], "optical", inputs)
-        optical += _with_day(entry.optical, found.optical, day)
+        of_row = _with_day(entry.optical, found.optical, day)
+        optical += [replace(product, offset=entry.offset, scale=entry.scale) for product in of_row]
         notes += found.notes
         if entry.radar and entry.radar not in radar:
             own = read_products([entry.radar], "radar", inputs)
@@ -154,6 +156,23 @@ def _with_dates(flag: str, products: tuple[_Product, ...], dates: Sequence[str])
         raise UsageError(f"{len(products)} images of {flag}, but {len(dates)} dates; give one for each")
     pairs = zip(products, dates, strict=True)
     return tuple(replace(product, day=parse_date(text, f"date of {product.path}")) for product, text in pairs)
+
+
+def _with_values(products: tuple[OpticalProduct, ...], inputs: SceneInputs) -> tuple[OpticalProduct, ...]:
+    """Products with the offsets and scales that flags give, where they give one for each."""
+    for name, values in (("offset", inputs.offset), ("scale", inputs.scale)):
+        if not isinstance(values, tuple):
+            continue
+        if len(values) != len(products):
+            text = f"{len(products)} images of --optical, but {len(values)} values of --{name}; give one for each"
+            raise UsageError(text)
+        pairs = zip(products, values, strict=True)
+        products = tuple(replace(product, **{name: _value(value)}) for product, value in pairs)
+    return products
+
+
+def _value(value: str | float) -> float | None:
+    return value if isinstance(value, float | int) else parse_offset(value)
 
 
 def _with_day(path: str, products: tuple[_Product, ...], day: date | None) -> tuple[_Product, ...]:
