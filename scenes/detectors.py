@@ -1,5 +1,6 @@
 """Which detector finds the clouds of each date: one of ours, or the classification that its product brings."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 
@@ -9,15 +10,13 @@ from common.errors import DataError
 from data.clouds.detectors import detect_clouds
 from data.clouds.product_classes import class_fault
 from data.constants import DATE_ORIGIN, DETECTORS, band_index
-from scenes.inputs.dataset_pool import gdal_settings
+from scenes.inputs.dataset_pool import gdal_settings, probe_windows
 from scenes.inputs.grid import Grid, Window
 from scenes.inputs.optical import OpticalDate, OpticalImage
-from scenes.inputs.raster import sample
 from scenes.inputs.series import SceneSeries
 
 CLOUD_THRESHOLD = 0.5  # of detectors that return more than 0 and 1
 _CIRRUS = band_index("B10")
-_SAMPLES = 256  # pixels along the longer side of a scene at which classifications are checked
 _QA60_EMPTY = date(2022, 1, 25), date(2024, 2, 28)  # Earth Engine has no QA60 of these days: all 0 in exports
 _ADVICE = f"--detector {DETECTORS[0]} needs none"
 
@@ -57,13 +56,13 @@ def choose_detectors(choice: str, series: SceneSeries) -> Detectors:
         if choice == "auto":
             names, notes = _choose_by_level(series)
         else:
-            names, notes = [_require_classes(choice, series, index) for index in range(len(series.days))], []
+            names = [_require_classes(choice, series, index) for index in range(len(series.days))]
+            notes = [
+                f"clouds are those of {name.upper()} ({_list(series, names, name)})" for name in dict.fromkeys(names)
+            ]
     if len(set(names)) == 1:
         return Detectors(tuple(names), tuple(notes), names[0])
-    by_name: dict[str, list[str]] = {}
-    for label, name in zip(series.labels, names, strict=True):
-        by_name.setdefault(name, []).append(label)
-    text = "; ".join(f"{name}: {', '.join(labels)}" for name, labels in by_name.items())
+    text = "; ".join(f"{name}: {_list(series, names, name)}" for name in dict.fromkeys(names))
     return Detectors(tuple(names), tuple(notes), text)
 
 
@@ -89,22 +88,27 @@ def date_clouds(series: SceneSeries, index: int, window: Window, raw: np.ndarray
 def _choose_by_level(series: SceneSeries) -> tuple[list[str], list[str]]:
     """The detector of each date by `auto`, and notes."""
     names: list[str] = []
-    reasons: dict[str, list[str]] = {}
+    reasons: list[str | None] = []
     for index, source in enumerate(series.optical):
-        name = DETECTORS[0]
+        reason = None
         if isinstance(source, OpticalDate) and all(image.bands[_CIRRUS] is None for image in source.images):
             reason = _find_fault("scl", series, index)[1]
-            name = name if reason else "scl"
-            reasons.setdefault(reason, []).append(series.labels[index])
-        names.append(name)
+        reasons.append(reason)
+        names.append("scl" if reason == "" else DETECTORS[0])
     notes = []
-    for reason, dates in reasons.items():
-        where = f"all {len(names)}" if len(dates) == len(names) > 1 else ", ".join(dates)
-        ours = f"{DETECTORS[0]}, which is made for Level-1C: the image lacks B10 and {reason}"
+    for reason in filter(lambda reason: reason is not None, dict.fromkeys(reasons)):
+        ours = f"{DETECTORS[0]}, made for Level-1C, where B10 shows cirrus: the image lacks B10 and {reason}"
         notes.append(
-            f"clouds are those of {ours if reason else 'the scene classification of the product, SCL'} ({where})"
+            f"clouds are those of {ours if reason else 'the scene classification of the product, SCL'} "
+            f"({_list(series, reasons, reason)})"
         )
     return names, notes
+
+
+def _list(series: SceneSeries, values: Sequence[str | None], value: str | None) -> str:
+    """The dates that have a value among those of all dates."""
+    labels = [label for label, own in zip(series.labels, values, strict=True) if own == value]
+    return f"all {len(values)}" if len(labels) == len(values) > 1 else ", ".join(labels)
 
 
 def _require_classes(choice: str, series: SceneSeries, index: int) -> str:
@@ -137,17 +141,20 @@ def _find_fault(kind: str, series: SceneSeries, index: int) -> tuple[str, str]:
 
 
 def _class_fault(image: OpticalImage, grid: Grid, day: int) -> str:
-    """Why the classification of an image cannot be used; empty if it can. A coarse sample is read."""
+    """Why the classification of an image cannot be used; empty if it can. Windows are sampled."""
     assert image.classes is not None
-    band, kind = image.classes.band, image.classes.kind
-    step = max(1, -(-max(grid.shape) // _SAMPLES))
-    missing = image.sample_stored(grid, step)[1]
-    stored, outside = sample(band.raster, image.classes.positions, grid, step)
-    known = ~missing if outside is None else ~(missing | outside)
-    if missing.all():
-        return ""  # nothing to classify
-    fault = class_fault(stored[:, known], kind)
+    kind = image.classes.kind
     first, last = ((limit - DATE_ORIGIN).days for limit in _QA60_EMPTY)
-    if not fault and kind == "qa60" and first <= day <= last and not stored[:, known].any():
+    may_lack = kind == "qa60" and first <= day <= last
+    parts: list[np.ndarray] = []
+    fault = ""
+    for window in probe_windows(grid):
+        stored, outside = image.read_classes(window, grid)
+        parts.append(stored.reshape(len(stored), -1) if outside is None else stored[:, ~outside])
+        fault = class_fault(np.concatenate(parts, axis=1), kind)
+        if not fault and (parts[-1].any() or not may_lack):
+            return ""
+    if not fault:
         return f"QA60 is 0 everywhere, as in exports of Earth Engine of {_QA60_EMPTY[0]} to {_QA60_EMPTY[1]}"
-    return fault
+    has_data = any(not image.read_stored(window, grid, "nearest")[1].all() for window in probe_windows(grid))
+    return fault if has_data else ""

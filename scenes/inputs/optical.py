@@ -75,11 +75,15 @@ class OpticalImage:
         shape = -(-grid.height // step), -(-grid.width // step)
         return self._stack(shape, lambda raster, positions, _: sample(raster, positions, grid, step))
 
+    def read_classes(self, window: Window, grid: Grid) -> Pixels:
+        """Its classification as stored; each pixel has the nearest class."""
+        assert self.classes is not None
+        return self.classes.band.raster.read(self.classes.positions, window, grid, "nearest")
+
     def read_clouds(self, window: Window, grid: Grid) -> np.ndarray:
         """Where its classification has clouds or is not known, bool (h,w); each pixel has the nearest class."""
         assert self.classes is not None
-        raster = self.classes.band.raster
-        stored, outside = raster.read(self.classes.positions, window, grid, "nearest")
+        stored, outside = self.read_classes(window, grid)
         clouds = product_clouds(stored, self.classes.kind)
         return clouds if outside is None else clouds | outside
 

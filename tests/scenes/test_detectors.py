@@ -91,8 +91,8 @@ def test_each_date_has_its_own_detector_by_default(tmp_path):
     assert chosen.name == "scl: 2018-06-01; s2cloudless_mask: 2018-06-11, 2018-06-21"
     assert chosen.notes == (
         "clouds are those of the scene classification of the product, SCL (2018-06-01)",
-        "clouds are those of s2cloudless_mask, which is made for Level-1C: the image lacks B10 and has no scene "
-        "classification (SCL) (2018-06-21)",
+        "clouds are those of s2cloudless_mask, made for Level-1C, where B10 shows cirrus: the image lacks B10 and "
+        "has no scene classification (SCL) (2018-06-21)",
     )
 
 
@@ -104,6 +104,7 @@ def test_qa60_of_the_same_file_is_the_classification_of_the_product(tmp_path, dt
     with open_files(path) as series:
         chosen = choose_detectors("product", series)
         assert (chosen.of_dates, chosen.name) == (("qa60",), "qa60")
+        assert chosen.notes == ("clouds are those of QA60 (2018-06-21)",)
         np.testing.assert_array_equal(states_of(series, chosen.of_dates)[0] == CLOUDED, bits > 0)
         with pytest.raises(DataError, match="--detector scl: 2018-06-21 .* has no scene classification"):
             choose_detectors("scl", series)
@@ -191,6 +192,17 @@ def test_layers_that_are_no_classes_are_not_used(tmp_path, layer, reason):
         chosen = choose_detectors("auto", series)
     assert chosen.of_dates == ("s2cloudless_mask",)
     assert reason in chosen.notes[0]
+
+
+def test_dates_without_data_need_no_classes(tmp_path):
+    empty = np.zeros((13, HEIGHT, WIDTH), np.uint16)
+    paths = [
+        write_l2a(tmp_path / "s2_2018-06-11.tif"),
+        write_tif(tmp_path / "s2_2018-06-21.tif", empty, names=[*L2A, "SCL"]),
+    ]
+    with open_files(*paths) as series:
+        for choice in ("auto", "scl", "product"):
+            assert choose_detectors(choice, series).of_dates == ("scl", "scl")
 
 
 def test_qa60_that_earth_engine_does_not_have_is_refused(tmp_path):

@@ -13,10 +13,7 @@ from scenes.inputs.raster import image_file
 from scenes.inputs.scaling import declared_scaling
 from scenes.options import SceneInputs
 
-NO_B10 = (
-    "B10 is missing and filled with 0; the network was trained on L1C, where clear ground is near 0 in B10, and cloud "
-    "detection sees no cirrus"
-)
+NO_B10 = "B10 is missing and filled with 0; the network was trained on L1C, where clear ground is near 0 in B10"
 _WIDE_STRIP = 4096  # pixels; wider rows do not stay in the cache from tile to tile
 
 
