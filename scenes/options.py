@@ -35,9 +35,28 @@ def flag(group: str, default: Any, text: str, *, name: str = "", allowed: Range 
 def check_ranges(options: Any) -> None:
     """Raise a `UsageError` for the first number of a dataclass of flags that is out of range."""
     for entry in fields(options):
-        value, allowed = getattr(options, entry.name), entry.metadata.get("range")
-        if allowed is not None and isinstance(value, int | float) and (violation := allowed.violation(value)):
-            raise UsageError(f"--{entry.metadata['name'] or entry.name} {violation}")
+        allowed = entry.metadata.get("range")
+        for value in _listed(getattr(options, entry.name)):
+            if allowed is not None and isinstance(value, int | float) and (violation := allowed.violation(value)):
+                raise UsageError(f"--{entry.metadata['name'] or entry.name} {violation}")
+
+
+def _listed(values: Any) -> list[Any]:
+    return list(values) if isinstance(values, Sequence) and not isinstance(values, str) else [values]
+
+
+def _one_or_each(values: list[Any]) -> Any:
+    """The one value for all images, or a tuple of one for each."""
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+def _offset(value: str | float) -> str | float:
+    if not isinstance(value, str) or value in ("auto", "none"):
+        return value
+    try:
+        return float(value)
+    except ValueError as error:
+        raise UsageError(f"--offset takes auto, none or a number such as -1000, not {value[:40]!r}") from error
 
 
 # fmt: off
@@ -57,22 +76,18 @@ class SceneInputs:
     allow_vrt: bool = flag("inputs", False, "accept VRT files, mosaics or stacks of images in their own folder", action="store_true")
     folder: str = flag("inputs", "", "a region of SEN12MS-CR-TS, ROOT/ROIs1868/73", metavar="DIR")
     numbers: Sequence[int] = flag("inputs", (), "which of the 30 dates of --folder (default: all)", type=int, nargs="+", metavar="N")
-    offset: str | float = flag("inputs", "auto", "added to stored optical values: auto (as the product's tags declare), none, or a number like -1000", allowed=Range(-UINT16_MAX, UINT16_MAX))
-    scale: float | None = flag("inputs", None, "reflectance for each stored optical unit (default: as declared, else 0.0001)", type=float, allowed=Range(0, LARGEST_FLOAT, open=True))
+    offset: str | float | Sequence[str | float] = flag("inputs", "auto", "added to stored optical values: auto (as the product declares, or by its values), none, or a number like -1000; one, or one for each image of --optical", nargs="+", metavar="OFFSET", allowed=Range(-UINT16_MAX, UINT16_MAX))
+    scale: float | None | Sequence[float] = flag("inputs", None, "reflectance for each stored optical unit, one or one for each image (default: as declared, else 0.0001)", type=float, nargs="+", metavar="SCALE", allowed=Range(0, LARGEST_FLOAT, open=True))
     aoi: str = flag("area", "", "GeoJSON with polygons, in longitude and latitude or in its crs member; maps are nodata outside", metavar="FILE")
     bbox: Sequence[float] = flag("area", (), "edges in longitude and latitude: west, south, east, north", type=float, nargs=4, metavar=("W", "S", "E", "N"))
     crs: str = flag("area", "", "coordinate system of the maps, like EPSG:32633 (default: of the images, which then must agree)", metavar="CRS")
     resolution: float | None = flag("area", None, "pixel size of the maps in metres (default: of the images)", type=float, metavar="M", allowed=Range(0, 100_000, open=True))
     resampling: str = flag("area", RESAMPLING[0], f"of images and bands on other grids (default: {RESAMPLING[0]})", choices=RESAMPLING)
-    radar_units: str = flag("inputs", "db", "of --sar: dB or linear power (default: db)", name="sar_units", choices=("db", "power"))
+    radar_units: str = flag("inputs", "auto", "of --sar: dB, linear power or amplitude (default: auto, by the values)", name="sar_units", choices=("auto", "db", "power", "amplitude"))
 
     def __post_init__(self) -> None:
-        if isinstance(self.offset, str) and self.offset not in ("auto", "none"):
-            try:
-                object.__setattr__(self, "offset", float(self.offset))
-            except ValueError as error:
-                text = f"--offset takes auto, none or a number such as -1000, not {self.offset[:40]!r}"
-                raise UsageError(text) from error
+        object.__setattr__(self, "offset", _one_or_each([_offset(value) for value in _listed(self.offset)]))
+        object.__setattr__(self, "scale", _one_or_each(_listed(self.scale)))
         check_ranges(self)
         sources = {"--optical": self.optical, "--list": self.manifest, "--folder": self.folder}
         given = [flag for flag, value in sources.items() if value]

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from common.errors import DataError
+from common.errors import DataError, list_some
 from data.constants import N_S1, N_S2, S1_BANDS, S2_BANDS, band_index
 
 _CIRRUS = band_index("B10")
@@ -177,7 +177,8 @@ def radar_bands(path: str, descriptions: Sequence[str | None]) -> tuple[int, ...
         if band in positions:
             raise DataError(
                 f"{path}: bands {positions[band]} and {position} are both {S1_BANDS[band]}; expected one image for "
-                f"each orbit and date (gdal_translate -b {positions[band]} ...), found bands called {_list(descriptions)}"
+                f"each orbit and date (gdal_translate -b {positions[band]} ...), found bands called "
+                f"{_list(descriptions)}"
             )
         if band is not None:
             positions[band] = position
@@ -231,5 +232,4 @@ def _band_at(text: str) -> int | None:
 
 
 def _list(names: Sequence[str | None]) -> str:
-    shown = [name or "(none)" for name in names[:_LISTED]]
-    return ", ".join(shown) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+    return list_some([name or "(none)" for name in names], _LISTED)

@@ -1,6 +1,7 @@
 """Lists of the images of a scene, as CSV or JSON."""
 
 import csv
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from common.errors import DataError
 from common.json_files import PATH, Schema, check_schema, parse_json, read_bytes
 from scenes.inputs.dataset_pool import is_remote
 
-KEYS = ("optical", "radar", "date", "radar_date")
+KEYS = ("optical", "radar", "date", "radar_date", "offset", "scale")
 _EXPECTED = ", ".join(KEYS)
 _SCHEMA: Schema = {
     "type": "array",
@@ -18,7 +19,9 @@ _SCHEMA: Schema = {
     "items": {
         "type": "object",
         "required": ["optical"],
-        "properties": {key: PATH | {"type": ["string", "null"]} for key in KEYS} | {"optical": PATH | {"minLength": 1}},
+        "properties": {key: PATH | {"type": ["string", "null"]} for key in KEYS}
+        | {"optical": PATH | {"minLength": 1}}
+        | {key: {"type": ["string", "number", "null"]} for key in ("offset", "scale")},
         "additionalProperties": False,
     },
 }
@@ -26,12 +29,23 @@ _SCHEMA: Schema = {
 
 @dataclass(frozen=True)
 class ManifestEntry:
-    """One date of a scene; what is not given is empty."""
+    """One date of a scene; what is not given is empty.
+
+    Attributes:
+        optical: an optical image.
+        radar: a radar image.
+        date: of the optical image.
+        radar_date: of the radar image.
+        offset: added to the stored values of the optical image; None as for all images.
+        scale: reflectance for each stored unit, likewise.
+    """
 
     optical: str
     radar: str = ""
     date: str = ""
     radar_date: str = ""
+    offset: float | None = None
+    scale: float | None = None
 
 
 def read_manifest(path: str | Path) -> list[ManifestEntry]:
@@ -39,7 +53,8 @@ def read_manifest(path: str | Path) -> list[ManifestEntry]:
 
     Args:
         path: a CSV file with a header, or a JSON list of objects. The column or key `optical` is required; `radar`,
-            `date` and `radar_date` are optional. Relative paths start at the list's folder. Rows may be in any order.
+            `date`, `radar_date`, `offset` (as of `--offset`) and `scale` are optional, also in single rows. Relative
+            paths start at the list's folder. Rows may be in any order.
             `radar` belongs to the optical image of its row; rows without one get the radar nearest in time.
 
             ```
@@ -71,9 +86,25 @@ def _csv_rows(path: Path, content: bytes, advice: str) -> list[dict[str, Any]]:
         raise DataError(f"{path} is not valid CSV in UTF-8 ({error}); {advice}") from error
 
 
-def _entry(path: Path, row: dict[str, str | None]) -> ManifestEntry:
-    values = {key: value.strip() for key, value in row.items() if value is not None}
+def _entry(path: Path, row: dict[str, str | float | None]) -> ManifestEntry:
+    values = {key: str(value).strip() for key, value in row.items() if value is not None}
+    numbers = {key: _number(path, key, values.pop(key, "")) for key in ("offset", "scale")}
     for key in ("optical", "radar"):
         if values.get(key) and not is_remote(values[key]):
             values[key] = os.path.abspath(path.parent / values[key])
-    return ManifestEntry(**values)
+    return ManifestEntry(**values, offset=numbers["offset"], scale=numbers["scale"])
+
+
+def _number(path: Path, key: str, text: str) -> float | None:
+    if text in ("", "auto"):
+        return None
+    if text == "none" and key == "offset":
+        return 0.0
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or key == "scale" and value <= 0:
+        expected = "none or a number such as -1000" if key == "offset" else "a positive number such as 0.0001"
+        raise DataError(f"{path}: {key} is {text[:40]!r}; expected {expected}, or nothing")
+    return value

@@ -98,6 +98,8 @@ def read_products(paths: Sequence[str], sensor: str, inputs: SceneInputs) -> Pro
     """
     by_reader: dict[str, tuple[Reader, list[str]]] = {}
     for path in paths:
+        if not (is_remote(path) or os.path.isfile(path) or os.path.isdir(path)) and os.path.exists(path):
+            raise DataError(f"{path} is a pipe or a device; expected an image")  # of which reading would wait
         reader = next(reader for reader in READERS if reader.recognises(path))
         by_reader.setdefault(reader.name, (reader, []))[1].append(path)
     parts = [reader.read(own, sensor, inputs) for reader, own in by_reader.values()]

@@ -1,21 +1,30 @@
 """Sentinel-2 images of any producer, read with the values that the training data have."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from common.errors import DataError
 from data.clouds.product_classes import product_clouds
-from data.constants import N_S2
+from data.constants import N_S2, band_index
 from scenes.inputs.dataset_pool import probe_windows
 from scenes.inputs.grid import Grid, Window
 from scenes.inputs.products import Band, ClassBand, OpticalProduct
 from scenes.inputs.raster import Pixels, Raster, sample
-from scenes.inputs.scaling import check_values, resolve_scaling
+from scenes.inputs.scaling import OFFSET, ValueCheck, resolve_scaling
 from scenes.options import SceneInputs
 
 NO_DATA = "no pixel has data: all are nodata, NaN, infinite, or 0 in all bands"
+_NEIGHBOURS = tuple(  # in the spectrum; of B10, which does reach 0, none
+    (band_index(first), band_index(second))
+    for first, second in (
+        *(("B01", "B02"), ("B02", "B03"), ("B03", "B04"), ("B04", "B05"), ("B05", "B06"), ("B06", "B07")),
+        *(("B07", "B08"), ("B08", "B8A"), ("B8A", "B09"), ("B11", "B12")),
+    )
+)
+_ROUNDING = 0.02  # reflectance x 10000, of float32 at a reflectance of -0.1
+_BRIGHT = 1000.0  # reflectance x 10000, beside which no band is 0
 _UINT16_MAX = np.iinfo(np.uint16).max
 _BLOCK = 512  # pixels along a side of the windows in which an image is searched for data
 
@@ -29,6 +38,8 @@ class OpticalImage:
         bands: the 13 bands; None for B10 where there is none.
         factors: reflectance x 10000 of a band is the stored value times this, plus its shift.
         shifts: see `factors`.
+        empty: stored value of empty borders where no nodata is declared, left out of the interpolation on other grids;
+            None where there are none.
         classes: a classification of clouds that comes with it, if any.
     """
 
@@ -36,6 +47,7 @@ class OpticalImage:
     bands: tuple[Band | None, ...]
     factors: tuple[float, ...]
     shifts: tuple[float, ...]
+    empty: float | None = 0.0
     classes: ClassBand | None = None
 
     @property
@@ -95,7 +107,8 @@ class OpticalImage:
         for index, band in enumerate(present):
             groups.setdefault((band.raster, band.nodata), []).append(index)
         pixels = {
-            key: read(key[0], [present[index].position for index in indices], key[1]) for key, indices in groups.items()
+            key: read(key[0], [present[index].position for index in indices], self.empty if key[1] is None else key[1])
+            for key, indices in groups.items()
         }
         if len(groups) == 1:
             stored = next(iter(pixels.values())).stored
@@ -103,11 +116,17 @@ class OpticalImage:
             stored = np.empty((len(present), *shape), np.result_type(*(part.stored for part in pixels.values())))
             for key, indices in groups.items():
                 stored[indices] = pixels[key].stored
-        missing = missing_pixels(stored, [band.nodata for band in present])
+        missing = self._missing(stored)
         for part in pixels.values():
             if part.outside is not None:
                 missing |= part.outside
         return stored, missing
+
+    def _missing(self, stored: np.ndarray) -> np.ndarray:
+        present = [index for index, band in enumerate(self.bands) if band]
+        nodata = [band.nodata for band in self.bands if band]
+        factors, shifts = (np.array([values[band] for band in present]) for values in (self.factors, self.shifts))
+        return missing_pixels(stored, nodata, present, factors, shifts)
 
     def _convert(self, stored: np.ndarray, present: Sequence[int]) -> np.ndarray:
         """Reflectance x 10000 as uint16, rounded and clipped."""
@@ -171,28 +190,56 @@ class OpticalDate:
         return clouds
 
 
-def missing_pixels(stored: np.ndarray, nodata: Sequence[float | None]) -> np.ndarray:
+def missing_pixels(
+    stored: np.ndarray, nodata: Sequence[float | None], bands: Sequence[int], factors: np.ndarray, shifts: np.ndarray
+) -> np.ndarray:
     """Where an image (C,h,w) has no data, bool (h,w).
 
-    `nodata` in one band is enough, except for 0, declared or not, which valid water and B10 reach: it must be in all
-    bands. NaN and infinity are always missing.
+    - A declared `nodata` in one band is enough, except for 0.
+    - 0 in all bands, and the largest uint16 in all bands, are missing whatever is declared.
+    - With a negative offset 0 in one band is: products reserve it, and darker ground is stored as 1 and more. So is
+      -0.1 where the offset was taken off already.
+    - Otherwise 0 in some bands may be water, or ground in B10; where a neighbour in the spectrum is bright, it is the
+      edge of the swath, which bands reach at different places.
+    - NaN and infinity always are.
 
     Args:
         stored: the bands.
         nodata: of each band, as declared.
+        bands: of these, by index.
+        factors: reflectance x 10000 of a band is its stored value times this, plus its shift.
+        shifts: see `factors`.
     """
     missing: np.ndarray = np.zeros(stored.shape[1:], bool)
     if stored.dtype.kind == "f":
         missing = ~np.isfinite(stored).all(axis=0)
-    values = set(nodata)
-    if values <= {None, 0}:
-        return missing | ~stored.any(axis=0)
-    if len(values) == 1:
-        return missing | (stored == next(iter(values))).any(axis=0)
+    elif stored.dtype == np.uint16:
+        missing = (stored == _UINT16_MAX).all(axis=0)
     for band, value in zip(stored, nodata, strict=True):
         if value:
             missing |= band == value
+    zero = stored == 0
+    if zero.any():
+        missing |= zero.all(axis=0) | zero[shifts < 0].any(axis=0)
+        missing |= _at_edges(stored, zero, bands, factors)
+    if stored.dtype.kind != "u" and (stored < 0).any():
+        taken_off = np.abs(stored * factors[:, None, None] + (shifts[:, None, None] - OFFSET)) < _ROUNDING
+        missing |= taken_off.any(axis=0)
     return missing
+
+
+def _at_edges(stored: np.ndarray, zero: np.ndarray, bands: Sequence[int], factors: np.ndarray) -> np.ndarray:
+    """Where a band is 0 beside a bright one, bool (h,w)."""
+    edges: np.ndarray = np.zeros(stored.shape[1:], bool)
+    at = {band: position for position, band in enumerate(bands)}
+    for pair in _NEIGHBOURS:
+        if not set(pair) <= set(at):
+            continue
+        first, second = (at[band] for band in pair)
+        for empty, bright in ((first, second), (second, first)):
+            if zero[empty].any():
+                edges |= zero[empty] & (stored[bright] * factors[bright] >= _BRIGHT)
+    return edges
 
 
 def open_optical(product: OpticalProduct, inputs: SceneInputs) -> tuple[OpticalImage, list[str]]:
@@ -204,24 +251,28 @@ def open_optical(product: OpticalProduct, inputs: SceneInputs) -> tuple[OpticalI
     Raises:
         DataError: if it cannot be read, or has other values than reflectance x 10000.
     """
-    notes = list(product.notes)
-    factors, shifts, scaling_notes = resolve_scaling(product, inputs)
-    image = OpticalImage(product.name, product.bands, tuple(factors.tolist()), tuple(shifts.tolist()), product.classes)
-    notes += scaling_notes
-    present = [index for index, band in enumerate(product.bands) if band]
-    first = present[0]
-    any_data, value_notes = check_values(product, factors[first], shifts[first], _samples(image))
-    if not any_data and not _has_data(image):
+    scaling, scaling_notes = resolve_scaling(product, inputs)
+    factors, shifts = tuple(scaling.factors.tolist()), tuple(scaling.shifts.tolist())
+    image = OpticalImage(product.name, product.bands, factors, shifts, classes=product.classes)
+    check = ValueCheck(product, scaling)
+    has_empty = False
+    for stored, missing in _samples(image):
+        check.add(stored[:, ~missing])
+        has_empty |= stored.dtype.kind != "f" or bool((stored == 0).all(axis=0).any())
+        if check.decided:
+            break
+    scaling, value_notes = check.finish()
+    image = replace(image, shifts=tuple(scaling.shifts.tolist()), empty=0.0 if has_empty else None)
+    if not check.parts and not _has_data(image):
         value_notes.append(NO_DATA)
-    return image, notes + value_notes
+    return image, [*product.notes, *scaling_notes, *value_notes]
 
 
-def _samples(image: OpticalImage) -> Iterator[np.ndarray]:
-    """Stored values (C,n) of the valid pixels of sampled windows."""
+def _samples(image: OpticalImage) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Stored values (C,h,w) of sampled windows, and where they are missing."""
     grid = finest_grid(image.bands)
     for window in probe_windows(grid):
-        stored, missing = image.read_stored(window, grid, "nearest")
-        yield stored[:, ~missing]
+        yield image.read_stored(window, grid, "nearest")
 
 
 def finest_grid(bands: Sequence[Band | None]) -> Grid:

@@ -90,6 +90,8 @@ class OpticalProduct:
         classes: its own classification of clouds, if any.
         offset: in stored units, as the user gives it for this image; None leaves it to `SceneInputs.offset`.
         notes: on how it is read.
+        scale: reflectance for each stored unit, as the user gives it for this image, likewise.
+        by_position: whether its bands have no names and are taken in the order of the file; values may contradict it.
     """
 
     path: str
@@ -102,6 +104,8 @@ class OpticalProduct:
     classes: ClassBand | None = None
     offset: float | None = None
     notes: tuple[str, ...] = ()
+    scale: float | None = None
+    by_position: bool = False
 
     def __post_init__(self) -> None:
         assert len(self.bands) == N_S2
@@ -118,6 +122,7 @@ class RadarProduct:
         day: of acquisition; None where nothing says it.
         units: "db", "power" or "amplitude" where the product declares them, else empty.
         notes: on how it is read.
+        by_position: whether its bands have no names and are taken as VV, VH, which values may contradict.
     """
 
     path: str
@@ -126,6 +131,7 @@ class RadarProduct:
     day: date | None = None
     units: str = ""
     notes: tuple[str, ...] = ()
+    by_position: bool = False
 
 
 @dataclass(frozen=True)

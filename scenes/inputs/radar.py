@@ -1,7 +1,6 @@
 """Sentinel-1 images, resampled to the grid of the optical images."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from rasterio._err import CPLE_BaseError
@@ -13,7 +12,18 @@ from scenes.inputs.grid import Grid, Window
 from scenes.inputs.products import Band, RadarProduct
 from scenes.inputs.raster import pixel_positions
 
-UNITS = {"db": "dB", "power": "linear power"}
+UNITS = {"db": "dB", "power": "linear power", "amplitude": "amplitude"}
+AUTO = "auto"
+_CODED_DB = -83.0  # dB = 20 log10(value) - 83 of integers, as openEO's and ALOS' products store backscatter
+_CODED = (700.0, 20_000.0)  # such values of VV in the median: -26 to 3 dB. Digital numbers of GRD are below 400
+_LARGEST_POWER = 10.0  # of calibrated power or amplitude in the median
+_LOWEST_DB = -60.0  # in the median; values below are hundredths of dB or the like
+_NEGATIVE_DB, _NEGATIVE_POWER = (
+    0.5,
+    0.05,
+)  # at least this share of dB is negative, at most that of power (noise taken off)
+_AMPLITUDE_STEP, _AMPLITUDE_LEVEL = 4.6, -10.5  # dB, if taken as power: VV above VH by less, and VV above
+_SWAPPED_STEP, _SWAPPED_SHARE = -2.0, 0.25  # dB of VV above VH in the median, and the share of pixels where it is above
 _LATTICE = 33  # points along each side of a scene that measure how much of it a radar image covers
 
 
@@ -25,7 +35,7 @@ class RadarImage:
         name: for messages.
         bands: VV and VH.
         grid: of the optical images.
-        units: "db" or "power", of the stored values after scale and offset of the bands.
+        units: "db", "power" or "amplitude", of the stored values after scale and offset of the bands.
     """
 
     name: str
@@ -76,6 +86,9 @@ class RadarImage:
         if self.units == "power":
             values[values <= 0] = np.nan
             values = 10 * np.log10(values)
+        elif self.units == "amplitude":
+            values[values <= 0] = np.nan
+            values = 20 * np.log10(values)
         values[~np.isfinite(values)] = np.nan
         return values
 
@@ -101,13 +114,14 @@ class RadarDay:
         return values
 
 
-def open_radar(product: RadarProduct, grid: Grid, units: str = "db") -> tuple[RadarImage, list[str]]:
+def open_radar(product: RadarProduct, grid: Grid, units: str = AUTO) -> tuple[RadarImage, list[str]]:
     """Determine how to read a radar image; pixels are sampled.
 
     Args:
         product: the image.
         grid: of the optical images.
-        units: of the stored values: "db", or "power" for linear power.
+        units: of the stored values: "db", "power" for linear power, "amplitude" for its square root, or "auto", by the
+            values.
 
     Returns:
         The image, and notes on how it is read.
@@ -116,28 +130,30 @@ def open_radar(product: RadarProduct, grid: Grid, units: str = "db") -> tuple[Ra
         DataError: if it cannot be read, does not overlap the scene, or has other units.
         UsageError: if `units` is unknown.
     """
-    if units not in UNITS:
-        raise UsageError(f"--sar_units must be one of {', '.join(UNITS)}, not {units!r}")
+    if units not in (AUTO, *UNITS):
+        raise UsageError(f"--sar_units must be one of {', '.join((AUTO, *UNITS))}, not {units!r}")
     notes = list(product.notes)
-    for raster in dict.fromkeys(band.raster for band in product.bands):
-        if grid.difference(raster.grid):
-            coverage = _coverage(product.name, raster.grid, grid)
-            if raster.grid.place_in(grid) is None:
-                notes.append(f"radar is brought onto the grid of the optical images, bilinearly, in {UNITS[units]}")
-            if coverage < 1:
-                notes.append(f"radar covers {100 * coverage:.0f} % of the scene; elsewhere it counts as missing")
-            break
     for band in product.bands:
         scale, offset = 1.0 if band.scale is None else band.scale, band.offset or 0.0
         if not (scale and np.isfinite([scale, offset]).all()):
             raise DataError(
                 f"{product.name}: it declares a scale of {scale:g} and an offset of {offset:g}; expected numbers"
             )
-    image = RadarImage(product.name, product.bands, grid, units)
-    notes += _check_values(image)
-    if units == "power":
-        notes.append("linear power of radar is turned into dB, as given")
-    return image, notes
+    rasters = list(dict.fromkeys(band.raster for band in product.bands))
+    other = next((raster for raster in rasters if grid.difference(raster.grid)), None)
+    coverage = 1.0 if other is None else _coverage(product.name, other.grid, grid)
+    values, has_empty = _sample(product)
+    image, value_notes = _find_units(product, grid, units, values)
+    if other is not None:
+        if other.grid.place_in(grid) is None:
+            notes.append(f"radar is brought onto the grid of the optical images, bilinearly, in {UNITS[image.units]}")
+            if has_empty:  # empty borders are left out of the interpolation
+                vv, vh = image.bands
+                image = replace(image, bands=(replace(vv, nodata=0.0), replace(vh, nodata=0.0)))
+        if coverage < 1:
+            notes.append(f"radar covers {100 * coverage:.0f} % of the scene; elsewhere it counts as missing")
+    image, order_notes = _check_order(product, image, values)
+    return image, [*notes, *value_notes, *order_notes]
 
 
 def _coverage(name: str, image: Grid, grid: Grid) -> float:
@@ -156,31 +172,103 @@ def _coverage(name: str, image: Grid, grid: Grid) -> float:
     return float(inside.mean())
 
 
-def _samples(image: RadarImage) -> Iterator[np.ndarray]:
-    """Stored values (2,h,w) of sampled windows, on the image's own grid."""
-    grid = image.bands[0].raster.grid
+def _sample(product: RadarProduct) -> tuple[np.ndarray, bool]:
+    """Values (2,n) of sampled pixels after scale and offset, and whether empty ones are 0 without being nodata."""
+    grid = product.bands[0].raster.grid
+    image = RadarImage(product.name, product.bands, grid, "db")
+    has_nodata = any(band.nodata is not None and np.isfinite(band.nodata) for band in product.bands)
+    parts, has_empty = [], False
     for window in probe_windows(grid):
-        yield image.read_stored(window, grid)
+        stored = image.read_stored(window, grid)
+        has_empty |= not has_nodata and bool((stored == 0).all(axis=0).any())
+        values = image.to_db(stored)
+        parts.append(values[:, np.isfinite(values).all(axis=0)])
+    return np.concatenate(parts, axis=1), has_empty
 
 
-def _check_values(image: RadarImage) -> list[str]:
-    """Check sampled pixels for the declared units: dB is negative, power is not. Returns notes."""
-    as_stored = RadarImage(image.name, image.bands, image.grid, "db")
-    lowest, highest = np.inf, -np.inf
-    for pixels in _samples(image):
-        values = as_stored.to_db(pixels)
-        values = values[np.isfinite(values)]
-        if values.size:
-            lowest, highest = min(lowest, float(values.min())), max(highest, float(values.max()))
-        if lowest < 0:
-            break
-    if lowest == np.inf:
-        return ["no sampled pixel has data: all are nodata, NaN or infinite"]
-    if image.units == "power" and lowest < 0:
-        raise DataError(f"{image.name}: expected linear power, found {lowest:.3g}; leave --sar_units power out")
-    if image.units == "db" and lowest > 0:
-        raise DataError(
-            f"{image.name}: expected backscatter in dB, found positive values only, {lowest:.3g} to {highest:.3g}; if "
-            "they are linear power add --sar_units power, if they are amplitudes calibrate them"
+def _find_units(product: RadarProduct, grid: Grid, units: str, values: np.ndarray) -> tuple[RadarImage, list[str]]:
+    """The image with the units that are given, declared, or that its values have, and notes on them."""
+    if not values.size:
+        known = units if units != AUTO else product.units or "db"
+        notes = ["no sampled pixel has data: all are nodata, NaN or infinite"]
+        return RadarImage(product.name, product.bands, grid, known), notes
+    coded = units in (AUTO, "amplitude") and _CODED[0] <= np.median(values, axis=1).max() <= _CODED[1]
+    if units != AUTO and not coded:
+        _check_given(product.name, units, values)
+        image = RadarImage(product.name, product.bands, grid, units)
+        return image, [] if units == "db" else [f"{UNITS[units]} of radar is turned into dB, as given"]
+    if coded:
+        factor = 10 ** (_CODED_DB / 20)
+        vv, vh = (
+            replace(band, scale=(band.scale or 1.0) * factor, offset=(band.offset or 0.0) * factor)
+            for band in product.bands
         )
-    return []
+        note = f"radar is stored as amplitude with dB = 20 log10(value) {_CODED_DB:g}, by its values"
+        return RadarImage(product.name, (vv, vh), grid, "amplitude"), [note]
+    seen = _units_of(product.name, values)
+    image = RadarImage(product.name, product.bands, grid, seen)
+    by = "by its values" if product.units != seen else "as declared"
+    if product.units not in ("", seen):
+        by = f"by its values, though it declares {UNITS[product.units]}"
+    elif seen == "db":
+        return image, []
+    return image, [f"{UNITS[seen]} of radar is turned into dB, {by}; else give --sar_units"]
+
+
+def _units_of(name: str, values: np.ndarray) -> str:
+    """The units of values (2,n)."""
+    negative = float((values < 0).mean())
+    first, second = (float(median) for median in np.median(values, axis=1))
+    if negative > _NEGATIVE_DB:
+        if min(first, second) < _LOWEST_DB:
+            raise DataError(
+                f"{name}: expected backscatter in dB, found {first:.4g} and {second:.4g} in the median; if they are "
+                "hundredths of dB, declare it (gdal_edit.py -scale 0.01)"
+            )
+        return "db"
+    if negative > _NEGATIVE_POWER:
+        raise DataError(
+            f"{name}: {100 * negative:.0f} % of the values are negative, too few for dB and too many for power; give "
+            "--sar_units"
+        )
+    if max(first, second) > _LARGEST_POWER:
+        raise DataError(
+            f"{name}: expected backscatter in dB or calibrated, found digital numbers, {first:.4g} and {second:.4g} in "
+            "the median; calibrate them (to sigma0 or gamma0, as in SNAP)"
+        )
+    positive = values[:, (values > 0).all(axis=0)]
+    decibels = 10 * np.log10(positive)
+    step = abs(float(np.median(decibels[0] - decibels[1]))) if positive.size else np.inf
+    level = float(np.median(decibels.max(axis=0))) if positive.size else -np.inf
+    return "amplitude" if step < _AMPLITUDE_STEP and level > _AMPLITUDE_LEVEL else "power"
+
+
+def _check_given(name: str, units: str, values: np.ndarray) -> None:
+    """Raise a `DataError` if values cannot have the units that the user gives: dB is negative, power is not."""
+    lowest, highest = float(values.min()), float(values.max())
+    if units != "db" and (values < 0).mean() > _NEGATIVE_POWER:
+        raise DataError(f"{name}: expected {UNITS[units]}, found {lowest:.3g}; leave --sar_units {units} out")
+    if units == "db" and lowest > 0:
+        raise DataError(
+            f"{name}: expected backscatter in dB, found positive values only, {lowest:.3g} to {highest:.3g}; leave "
+            "--sar_units db out, which then goes by the values; amplitudes without calibration must be calibrated"
+        )
+
+
+def _check_order(product: RadarProduct, image: RadarImage, values: np.ndarray) -> tuple[RadarImage, list[str]]:
+    """The image with VV first, which lies above VH on average, by 5 to 8 dB over land and water, and notes."""
+    if image.units != "db":
+        values = np.log10(values[:, (values > 0).all(axis=0)]) * (10 if image.units == "power" else 20)
+    if not values.size:
+        return image, []
+    above = values[0] - values[1]
+    step, share = float(np.median(above)), float((above > 0).mean())
+    if step >= 0:
+        return image, []
+    if product.by_position and step <= _SWAPPED_STEP and share <= _SWAPPED_SHARE:
+        vv, vh = image.bands
+        return replace(image, bands=(vh, vv)), [
+            f"its bands have no names and are taken as VH, VV: the second one lies {-step:.1f} dB above the first"
+        ]
+    named = "its bands have no names and are taken as VV, VH" if product.by_position else "of its bands"
+    return image, [f"{named}, VV lies {-step:.1f} dB below VH; check their order"]

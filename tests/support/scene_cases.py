@@ -23,6 +23,7 @@ from scenes.tiles import TilePlan
 DAYS = ("2018-06-01", "2018-06-11", "2018-06-21")
 CRS, ORIGIN = "EPSG:32632", (500_000.0, 5_400_000.0)
 BANDS = np.array([12, 11, 10, 9, 12, 20, 25, 26, 28, 9, 1, 22, 14])[:, None, None] * 100
+CLOUD = np.array([60] * 9 + [45, 15, 60, 60])[:, None, None] * 100
 TILINGS = [  # (size, tile, overlap)
     *((1200, 256, 64), (900, 256, 64), (257, 256, 64), (256, 256, 64), (100, 256, 64), (449, 256, 64)),
     *((640, 64, 0), (500, 64, 32), (70, 64, 16)),
@@ -85,10 +86,10 @@ def ground(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def clouded(clear: np.ndarray, seed: int) -> np.ndarray:
-    """The same image with blobs of cloud, bright in all bands, over a third of it."""
+    """The same image with blobs of cloud, bright in all bands but least in B09 and B10, over a third of it."""
     field = gaussian_filter(np.random.default_rng(seed).standard_normal(clear.shape[1:]), 15, mode="reflect")
     cover = np.clip((field / field.std() - 0.2) * 2, 0, 1)
-    return (clear * (1 - cover) + 6000 * cover).astype(np.uint16)
+    return (clear * (1 - cover) + CLOUD * cover).astype(np.uint16)
 
 
 def radar_of(clear: np.ndarray, seed: int) -> np.ndarray:

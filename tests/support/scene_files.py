@@ -15,13 +15,31 @@ ZONE_31 = "EPSG:32631"
 PLACE = from_origin(400_000, 5_000_000, 10, 10)
 
 
-def ground(seed: int = 0, bands: int = 13, size: tuple[int, int] = (HEIGHT, WIDTH)) -> np.ndarray:
-    """Reflectance x 10000 between 1500 and 6000."""
-    return np.random.default_rng(seed).integers(1500, 6000, (bands, *size)).astype(np.uint16)
+VEGETATION = np.array([1300, 1050, 1000, 700, 1100, 2600, 3300, 3200, 3600, 1000, 12, 1800, 900])[:, None, None]
+SOIL = np.array([1900, 1750, 1750, 1900, 2100, 2350, 2500, 2500, 2700, 750, 12, 3200, 2500])[:, None, None]
+"""At the top of the atmosphere, reflectance x 10000."""
+
+
+def ground(seed: int = 0, bands: int = 13, size: tuple[int, int] = (HEIGHT, WIDTH), offset: int = 0) -> np.ndarray:
+    """Reflectance x 10000 of pixels with vegetation and soil, of different brightness, with noise.
+
+    Args:
+        seed: of the pixels.
+        bands: 13, 12 without B10, or the first ones.
+        size: rows and columns.
+        offset: added to the values, 1000 from baseline 04.00 on.
+    """
+    rng = np.random.default_rng(seed)
+    share, brightness, noise = rng.random(size), rng.uniform(0.4, 1.6, size), rng.normal(1, 0.02, (13, *size))
+    spectra = share * VEGETATION + (1 - share) * SOIL
+    pixels = (spectra * brightness * noise).round().clip(4).astype(np.uint16) + np.uint16(offset)
+    return np.delete(pixels, 10, axis=0) if bands == 12 else pixels[:bands]
 
 
 def speckle(seed: int = 0, size: tuple[int, int] = (HEIGHT, WIDTH)) -> np.ndarray:
-    return np.random.default_rng(seed).normal(-12, 3, (2, *size)).clip(-24, -1).astype(np.float32)
+    """Backscatter in dB, VV and VH."""
+    values = np.random.default_rng(seed).normal(0, 2, (2, *size)) + np.array([-10, -16])[:, None, None]
+    return values.clip(-24, -1).astype(np.float32)
 
 
 def write_tif(path: Path, pixels: np.ndarray, *, names=None, tags=None, scale=None, offset=None, **profile) -> str:

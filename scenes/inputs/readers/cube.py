@@ -9,7 +9,7 @@ import numpy as np
 
 from common.errors import DataError, list_some
 from data.constants import N_S1, REFLECTANCE_SCALE, S1_BANDS
-from scenes.inputs.bands import optical_bands, polarisation_of, radar_bands
+from scenes.inputs.bands import are_named, optical_bands, polarisation_of, radar_bands
 from scenes.inputs.optical import check_types
 from scenes.inputs.products import Band, ClassBand, OpticalProduct, Products, RadarProduct, Reader
 from scenes.inputs.readers.cube_layout import Layer, find_coordinate, find_days, find_grid, find_layers
@@ -103,6 +103,7 @@ def _optical(
                 _level(path, layers),
                 classes=ClassBand(_band(rasters, classes, number), "scl") if classes else None,
                 notes=tuple(notes),
+                by_position=not are_named([layer.label or None for layer in images]),
             )
         )
     return tuple(products)
@@ -112,11 +113,12 @@ def _radar(path: str, dataset: Any, layers: Sequence[Layer], days: Sequence[date
     pair = [layers[position - 1] for position in radar_bands(path, [layer.label or None for layer in layers])]
     rasters, notes = _rasters(path, dataset, pair, len(days))
     units = _UNITS.get(pair[0].units.strip().lower(), "")
+    by_position = not are_named([layer.label or None for layer in layers])
     products = []
     for number, day in enumerate(days):
         vv, vh = (_band(rasters, layer, number) for layer in pair)
         name = _name(path, day, number, len(days))
-        products.append(RadarProduct(path, name, (vv, vh), day, units, tuple(notes)))
+        products.append(RadarProduct(path, name, (vv, vh), day, units, tuple(notes), by_position))
     return tuple(products)
 
 

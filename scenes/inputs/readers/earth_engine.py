@@ -15,7 +15,7 @@ from scenes.inputs.optical import check_types
 from scenes.inputs.products import Band, ClassBand, OpticalProduct, Products, RadarProduct, Reader
 from scenes.inputs.raster import ImageFile, image_file
 from scenes.inputs.readers.geotiff import NO_B10
-from scenes.inputs.scaling import declared_scaling
+from scenes.inputs.scaling import declared_bands
 from scenes.options import SceneInputs
 
 _CLASSES = {"scl": "scl", "qa60": "qa60"}
@@ -137,11 +137,7 @@ def _optical(path: str, dataset: Any, raster: ImageFile, image: StackImage) -> O
     positions = [image.positions[at - 1] if at else 0 for at in optical_bands(name, image.names)]
     present = [position for position in positions if position]
     check_types(path, [dataset.dtypes[position - 1] for position in present])
-    scaling = declared_scaling(path, dataset, present)
-    bands = tuple(
-        Band(raster, position, scaling.scale, scaling.offset, dataset.nodatavals[position - 1]) if position else None
-        for position in positions
-    )
+    bands, source = declared_bands(path, dataset, raster, positions)
     classes = next(
         (
             ClassBand(Band(raster, position), kind)
@@ -152,7 +148,7 @@ def _optical(path: str, dataset: Any, raster: ImageFile, image: StackImage) -> O
     )
     level = "L2A" if classes is not None and classes.kind == "scl" else ""
     notes = (NO_B10,) if len(present) < len(positions) else ()
-    return OpticalProduct(path, name, bands, _day(image), scaling.source, level, classes=classes, notes=notes)
+    return OpticalProduct(path, name, bands, _day(image), source, level, classes=classes, notes=notes)
 
 
 def _radar(path: str, dataset: Any, raster: ImageFile, image: StackImage) -> RadarProduct:

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from data.constants import N_S2
-from scenes.inputs.bands import optical_bands, radar_bands
+from scenes.inputs.bands import are_named, optical_bands, radar_bands
 from scenes.inputs.dataset_pool import open_raster
 from scenes.inputs.dates import find_date
 from scenes.inputs.optical import check_types
 from scenes.inputs.products import Band, OpticalProduct, Products, RadarProduct, Reader, find_class_band
 from scenes.inputs.raster import image_file
-from scenes.inputs.scaling import declared_scaling
+from scenes.inputs.scaling import declared_bands
 from scenes.options import SceneInputs
 
 NO_B10 = "B10 is missing and filled with 0; the network was trained on L1C, where clear ground is near 0 in B10"
@@ -29,26 +29,20 @@ def _optical(path: str, inputs: SceneInputs) -> OpticalProduct:
         present = [position for position in positions if position]
         check_types(path, [dataset.dtypes[position - 1] for position in present])
         raster = image_file(path, dataset)
-        scaling = declared_scaling(path, dataset, present)
-        bands = tuple(
-            Band(raster, position, scaling.scale, scaling.offset, dataset.nodatavals[position - 1])
-            if position
-            else None
-            for position in positions
-        )
-        day = find_date(path, dataset.tags())
+        bands, source = declared_bands(path, dataset, raster, positions)
+        day, notes = find_date(path, dataset.tags()), _notes(dataset, present, raster.masked)
+        by_position = not are_named(dataset.descriptions)
         classes = find_class_band(raster, dataset.descriptions, dataset.indexes)
-        return OpticalProduct(
-            path, path, bands, day, scaling.source, classes=classes, notes=_notes(dataset, present, raster.masked)
-        )
+        return OpticalProduct(path, path, bands, day, source, classes=classes, notes=notes, by_position=by_position)
 
 
 def _notes(dataset: Any, present: Sequence[int], masked: bool) -> tuple[str, ...]:
     notes = []
     if len(present) < N_S2:
         notes.append(NO_B10)
-    elif not any(dataset.descriptions):
-        notes.append("bands have no names and are taken as B01 to B12 in order")
+    if not are_named(dataset.descriptions):
+        without = " without B10" if len(present) < N_S2 else ""
+        notes.append(f"bands have no names and are taken as B01 to B12{without} in order")
     if dataset.nodatavals[present[0] - 1] is None and not masked:
         notes.append("no nodata value is declared: pixels at 0 in all bands count as missing")
     strip = dataset.block_shapes[0][1]
@@ -62,10 +56,11 @@ def _radar(path: str, inputs: SceneInputs) -> RadarProduct:
         vv, vh = radar_bands(path, dataset.descriptions)
         raster = image_file(path, dataset)
         bands = tuple(
-            Band(raster, band, dataset.scales[vv - 1], dataset.offsets[vv - 1], dataset.nodatavals[vv - 1])
+            Band(raster, band, dataset.scales[band - 1], dataset.offsets[band - 1], dataset.nodatavals[band - 1])
             for band in (vv, vh)
         )
-        return RadarProduct(path, path, (bands[0], bands[1]), find_date(path, dataset.tags()))
+        day, by_position = find_date(path, dataset.tags()), not are_named(dataset.descriptions)
+        return RadarProduct(path, path, (bands[0], bands[1]), day, by_position=by_position)
 
 
 READER = Reader("image with all bands", lambda path: True, _read)

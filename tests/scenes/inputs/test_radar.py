@@ -12,7 +12,19 @@ from data.raster.rescaling import sar_to_unit
 from scenes.inputs.grid import Window
 from scenes.inputs.open import open_series
 from scenes.options import SceneInputs
-from tests.support.scene_files import CRS, HEIGHT, PLACE, WIDTH, ZONE_31, ground, read_all, speckle, write_tif, zone_31
+from tests.support.scene_files import (
+    CRS,
+    HEIGHT,
+    PLACE,
+    WIDTH,
+    ZONE_31,
+    ground,
+    notes_of,
+    read_all,
+    speckle,
+    write_tif,
+    zone_31,
+)
 
 
 def test_radar_on_the_optical_grid_is_read_as_it_is(optical, tmp_path):
@@ -118,22 +130,92 @@ def test_warped_radar_does_not_mix_nodata_in(optical, tmp_path):
     assert not result[:, 21:29].any()
 
 
-def test_linear_power_is_refused_until_told(optical, tmp_path):
-    power = (10 ** (speckle() / 10)).astype(np.float32)
-    path = write_tif(tmp_path / "s1_2018-06-18.tif", power)
+def as_stored(decibels: np.ndarray, units: str) -> np.ndarray:
+    """Backscatter in other units."""
+    if units == "coded":  # of openEO
+        return (10 ** ((decibels + 83) / 20)).round().astype(np.uint16)
+    factor = {"db": 1, "power": 10, "amplitude": 20}[units]
+    return decibels if units == "db" else (10 ** (decibels / factor)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("units", "note"),
+    [
+        ("db", ""),
+        ("power", "linear power of radar is turned into dB, by its values; else give --sar_units"),
+        ("amplitude", "amplitude of radar is turned into dB, by its values; else give --sar_units"),
+        ("coded", "radar is stored as amplitude with dB = 20 log10(value) -83, by its values"),
+    ],
+)
+def test_units_of_radar_are_recognised_by_its_values(units, note, optical, tmp_path):
+    path = write_tif(tmp_path / "s1_2018-06-18.tif", as_stored(speckle(), units), names=["VV", "VH"])
+    series = open_series(SceneInputs([optical], [path]))
+    # 5e-4 dB of 25: rounding of coded values near 700
+    np.testing.assert_allclose(
+        read_all(series).radar[0], sar_to_unit(speckle()), atol=5e-4 if units == "coded" else 1e-6
+    )
+    assert (f"{note} (s1_2018-06-18.tif)" in series.notes) == bool(note)
+    assert ("turned into dB" in notes_of(series)) == (units in ("power", "amplitude"))
+
+
+def test_units_that_are_given_must_fit_the_values(optical, tmp_path):
+    power = write_tif(tmp_path / "s1_2018-06-18.tif", as_stored(speckle(), "power"))
     with pytest.raises(
-        DataError,
-        match=r"expected backscatter in dB, found positive values only, .*; if they are linear power add --sar_units",
+        DataError, match="expected backscatter in dB, found positive values only, .*; leave --sar_units db"
     ):
-        open_series(SceneInputs([optical], [path]))
-    series = open_series(SceneInputs([optical], [path], radar_units="power"))
+        open_series(SceneInputs([optical], [power], radar_units="db"))
+    series = open_series(SceneInputs([optical], [power], radar_units="power"))
     np.testing.assert_allclose(read_all(series).radar[0], sar_to_unit(speckle()), atol=1e-6)  # float32 logarithms
     assert "linear power of radar is turned into dB, as given (s1_2018-06-18.tif)" in series.notes
     decibels = write_tif(tmp_path / "s1_2018-06-19.tif", speckle())
-    with pytest.raises(DataError, match="expected linear power, found -"):
-        open_series(SceneInputs([optical], [decibels], radar_units="power"))
-    with pytest.raises(UsageError, match="--sar_units must be one of db, power, not 'amplitude'"):
-        open_series(SceneInputs([optical], [decibels], radar_units="amplitude"))
+    for units, name in (("power", "linear power"), ("amplitude", "amplitude")):
+        with pytest.raises(DataError, match=f"expected {name}, found -.*; leave --sar_units {units} out"):
+            open_series(SceneInputs([optical], [decibels], radar_units=units))
+    with pytest.raises(UsageError, match="--sar_units must be one of auto, db, power, amplitude, not 'watt'"):
+        open_series(SceneInputs([optical], [decibels], radar_units="watt"))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "match"),
+    [
+        (
+            100 * speckle(),
+            r"expected backscatter in dB, found -1\d{3} and -1\d{3} in the median; if they are hundredths",
+        ),
+        (
+            as_stored(speckle(), "power") * 100_000**0.5,
+            "expected backscatter in dB or calibrated, found digital numbers",
+        ),
+    ],
+)
+def test_values_that_are_no_backscatter_are_refused(pixels, match, optical, tmp_path):
+    path = write_tif(tmp_path / "s1_2018-06-18.tif", pixels)
+    with pytest.raises(DataError, match=match):
+        open_series(SceneInputs([optical], [path]))
+
+
+def test_unnamed_vh_and_vv_are_swapped_with_a_note(optical, tmp_path):
+    swapped = write_tif(tmp_path / "s1_2018-06-18.tif", speckle()[::-1])
+    series = open_series(SceneInputs([optical], [swapped]))
+    assert np.array_equal(read_all(series).radar[0], sar_to_unit(speckle()))
+    assert "its bands have no names and are taken as VH, VV: the second one lies 5.9 dB above" in notes_of(series)
+    power = write_tif(tmp_path / "s1_2018-06-19.tif", as_stored(speckle()[::-1], "power"), names=["bands", "bands"])
+    result = read_all(open_series(SceneInputs([optical], [power]))).radar[0]
+    np.testing.assert_allclose(result, sar_to_unit(speckle()), atol=1e-6)
+    named = write_tif(tmp_path / "s1_2018-06-20.tif", speckle()[::-1], names=["VV", "VH"])
+    series = open_series(SceneInputs([optical], [named]))
+    assert np.array_equal(read_all(series).radar[0], sar_to_unit(speckle()[::-1]))  # names count
+    assert "of its bands, VV lies 5.9 dB below VH; check their order" in notes_of(series)
+
+
+def test_zeros_at_the_border_are_not_interpolated(optical, tmp_path):
+    backscatter = np.stack([np.full((HEIGHT, WIDTH), -10, np.float32), np.full((HEIGHT, WIDTH), -16, np.float32)])
+    backscatter[:, :, -30:] = 0
+    shifted = from_origin(400_005, 5_000_005, 10, 10)
+    path = write_tif(tmp_path / "s1_2018-06-18.tif", backscatter, transform=shifted)
+    result = read_all(open_series(SceneInputs([optical], [path]))).radar[0]
+    assert set(np.unique(result[0]).tolist()) == {0.0, np.float32(0.6).item()}  # -5 dB is no mean of ground and border
+    assert not result[..., -29:].any()
 
 
 def test_power_is_interpolated_before_decibels_are_made(optical, tmp_path):
