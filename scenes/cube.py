@@ -21,6 +21,7 @@ from model.restore import Reconstruction
 from scenes.inference import assemble_block
 from scenes.inputs.bands import are_named, optical_bands, polarisation_of, radar_bands
 from scenes.inputs.dates import date_labels, describe_pairs, pair_nearest
+from scenes.inputs.evidence import offset_evidence
 from scenes.inputs.grid import Grid, Window
 from scenes.inputs.optical import OpticalDate, OpticalImage
 from scenes.inputs.products import Band, OpticalProduct
@@ -41,7 +42,7 @@ from scenes.tiles import Tile, TilePlan
 
 _NAME = "the cube"  # in messages
 _REFLECTANCE_MAX = 2.0  # of a tile: values that nowhere exceed this are reflectance, not reflectance x 10000
-_STORED_MAX = 3.0  # reflectance of the darkest pixel of a tile: not even clouds have it
+_REFLECTANCE_LEAST = 3.0  # of the darkest pixel of a tile: not even clouds have it
 _BLOCK_BYTES, _LEAST_BLOCK = 2**27, 128  # of blocks that tiles are cut from, and their least side in pixels
 _lock = Lock()  # threads of a worker share one network, and torch's number of threads
 
@@ -78,7 +79,7 @@ def reconstruct_cube(
         scale: reflectance for each stored unit; 1 for reflectance. None takes it from the attributes, else 0.0001.
         offset: added to stored values, such as -1000 for products from baseline 04.00 that still have it; one number,
             or one for each time step. None takes it from the attributes or the coordinate `s2:processing_baseline`.
-        radar_units: of stored radar values, "db" or "power".
+        radar_units: of stored radar values, "db", "power" or "amplitude".
         device: cpu, cuda or cuda:N, of a network that is given as a folder.
         precision: auto, fp32, bf16 or fp16.
 
@@ -128,7 +129,9 @@ def reconstruct_cube(
     spec = _Spec(job, images, radar_images)
     given = network if isinstance(network, Reconstruction) else None
     fields = _build(spec, optical.array, None if backscatter is None else backscatter.array, given)
-    result = _as_result(fields, dataset, optical, {"network": f"{requirements.name}, {weights}", "notes": notes})
+    result = _as_result(
+        fields, dataset, optical, {"network": f"{requirements.name}, {weights}", "notes": "; ".join(notes)}
+    )
     is_lazy = optical.is_lazy or (backscatter is not None and backscatter.is_lazy)
     return result if is_lazy else result.compute()
 
@@ -169,11 +172,13 @@ class _Optical:
     Attributes:
         bands: 13 times the place in the array and the declared nodata value; None for a band that is missing.
         factors, shifts: as of `OpticalImage`.
+        offset_given: whether the user gives the offset.
     """
 
     bands: tuple[tuple[int, float | None] | None, ...]
     factors: tuple[float, ...]
     shifts: tuple[float, ...]
+    offset_given: bool
 
 
 @dataclass(frozen=True)
@@ -290,7 +295,8 @@ def _open_radar(dataset: xr.Dataset, required: bool, grid: Grid) -> _Stack | Non
             return None
     positions = radar_bands(name, [layer.label or None for layer in layers])
     stack = _open_stack(dataset, tuple(layers[position - 1] for position in positions))
-    difference = grid.difference(stack.grid)
+    crs = stack.grid.crs or grid.crs  # arithmetic on arrays drops attributes
+    difference = replace(grid, crs=grid.crs or crs).difference(replace(stack.grid, crs=crs))
     if difference:
         raise DataError(
             f"radar and optical cube have different {difference}; load both on one grid (odc.stac.load(like=...), "
@@ -368,10 +374,11 @@ def _scale(
         by = "the file" if scaled else "" if declared is None else "processing baseline in the cube"
         day = np.datetime64("2014-04-03") + stack.days[number]
         product = OpticalProduct(_NAME, f"{_NAME}, {label}", bands, day.astype(object), by, offset=offsets[number])
-        factors, shifts, scale_notes = resolve_scaling(product, inputs)
+        scaling, scale_notes = resolve_scaling(product, inputs)
         notes |= dict.fromkeys(scale_notes)
         places = tuple(None if place is None else (place, stack.layers[place].nodata) for place in stack.bands)
-        images.append(_Optical(places, tuple(factors.tolist()), tuple(shifts.tolist())))
+        factors, shifts = tuple(scaling.factors.tolist()), tuple(scaling.shifts.tolist())
+        images.append(_Optical(places, factors, shifts, scaling.given))
     return tuple(images), list(notes)
 
 
@@ -474,7 +481,7 @@ def _predict_tile(
     tile = spec.job.plan[number]
     pixels, radar_pixels = _join(optical), None if radar is None else _join(radar)
     job = replace(spec.job, series=spec.series(tile.window, pixels, radar_pixels))
-    _check_reflectance(job.series, tile.window)
+    _check_values(spec, job.series, tile.window)
     with _lock:
         content: dict[str, np.ndarray] = next(tile_contents(job, [tile], [read_tile(job, tile)], network=network))
     return content
@@ -484,31 +491,38 @@ def _join(pieces: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
     return np.concatenate([np.concatenate(row, axis=-1) for row in pieces], axis=-2)
 
 
-def _check_reflectance(series: SceneSeries, window: Window) -> None:
-    """Raise a `DataError` if the values of a tile are no reflectance with the scale that is assumed."""
-    for date in series.optical:
-        assert isinstance(date, OpticalDate)
-        image = date.images[0]
-        stored, missing = image.read_stored(window, date.grid)
-        values = stored[:, ~missing]
+def _check_values(spec: _Spec, series: SceneSeries, window: Window) -> None:
+    """Raise a `DataError` if the values of a tile are no reflectance, or no dB, with the scale that is assumed."""
+    for source, own in zip(series.optical, spec.optical, strict=True):
+        assert isinstance(source, OpticalDate)
+        stored, missing = source.images[0].read_stored(window, source.grid)
+        bands = [index for index, band in enumerate(own.bands) if band]
+        factors, shifts = (np.array(numbers)[bands, None] for numbers in (own.factors, own.shifts))
+        values = stored[:, ~missing] * factors
         if not values.size:
             continue
-        factors, shifts = (
-            np.array(own)[[band is not None for band in image.bands]] for own in (image.factors, image.shifts)
-        )
-        highest, lowest = (
-            float((values.max(axis=1) * factors).max()),
-            float((values.min(axis=1) * factors + shifts).min()),
-        )
-        if 0 < highest <= _REFLECTANCE_MAX:
+        if 0 < values.max() <= _REFLECTANCE_MAX:
             raise DataError(
-                f"{_NAME}: expected reflectance x 10000, found values up to {highest:.3g}; give scale=1 if they are "
-                "reflectance"
+                f"{_NAME}: expected reflectance x 10000, found values up to {values.max():.3g}; give scale=1 if they "
+                "are reflectance"
             )
-        if lowest >= _STORED_MAX * REFLECTANCE_SCALE:
+        lowest = float((values + shifts).min()) / REFLECTANCE_SCALE
+        if lowest >= _REFLECTANCE_LEAST:
             raise DataError(
-                f"{_NAME}: expected reflectance, found {lowest / REFLECTANCE_SCALE:.3g} or more after scaling; "
-                "check scale and offset"
+                f"{_NAME}: expected reflectance, found {lowest:.3g} or more after scaling; check scale and offset"
+            )
+        evidence = offset_evidence(values, bands)
+        if evidence.kind == "in" and not (own.offset_given or shifts.any()):
+            raise DataError(
+                f"{_NAME}: the offset of 1000 of new baselines is in the values: {evidence.reason}; give offset=-1000 "
+                "to take it off, one number for each date if only some have it, or offset=0 to keep it"
+            )
+    for day in series.radar:
+        values = day.read(window)
+        if (values > 0).any() and not (values < 0).any():
+            raise DataError(
+                f"{_NAME}: expected radar in dB, found positive values only, up to {np.nanmax(values):.3g}; give "
+                f"radar_units, one of {', '.join(UNITS)}"
             )
 
 
@@ -560,7 +574,7 @@ def _as_result(fields: Mapping[str, Any], dataset: xr.Dataset, stack: _Stack, at
     for name in fields:
         if mapping is not None:
             result[name].encoding["grid_mapping"] = mapping
-    result.attrs["dates"] = list(date_labels(stack.days))
+    result.attrs["dates"] = ",".join(date_labels(stack.days))
     return result
 
 

@@ -19,6 +19,7 @@ from scenes.cube import reconstruct_cube
 from scenes.options import SceneInputs, SceneOptions
 from scenes.outputs.fields import FIELDS
 from scenes.reconstruct import reconstruct_scene
+from tests.support import scene_files
 from tests.support.commands import ROOT
 from tests.support.scene_cases import CRS, DAYS, ORIGIN, write_run, write_scene
 
@@ -182,6 +183,25 @@ def test_reflectance_and_offsets_are_given_or_declared(files, runs, maps):
         assert_equal_to_maps(reconstruct_cube(decoded, runs[False], **TILING), maps[False])
 
 
+def test_values_that_contradict_what_is_assumed_are_errors_when_computed(files, runs):
+    pixels = np.stack([scene_files.ground(seed, size=(HEIGHT, WIDTH), offset=1000) for seed in range(3)])
+    cube = cube_of(files.optical).copy(data=pixels).chunk(y=50)
+    result = reconstruct_cube(cube, runs[False], **TILING)
+    with pytest.raises(DataError, match=r"offset of 1000 of new baselines is in the values: .*B10.*give offset=-1000"):
+        result.compute(scheduler="synchronous")
+    kept = reconstruct_cube(cube, runs[False], offset=0, **TILING).compute()
+    taken_off = reconstruct_cube(cube, runs[False], offset=-1000, **TILING).compute()
+    assert float(abs(kept.reflectance - taken_off.reflectance).max()) > 0
+    radar = cube_of(files.radar, names=("VV", "VH"))
+    power = 10 ** (radar / 10)
+    with pytest.raises(DataError, match="expected radar in dB, found positive values only, .* give radar_units"):
+        reconstruct_cube(cube_of(files.optical), runs[True], power, **TILING)
+    decibels = reconstruct_cube(cube_of(files.optical), runs[True], radar, **TILING)
+    for units, values in (("power", power), ("amplitude", np.sqrt(power))):
+        same = reconstruct_cube(cube_of(files.optical), runs[True], values, radar_units=units, **TILING)
+        np.testing.assert_allclose(same.reflectance, decibels.reflectance, atol=1e-4)
+
+
 def test_cubes_that_do_not_fit_are_refused_before_anything_is_computed(files, runs):
     cube = cube_of(files.optical, chunks=(1, 13, 50, 50))
     radar = cube_of(files.radar, names=("VV", "VH"))
@@ -212,7 +232,7 @@ def test_notes_are_warnings(files, runs):
     cube = cube_of(files.optical, chunks=(1, 13, 50, 50)).assign_coords(time=np.array([*DAYS[:2], DAYS[1]], "M8[ns]"))
     with pytest.warns(UserWarning, match="several images of 2018-06-11: all are used"):
         result = reconstruct_cube(cube, runs[False])
-    assert result.attrs["dates"] == ["2018-06-01", "2018-06-11", "2018-06-11 (2)"]
+    assert result.attrs["dates"] == "2018-06-01,2018-06-11,2018-06-11 (2)"
 
 
 def test_the_package_offers_it_without_importing_anything_heavy():
