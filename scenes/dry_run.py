@@ -14,7 +14,14 @@ from scenes.inputs.series import SceneSeries
 from scenes.options import SceneOptions
 from scenes.outputs.cog import BLOCK
 from scenes.predict import Job, predict, read_tile
-from scenes.reconstruct import MEMORY_ADVICE, count_workers, device_and_batch, plan_images, plan_job
+from scenes.reconstruct import (
+    MEMORY_ADVICE,
+    count_workers,
+    describe_periods,
+    device_and_batch,
+    plan_images,
+    plan_job,
+)
 from scenes.requirements import VARIANCES, ModelRequirements, read_requirements
 from scenes.summary import describe_series
 from scenes.tiles import Tile
@@ -44,7 +51,7 @@ def dry_run(options: SceneOptions) -> None:
     ):
         assumed = requirements or _assumed_requirements(series)
         images = plan_images(options, assumed, series)
-        notes = list(series.notes)
+        notes = [*series.notes, *describe_periods(options, series, images)]
         if requirements is not None:
             notes += requirements.check(len(images[0].dates), series.has_radar)
         detectors = choose_detectors(options.detector, series)
@@ -138,22 +145,26 @@ def _tile_seconds(job: Job, tiles: list[Tile]) -> float | None:
     """Seconds to read and predict one tile of one image, measured from the middle outwards; None without any data."""
     middle = len(tiles) // 2
     order = sorted(range(len(tiles)), key=lambda number: abs(number - middle))
-    step = max(1, len(order) // _TRIES)
-    spent, count, warm = 0.0, 0, False
-    for number in order[::step]:
+    candidates = [tiles[number] for number in order[:: max(1, len(order) // _TRIES)]]
+
+    def measure(tile: Tile) -> float | None:
         started = time.perf_counter()
-        entry = read_tile(job, tiles[number])
+        entry = read_tile(job, tile)
         if entry.x is None:
-            continue
+            return None
         list(predict(job, entry.x[None]))
-        if warm:
-            spent, count = spent + time.perf_counter() - started, count + 1
-        elif len(order) == 1:
-            return time.perf_counter() - started
-        warm = True
-        if spent > _MEASURED_S:
+        return time.perf_counter() - started
+
+    first = next((index for index, tile in enumerate(candidates) if measure(tile) is not None), None)  # warm-up
+    if first is None:
+        return None
+    seconds: list[float] = []
+    for tile in candidates[first:]:
+        duration = measure(tile)
+        seconds += [] if duration is None else [duration]
+        if sum(seconds) > _MEASURED_S:
             break
-    return spent / count if count else None
+    return sum(seconds) / len(seconds)
 
 
 def _size(number: int) -> str:

@@ -49,7 +49,7 @@ def reconstruct_scene(options: SceneOptions) -> None:
         series = stack.enter_context(open_series(options.inputs))
         images = plan_images(options, requirements, series)
         notes = [*series.notes, *requirements.check(len(images[0].dates), series.has_radar)]
-        notes += _describe_periods(options, series, images)
+        notes += describe_periods(options, series, images)
         detectors = choose_detectors(options.detector, series)
         notes += detectors.notes
         job = plan_job(options, requirements, series, images, device, detectors)
@@ -137,7 +137,7 @@ def plan_images(options: SceneOptions, requirements: ModelRequirements, series: 
     return images_of_periods(series.days, options.composite, count)
 
 
-def _describe_periods(options: SceneOptions, series: SceneSeries, images: Sequence[OutputImage]) -> list[str]:
+def describe_periods(options: SceneOptions, series: SceneSeries, images: Sequence[OutputImage]) -> list[str]:
     """A note on the months or seasons that have too few dates."""
     if not options.composite:
         return []

@@ -21,6 +21,7 @@ from scenes.inputs.series import OpticalSource, RadarSource, SceneSeries
 
 FULL = 2**22  # pixels of a band that are read completely; of larger ones every n-th
 _MOSAIC = 2**20  # pixels at which a date of several images is composed
+_SMALL = 200  # stored units: means of overviews are off by a quarter of one
 _BLOCK = 256  # pixels along a side of the windows that sample a source which is read only on the grid of the scene
 
 
@@ -150,9 +151,14 @@ def _image_statistics(image: OpticalImage, series: SceneSeries) -> dict[int, tup
             results |= {index: (None, 0.0) for index, _ in members}
             continue
         planes, missing = _read_bands([band for _, band in members], window, step)
-        missing |= missing_pixels(np.stack(planes), [band.nodata for _, band in members])
-        for (index, _), plane in zip(members, planes, strict=True):
+        indices = [index for index, _ in members]
+        factors, shifts = (np.array([values[index] for index in indices]) for values in (image.factors, image.shifts))
+        missing |= missing_pixels(np.stack(planes), [band.nodata for _, band in members], indices, factors, shifts)
+        for (index, band), plane in zip(members, planes, strict=True):
             mean, share = _statistics(plane, ~missing, inside)
+            if mean is not None and step > 1 and abs(mean) < _SMALL and plane.dtype.kind in "iu":
+                exact = read_coarse(band.raster, [band.position], window, step, overviews=False).stored[0]
+                mean, _ = _statistics(exact, ~missing, inside)
             if mean is not None:
                 mean = (mean * image.factors[index] + image.shifts[index]) / REFLECTANCE_SCALE
             results[index] = mean, share
