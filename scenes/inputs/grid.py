@@ -14,6 +14,8 @@ from common.errors import DataError
 
 LONGITUDE_LATITUDE = "EPSG:4326"
 _EDGE_POINTS = 16  # along each edge: straight in the scene's projection is curved in longitude and latitude
+_TRAINING_METRES, _TRAINING_DEGREES = 10.0, 8.983e-5
+_SIMILAR = 0.2  # relative difference in the size of pixels that is not mentioned
 _TOLERANCE = 0.01  # of a pixel: grids that differ by less are the same
 
 
@@ -80,6 +82,29 @@ class Grid:
         """The grid of a window, which may reach beyond this grid."""
         origin = Affine.translation(window.left, window.top)
         return Grid(window.height, window.width, self.transform @ origin, self.crs)
+
+    def pixel_note(self) -> str:
+        """How the size of its pixels differs from that of the training data, 10 m; empty if it does not."""
+        a, b, _, d, e, _ = tuple(self.transform)[:6]
+        sizes = np.hypot([a, b], [d, e])
+        if self.crs is None:
+            return ""
+        if self.crs.is_geographic:
+            # SEN12MS-CR-TS has pixels of as many degrees, of 10 m from south to north and at the equator
+            if np.allclose(sizes, _TRAINING_DEGREES, rtol=_SIMILAR):
+                return ""
+            latitude = self.xy(self.width / 2, self.height / 2)[1]
+            metres = sizes / _TRAINING_DEGREES * _TRAINING_METRES * [np.cos(np.radians(latitude)), 1]
+            size = f"{sizes[0]:.6g} x {sizes[1]:.6g} degrees, about {metres[0]:.3g} x {metres[1]:.3g} m"
+        else:
+            metres = sizes * (self.crs.linear_units_factor[1] if self.crs.is_projected else 1)
+            if np.allclose(metres, _TRAINING_METRES, rtol=_SIMILAR):
+                return ""
+            size = f"{metres[0]:.4g} x {metres[1]:.4g} m"
+        return (
+            f"pixels are {size}; networks were trained on {_TRAINING_METRES:g} m: give images on such a grid, or "
+            "--resolution 10 with the --crs of its UTM zone"
+        )
 
     def footprint(self) -> tuple[dict[str, Any] | None, list[float] | None]:
         """The outline as GeoJSON in longitude and latitude, and west, south, east, north; None without a CRS.

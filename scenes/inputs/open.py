@@ -69,7 +69,12 @@ def _open_products(inputs: SceneInputs) -> SceneSeries:
     images, image_notes = _open_optical(optical, inputs)
     groups = _group_by_date(optical, images, place.grid)
     days = tuple(days_since_origin(_day(optical[group[0]])) for group in groups)
-    notes = [*place.notes, *skipped, *_date_notes(groups, optical, days, image_notes)]
+    notes = [
+        *place.notes,
+        *filter(None, [place.grid.pixel_note()]),
+        *skipped,
+        *_date_notes(groups, optical, days, image_notes),
+    ]
     dates = [[optical[index] for index in group] for group in groups]
     radar, radar_days, radar_notes = _open_radar(dates, products.radar, pairs, days, place.grid, inputs)
     nodata = next((image.nodata for image in images if image.nodata is not None), None)

@@ -45,6 +45,24 @@ def test_grids_must_agree_and_the_error_names_both(tmp_path):
     assert open_series(SceneInputs([first, str(tmp_path / "b_2018-06-26.tif")])).grid.transform == PLACE
 
 
+@pytest.mark.parametrize(
+    ("crs", "size", "note"),
+    [
+        ("EPSG:32632", 10, ""),
+        ("EPSG:32632", 60, "pixels are 60 x 60 m; networks were trained on 10 m"),
+        ("EPSG:4326", 8.983e-5, ""),  # as SEN12MS-CR-TS
+        ("EPSG:4326", 0.0005, "pixels are 0.0005 x 0.0005 degrees, about 39.4 x 55.7 m; networks were trained on 10 m"),
+        ("EPSG:2264", 32.8084, ""),  # feet
+        ("EPSG:2264", 10, "pixels are 3.048 x 3.048 m; networks"),
+    ],
+)
+def test_pixels_of_another_size_than_in_training_are_noted(crs, size, note, tmp_path):
+    corner = {"EPSG:32632": (400_000, 5_000_000), "EPSG:4326": (9, 45), "EPSG:2264": (2_000_000, 700_000)}[crs]
+    path = write_tif(tmp_path / "2018-06-21.tif", ground(), crs=crs, transform=from_origin(*corner, size, size))
+    notes = notes_of(open_series(SceneInputs([path])))
+    assert (note in notes) if note else ("networks were trained on 10 m" not in notes)
+
+
 def test_sources_of_images_exclude_each_other(tmp_path):
     with pytest.raises(UsageError, match="name the scene by one of --optical, --list and --folder; got"):
         open_series(SceneInputs())
