@@ -206,18 +206,15 @@ def _compose(
         series: of which every step-th pixel is looked at.
     """
     step = _step(series.grid.window, _MOSAIC)
-    composed, filled, covered = np.empty(0), np.False_, np.False_
-    for values, valid, within in parts(step):
-        if composed.size:
-            added = valid & ~filled
-            composed[:, added] = values[:, added]
-        else:
-            composed = values
-        filled, covered = filled | valid, covered | within
-    inside = np.asarray(covered)
+    images = parts(step)
+    composed, filled, inside = next(images)
+    for values, valid, within in images:
+        added = valid & ~filled
+        composed[:, added] = values[:, added]
+        filled, inside = filled | valid, inside | within
     if series.area is not None:
         inside = inside & _polygon_mask(series.area.polygons, series.grid, series.grid.window, inside.shape)
-    return {index: _statistics(plane, np.asarray(filled), inside) for index, plane in enumerate(composed)}
+    return {index: _statistics(plane, filled, inside) for index, plane in enumerate(composed)}
 
 
 def _outside(band: Band, grid: Grid, step: int) -> np.ndarray:
@@ -231,7 +228,7 @@ def _outside(band: Band, grid: Grid, step: int) -> np.ndarray:
 def _radar_statistics(image: RadarImage, series: SceneSeries) -> dict[int, tuple[float | None, float]]:
     """Mean in dB and share of valid pixels of each band of a radar image, on its own grid."""
     same = image.bands[0].raster.grid == image.bands[1].raster.grid
-    results = {}
+    results: dict[int, tuple[float | None, float]] = {}
     for index, band in enumerate(image.bands):
         window, step, inside = _part_within(band.raster.grid, series)
         if not window.size:

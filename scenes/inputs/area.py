@@ -291,26 +291,25 @@ def _project(grid: Grid, points: Sequence[tuple[float, float]], crs: Any, name: 
 
 def _choose_lattice(grids: Sequence[Grid], names: Sequence[str], inputs: SceneInputs) -> Grid:
     """The grid whose pixels the scene has; its size does not matter."""
+    if not (inputs.crs or inputs.resolution):
+        stranger = next((grid for grid in grids if grid.place_in(grids[0]) is None), None)
+        if stranger is not None:
+            raise _different(grids, names, stranger)
+        return grids[0]
+    for grid, name in zip(grids, names, strict=True):
+        if grid.crs is None:
+            raise DataError(f"{name} has no coordinate system; assign one (gdal_edit.py -a_srs EPSG:...)")
     crs = _given_crs(inputs.crs) if inputs.crs else grids[0].crs
-    if inputs.crs or inputs.resolution:
-        for grid, name in zip(grids, names, strict=True):
-            if grid.crs is None:
-                raise DataError(f"{name} has no coordinate system; assign one (gdal_edit.py -a_srs EPSG:...)")
-    size = _given_size(inputs.resolution, crs)
     own = [grid for grid in grids if grid.crs == crs]
     if not inputs.crs and len(own) < len(grids):
         raise _different(grids, names, next(grid for grid in grids if grid.crs != crs))
+    size = _given_size(inputs.resolution, crs)
     if size is None and own:
         size = min(max(_pixel_size(grid)) for grid in own)
-    lattice = next((grid for grid in own if np.allclose(_pixel_size(grid), size, rtol=1e-6)), None)
-    if lattice is None and size is None:
+    if size is None:
         size = _rounded(min(_projected_size(grid, crs, name) for grid, name in zip(grids, names, strict=True)))
-    if not (inputs.crs or inputs.resolution):
-        lattice = grids[0]
-        stranger = next((grid for grid in grids if grid.place_in(lattice) is None), None)
-        if stranger is not None:
-            raise _different(grids, names, stranger)
-    return lattice or _tap(grids[0], crs, float(size or 0), names[0])
+    with_size = (grid for grid in own if np.allclose(_pixel_size(grid), size, rtol=1e-6))
+    return next(with_size, None) or _tap(grids[0], crs, size, names[0])
 
 
 def _different(grids: Sequence[Grid], names: Sequence[str], grid: Grid) -> DataError:

@@ -325,7 +325,8 @@ def sample(raster: Raster, positions: Sequence[int], scene: Grid, step: int) -> 
         np.minimum(np.arange(length) * step + step / 2, size - 0.5)
         for length, size in zip(shape, scene.shape, strict=True)
     )
-    xs, ys = scene.transform @ np.broadcast_arrays(columns[None, :], rows[:, None])
+    a, b, c, d, e, f = tuple(scene.transform)[:6]
+    xs, ys = (a * columns[None, :] + b * rows[:, None] + c, d * columns[None, :] + e * rows[:, None] + f)
     if raster.grid.crs != scene.crs:
         points = transform_points(scene.crs, raster.grid.crs, xs.ravel(), ys.ravel())[:2]
         xs, ys = (np.reshape(values, shape) for values in points)
