@@ -1,17 +1,21 @@
-"""The Python of docs/usage.md runs as it stands there, and its commands name flags that exist."""
+"""The Python of docs/usage.md runs as it stands there; its commands and those of docs/inputs.md have valid flags."""
 
 import re
 import shlex
+
+import pytest
 
 from reconstruct_scene import build_parser
 from tests.support.commands import ROOT
 from tests.support.scene_cases import write_run, write_scene
 
-TEXT = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
+
+def text_of(page: str) -> str:
+    return (ROOT / "docs" / page).read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = "usage.md") -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text_of(page), re.MULTILINE | re.DOTALL)
     return [content for kind, content in found if kind == language]
 
 
@@ -32,8 +36,9 @@ def test_python_runs_as_it_stands(tmp_path, monkeypatch):
     assert float(names["ndvi"].y[0]) == 5_399_995
 
 
-def test_commands_name_flags_that_exist():
-    lines = [line for block in blocks("") for line in block.splitlines() if "reconstruct_scene.py" in line]
+@pytest.mark.parametrize("page", ["usage.md", "inputs.md"])
+def test_commands_name_flags_that_exist(page):
+    lines = [line for block in blocks("", page) for line in block.splitlines() if "reconstruct_scene.py" in line]
     assert len(lines) >= 4
     for line in lines:
         words = shlex.split(line)
@@ -41,5 +46,5 @@ def test_commands_name_flags_that_exist():
     known = build_parser().format_help()
     # of other programs: the training's flags, and Dask's
     others = {"--use_sar", "--loss", "--host", "--nworkers", "--nthreads"}
-    for flag in set(re.findall(r"(?<![\w-])--[a-z_]+", TEXT)) - others:
-        assert flag in known, f"docs/usage.md names {flag}, which reconstruct_scene.py does not know"
+    for flag in set(re.findall(r"(?<![\w-])--[a-z_]+", text_of(page))) - others:
+        assert flag in known, f"docs/{page} names {flag}, which reconstruct_scene.py does not know"
