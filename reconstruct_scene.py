@@ -1,4 +1,4 @@
-"""Reconstruct a scene without clouds: GeoTIFFs in, maps for a GIS with their uncertainty out."""
+"""Reconstruct a scene without clouds: satellite images in, maps for a GIS with their uncertainty out."""
 
 import argparse
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ GROUPS = {
 }
 EXAMPLES = """examples:
   python reconstruct_scene.py --weights results/my_run --optical s2_*.tif --sar s1_*.tif --out maps/june
-  python reconstruct_scene.py --optical s2_*.tif --sar s1_*.tif --dry_run
+  python reconstruct_scene.py --optical S2A_MSIL1C_2018*.zip --bbox 12.4 41.8 12.6 42.0 --dry_run
   python reconstruct_scene.py --weights results/my_run --optical s2_*.tif --every_date --zarr --out maps/2018
   python reconstruct_scene.py --weights results/my_run --list june.csv --workers 4 --out maps/june
   python reconstruct_scene.py --weights results/my_run --folder SEN12MSCRTS/ROIs1868/73 --numbers 3 4 5 --out maps/roi
 
-Run the same command again after an interruption to resume. docs/usage.md describes inputs, products and clusters."""
+Run the same command again after an interruption to resume. docs/inputs.md describes inputs, docs/usage.md products and clusters."""
 
 
 def build_parser() -> argparse.ArgumentParser:

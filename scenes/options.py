@@ -68,11 +68,11 @@ class SceneInputs:
         UsageError: if they contradict each other.
     """
 
-    optical: Sequence[str] = flag("inputs", (), "Sentinel-2 GeoTIFFs on one grid, one for each date", nargs="+", metavar="TIF")
-    radar: Sequence[str] = flag("inputs", (), "Sentinel-1 GeoTIFFs, VV and VH; each date takes the nearest in time", name="sar", nargs="+", metavar="TIF")
-    dates: Sequence[str] = flag("inputs", (), "of --optical, like 2018-06-21 (default: from tags or names); of --folder the dates to take", nargs="+", metavar="DAY")
-    radar_dates: Sequence[str] = flag("inputs", (), "of --sar", name="sar_dates", nargs="+", metavar="DAY")
-    manifest: str = flag("inputs", "", "CSV or JSON of one scene: optical, radar, date, radar_date", name="list", metavar="FILE")
+    optical: Sequence[str] = flag("inputs", (), "Sentinel-2 images: products (.SAFE, zipped or not), band files or their folders, GeoTIFFs, Earth Engine stacks, netCDF and Zarr cubes", nargs="+", metavar="IMAGE")
+    radar: Sequence[str] = flag("inputs", (), "Sentinel-1 images of VV and VH, terrain-corrected; each date takes the nearest in time", name="sar", nargs="+", metavar="IMAGE")
+    dates: Sequence[str] = flag("inputs", (), "of the images of --optical, like 2018-06-21 (default: from metadata or names); of --folder the dates to take", nargs="+", metavar="DAY")
+    radar_dates: Sequence[str] = flag("inputs", (), "of the images of --sar", name="sar_dates", nargs="+", metavar="DAY")
+    manifest: str = flag("inputs", "", "CSV or JSON with a row for each date: optical, radar, date, radar_date, offset, scale", name="list", metavar="FILE")
     allow_vrt: bool = flag("inputs", False, "accept VRT files, mosaics or stacks of images in their own folder", action="store_true")
     folder: str = flag("inputs", "", "a region of SEN12MS-CR-TS, ROOT/ROIs1868/73", metavar="DIR")
     numbers: Sequence[int] = flag("inputs", (), "which of the 30 dates of --folder (default: all)", type=int, nargs="+", metavar="N")
