@@ -23,6 +23,7 @@ _NEGATIVE_DB, _NEGATIVE_POWER = (
     0.05,
 )  # at least this share of dB is negative, at most that of power (noise taken off)
 _AMPLITUDE_STEP, _AMPLITUDE_LEVEL = 4.6, -10.5  # dB, if taken as power: VV above VH by less, and VV above
+_WATER_STEP = 3.1  # the same whatever the level
 _SWAPPED_STEP, _SWAPPED_SHARE = -2.0, 0.25  # dB of VV above VH in the median, and the share of pixels where it is above
 _LATTICE = 33  # points along each side of a scene that measure how much of it a radar image covers
 
@@ -240,7 +241,8 @@ def _units_of(name: str, values: np.ndarray) -> str:
     decibels = 10 * np.log10(positive)
     step = abs(float(np.median(decibels[0] - decibels[1]))) if positive.size else np.inf
     level = float(np.median(decibels.max(axis=0))) if positive.size else -np.inf
-    return "amplitude" if step < _AMPLITUDE_STEP and level > _AMPLITUDE_LEVEL else "power"
+    flat = step < _WATER_STEP or step < _AMPLITUDE_STEP and level > _AMPLITUDE_LEVEL
+    return "amplitude" if flat else "power"
 
 
 def _check_given(name: str, units: str, values: np.ndarray) -> None:
