@@ -100,9 +100,11 @@ def _plan_lines(options: SceneOptions, job: Job, has_weights: bool) -> Iterator[
     if seconds is None:
         yield "time: unknown, no tile with data was found"
         return
-    predicting = seconds * len(tiles) * len(job.images) / workers
+    predicting = seconds * len(tiles) * len(job.images) / (1 if options.scheduler else workers)
     writing = _WRITE_S * grid.window.size * _map_bands(job) * len(job.images)
     parallel = f", {workers} at a time" if workers > 1 else ""
+    if options.scheduler:
+        parallel = " here; the workers of the cluster share them"
     yield (
         f"time: about {_duration(predicting + writing)}: {seconds:.2g} s for each tile and image, measured{parallel}, "
         f"and {_duration(writing)} for writing the maps"

@@ -197,6 +197,21 @@ def test_means_of_real_images_equal_those_of_plain_reads(products):
         assert bands[name]["mean"] == pytest.approx(stored[index].mean() / 10000, rel=1e-6)
 
 
+def test_means_of_real_bands_of_three_resolutions_equal_those_of_plain_reads(products):
+    folder = products / "l1c_bands_jp2"
+    content = describe(SceneInputs([str(folder)]))
+    (date,) = content["dates"]
+    assert date["day"] == "2017-02-16"
+    assert (content["grid"]["height"], content["grid"]["width"], content["grid"]["crs"]) == (768, 1536, "EPSG:32633")
+    for name in S2_BANDS:
+        (path,) = folder.glob(f"*_{name}.jp2")
+        with rasterio.open(path) as source:
+            stored = source.read(1)
+        band = date["bands"][name]
+        assert (band["source"], band["position"]) == (str(path), 1)
+        assert band["mean"] == pytest.approx(stored[stored > 0].mean() * 0.0001, rel=1e-3)
+
+
 def test_regions_of_the_data_set(tree):
     content = describe(SceneInputs(folder=str(tree / "ROIs1868" / "73"), numbers=[0, 1]))
     assert len(content["dates"]) == 2
