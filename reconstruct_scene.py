@@ -22,7 +22,8 @@ EXAMPLES = """examples:
   python reconstruct_scene.py --weights results/my_run --list june.csv --workers 4 --out maps/june
   python reconstruct_scene.py --weights results/my_run --folder SEN12MSCRTS/ROIs1868/73 --numbers 3 4 5 --out maps/roi
 
-Run the same command again after an interruption to resume. docs/inputs.md describes inputs, docs/usage.md products and clusters."""
+Run the same command again after an interruption to resume. docs/inputs.md describes images,
+docs/usage.md products and clusters."""
 
 
 def build_parser() -> argparse.ArgumentParser:

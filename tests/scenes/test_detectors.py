@@ -15,6 +15,7 @@ from data.constants import S2_BANDS
 from data.raster.geotiff import days_since_origin
 from reconstruct_scene import main
 from scenes.detectors import choose_detectors, date_clouds
+from scenes.inputs.grid import Window
 from scenes.inputs.open import open_series
 from scenes.inputs.optical import OpticalDate
 from scenes.inputs.products import Band, ClassBand
@@ -245,3 +246,18 @@ def test_records_of_the_earlier_default_stay_valid(tmp_path, scene_run, capsys):
     assert call(main, *line, "--detector", "s2cloudless_mask") == 0
     assert call(main, *line) == 0
     assert "is complete already" in capsys.readouterr().out
+
+
+def test_real_l2a_takes_its_scene_classification(products):
+    (folder,) = (products / "l2a_cogs_stac").iterdir()
+    with open_files(str(folder)) as series:
+        chosen = choose_detectors("auto", series)
+        assert chosen.of_dates == ("scl",)
+        window = Window(101, 501, 400, 411)  # odd edges cut pixels of the classification
+        raw, valid = series.optical[0].read(window)
+        clouds = date_clouds(series, 0, window, raw, "scl")
+        assert date_clouds(series, 0, series.grid.window, raw, "scl")[window.slices].tolist() == clouds.tolist()
+    with rasterio.open(folder / "SCL.tif") as source:
+        scl = np.repeat(np.repeat(source.read(1), 2, axis=0), 2, axis=1)[window.slices]
+    assert 0 < clouds[valid].mean() < 1
+    np.testing.assert_array_equal(clouds, np.isin(scl, CLOUD_CLASSES))
