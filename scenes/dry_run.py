@@ -91,7 +91,7 @@ def _plan_lines(options: SceneOptions, job: Job, has_weights: bool) -> Iterator[
         f"cluster {options.scheduler}" if options.scheduler else f"{workers} process{'es' if workers > 1 else ''}"
     )
     yield f"tiles: {len(tiles)} of {plan.tile} pixels, overlap {plan.overlap}{unused}; {processes} on {job.device}"
-    work, maps = disk_bytes(job)
+    work, maps = disk_bytes(job, options.zarr)
     yield f"disk: at most {_size(work)} in --out/.work while it runs and {_size(maps)} of maps"
     if not has_weights:
         yield "time: --weights is needed to estimate it"
@@ -111,8 +111,12 @@ def _plan_lines(options: SceneOptions, job: Job, has_weights: bool) -> Iterator[
     )
 
 
-def disk_bytes(job: Job) -> tuple[int, int]:
+def disk_bytes(job: Job, zarr: bool = False) -> tuple[int, int]:
     """Upper bounds of the disk space of a reconstruction.
+
+    Args:
+        job: what is made.
+        zarr: whether the images are written into a Zarr store as well.
 
     Returns:
         Bytes of unfinished files, and of maps. Both hold without compression, which takes about a third of them away.
@@ -127,7 +131,8 @@ def disk_bytes(job: Job) -> tuple[int, int]:
     masks = (n_dates if job.detectors else 0) + job.keep_clear
     blocks = pixels * (2 * _map_bands(job) + 2 * masks)
     maps = pixels * (2 * _map_bands(job) + masks) * 4 // 3  # with overviews
-    return n_images * (tiles + blocks), n_images * maps
+    store = pixels * (2 * _map_bands(job) + masks) if zarr else 0
+    return n_images * (tiles + blocks), n_images * (maps + store)
 
 
 def _map_bands(job: Job) -> int:

@@ -1,6 +1,7 @@
 """Where a scene lies: unions, other grids, --bbox and --aoi, compared with reads by plain rasterio."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from common.errors import DataError, UsageError
 from data.constants import S2_BANDS
 from scenes.inputs.open import open_series
 from scenes.options import SceneInputs
+from tests.support.commands import ROOT
 from tests.support.scene_files import CRS, HEIGHT, PLACE, WIDTH, ZONE_31, ground, notes_of, read_all, write_tif
 
 DAYS = ("2018-06-21", "2018-06-26")
@@ -124,6 +126,7 @@ def test_pixels_outside_of_an_area_are_marked_and_read_all_the_same(tmp_path, ki
     assert (inside != expected)[np.abs(rows - columns) > 1].sum() == 0  # the diagonal passes through centres
     part = type(series.grid.window)(7, 3, 20, 30)
     np.testing.assert_array_equal(series.area.inside(part), inside[7:27, 3:33])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(series)).area.inside(series.grid.window), inside)
     pixels = read_all(series)
     assert pixels.valid.all(), "the network sees the surroundings"
     np.testing.assert_array_equal(pixels.raw[0], ground(0)[:, 10:50, 20:60])
@@ -292,3 +295,22 @@ def test_a_mask_within_a_file_holds_on_another_grid_too(tmp_path):
     valid = read_all(series).valid[0]
     assert not valid[:, :14].any()
     assert valid[:, 17:].all()
+
+
+def test_real_patches_side_by_side_are_one_scene_and_their_days_one_date():
+    folder = ROOT.parent / "shared" / "data" / "real_series" / "ROIs2017" / "146" / "S2"
+    if not folder.is_dir():
+        pytest.skip("the real series lies beside the project; this clone has none")
+    paths = [sorted((folder / number).glob("*.tif")) for number in ("0", "1")]
+    series = open_series(SceneInputs([str(path) for path in (*paths[1], *paths[0][::-1])]))
+    assert series.labels == ("2018-01-06", "2018-01-21")
+    assert series.grid.shape == (256, 128)
+    pixels = read_all(series)
+    for date, parts in enumerate(paths):
+        for path in parts:
+            with rasterio.open(path) as source:
+                column, row = (
+                    round(value) for value in ~series.grid.transform @ (source.transform.c, source.transform.f)
+                )
+                own = pixels.raw[date][:, row : row + 128, column : column + 128]
+                np.testing.assert_array_equal(own, source.read())
