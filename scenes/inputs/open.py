@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -86,7 +86,8 @@ def _open_products(inputs: SceneInputs) -> SceneSeries:
     series = SceneSeries(
         place.grid, days, radar_days, sources, radar, nodata, (*products.notes, *notes, *radar_notes), place.area
     )
-    dataset_pool().close(series.paths)
+    if not series.cache_bytes:  # decoded blocks, which are lost by closing, are needed again soon
+        dataset_pool().close(series.paths)
     return series
 
 
@@ -173,8 +174,8 @@ def _with_values(products: tuple[OpticalProduct, ...], inputs: SceneInputs) -> t
         if len(values) != len(products):
             text = f"{len(products)} images of --optical, but {len(values)} values of --{name}; give one for each"
             raise UsageError(text)
-        pairs = zip(products, values, strict=True)
-        products = tuple(replace(product, **{name: _value(value)}) for product, value in pairs)
+        changes: list[dict[str, Any]] = [{name: _value(value)} for value in values]
+        products = tuple(replace(product, **change) for product, change in zip(products, changes, strict=True))
     return products
 
 
