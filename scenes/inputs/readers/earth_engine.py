@@ -12,13 +12,13 @@ from scenes.inputs.bands import band_of, optical_bands, polarisation_of, radar_b
 from scenes.inputs.dataset_pool import is_remote, open_raster
 from scenes.inputs.dates import find_date, parse_date
 from scenes.inputs.optical import check_types
-from scenes.inputs.products import Band, ClassBand, OpticalProduct, Products, RadarProduct, Reader
+from scenes.inputs.products import Band, OpticalProduct, Products, RadarProduct, Reader, find_class_band
 from scenes.inputs.raster import ImageFile, image_file
 from scenes.inputs.readers.geotiff import NO_B10
 from scenes.inputs.scaling import declared_bands
 from scenes.options import SceneInputs
 
-_CLASSES = {"scl": "scl", "qa60": "qa60"}
+_CLASSES = ("scl", "qa60")
 _SUFFIX = re.compile(r"\d{1,4}|(?:19|20)\d{2}[-_]?\d{2}(?:[-_]?\d{2})?(?:T\d{6})?")  # a counter or a date
 _PREFIX = re.compile(r"\d+|.*(?<!\d)(?:19|20)\d{2}[-_]?\d{2}[-_]?\d{2}(?!\d).*")  # the same, or a product's name
 
@@ -47,10 +47,6 @@ class StackImage:
     def has_radar(self) -> bool:
         """Whether it has VV and VH."""
         return {polarisation_of(name) for name in self.names} >= set(range(len(S1_BANDS)))
-
-    def position(self, name: str) -> int | None:
-        """Of a band by its name in lower case."""
-        return next((at for own, at in zip(self.names, self.positions, strict=True) if own.lower() == name), None)
 
 
 def split_stack(descriptions: Sequence[str | None]) -> list[StackImage]:
@@ -138,14 +134,7 @@ def _optical(path: str, dataset: Any, raster: ImageFile, image: StackImage) -> O
     present = [position for position in positions if position]
     check_types(path, [dataset.dtypes[position - 1] for position in present])
     bands, source = declared_bands(path, dataset, raster, positions)
-    classes = next(
-        (
-            ClassBand(Band(raster, position), kind)
-            for name, kind in _CLASSES.items()
-            if (position := image.position(name)) is not None
-        ),
-        None,
-    )
+    classes = find_class_band(raster, image.names, image.positions)
     level = "L2A" if classes is not None and classes.kind == "scl" else ""
     notes = (NO_B10,) if len(present) < len(positions) else ()
     return OpticalProduct(path, name, bands, _day(image), source, level, classes=classes, notes=notes)
