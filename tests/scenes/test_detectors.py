@@ -111,6 +111,18 @@ def test_qa60_of_the_same_file_is_the_classification_of_the_product(tmp_path, dt
             choose_detectors("scl", series)
 
 
+def test_each_date_of_a_stack_has_its_own_classes(tmp_path):
+    layers = [np.random.default_rng(seed).choice([0, 0, 1024], (HEIGHT, WIDTH)).astype(np.uint16) for seed in (1, 2)]
+    names = [name.replace("B0", "B") for name in S2_BANDS] + ["QA60"]
+    keys = ("20180601T100031_20180601T100027_T33TTG", "20180611T100031_20180611T100027_T33TTG")
+    pixels = np.concatenate([part for seed in (0, 1) for part in (ground(seed), layers[seed][None])])
+    path = write_tif(tmp_path / "stack.tif", pixels, names=[f"{key}_{name}" for key in keys for name in names])
+    with open_files(path) as series:
+        chosen = choose_detectors("product", series)
+        assert chosen.notes == ("clouds are those of QA60 (all 2)",)
+        np.testing.assert_array_equal(states_of(series, chosen.of_dates) == CLOUDED, np.stack(layers) > 0)
+
+
 def test_classes_of_20_and_60_m_are_those_of_the_nearest_pixel(tmp_path):
     transform = {pixel: from_origin(400_000, 5_000_000, pixel, pixel) for pixel in (20, 60)}
     scl = classes(3, (HEIGHT // 2, WIDTH // 2)).astype(np.uint8)
