@@ -153,8 +153,11 @@ def _find_scaling(product: OpticalProduct, inputs: SceneInputs) -> tuple[Scaling
         notes.append(f"stored values are multiplied by {scale:g} to reflectance, as given")
     if given is not None:
         shifts[:] = given
-        if given:
-            notes.append(f"{given:+g} is added to the stored values, as given")
+        declared = {_scaled(band.offset, 0.0) for band in bands if band.offset is not None}
+        other = sorted(declared - {given})
+        though = f", though {product.declared_by or 'the product'} declares {other[0]:g}" if other else ""
+        if given or other:
+            notes.append(f"{given:+g} is added to the stored values, as given{though}")
         if has_scale and (factors != 1).any():
             notes.append(f"values are scaled as {_declared_by(product)}: {_listed(factors, product)} x 10000")
         return Scaling(factors, shifts, "--offset", True), notes
@@ -312,6 +315,9 @@ class ValueCheck:
             note = f"-1000 is added to the values, which still hold the offset of new baselines: {evidence.reason}"
             shifts = np.full(N_S2, OFFSET)
             return replace(scaling, shifts=shifts, offset_from="the values"), [f"{note} (--offset none keeps them)"]
+        if evidence.kind == "likely in" and scaling.offset_from:
+            by, reason = scaling.offset_from, evidence.reason
+            return scaling, [f"{by} declares no offset, but {reason}: if it is still in, give --offset -1000"]
         if scaling.offset_from:
             return scaling, []
         if evidence.kind == "likely in":

@@ -96,7 +96,23 @@ def test_l2a_that_may_hold_the_offset_is_refused_until_it_is_given(write_optical
         open_series(SceneInputs([path]))
     result = read_all(open_series(SceneInputs([path], offset="-1000"))).raw[0]
     assert np.array_equal(np.delete(result, 10, axis=0), dark - 1000)
-    assert offset_evidence(dark - 1000.0, [0, 1, 2]).kind == "out" if dark.ndim == 2 else True
+    declared = open_series(SceneInputs([write_optical(dark, tags={"BOA_ADD_OFFSET": "0"})]))
+    assert "tag BOA_ADD_OFFSET declares no offset, but the darkest pixels of most bands lie just" in notes_of(declared)
+
+
+def test_evidence_of_an_offset():
+    bands, pixels = range(13), ground().reshape(13, -1).astype(float)
+    assert offset_evidence(pixels, bands).kind == "out"
+    assert offset_evidence(pixels + 1000, bands).kind == "in"
+    assert offset_evidence(pixels / 4 + 3000, bands).kind == ""  # clouds
+    assert offset_evidence(pixels[:, :49] + 1000, bands).kind == ""  # few pixels
+
+
+def test_an_offset_that_contradicts_the_product_is_noted(write_optical):
+    bright = 3000 + ground() // 4
+    path = write_optical(bright, names=S2_BANDS, tags={"PROCESSING_BASELINE": "02.06"})
+    notes = notes_of(open_series(SceneInputs([path], offset="-1000")))
+    assert "-1000 is added to the stored values, as given, though tag PROCESSING_BASELINE 02.06 declares 0" in notes
 
 
 def test_each_image_of_a_series_has_its_own_offset(tmp_path):
