@@ -6,6 +6,7 @@ import rasterio
 
 from common.errors import DataError, UsageError
 from data.constants import S2_BANDS
+from data.raster.rescaling import sar_to_unit
 from scenes.inputs.evidence import check_order, offset_evidence
 from scenes.inputs.open import open_series
 from scenes.options import SceneInputs
@@ -228,3 +229,23 @@ def test_edges_of_the_swath_are_missing_and_dark_water_is_not(write_optical):
     bright = pixels[4] >= 1000
     assert not result.valid[0, :, :4][bright[:, :4]].any()
     assert result.valid[0, :, 5:].all()
+
+
+def test_real_images_are_read_or_refused_by_their_values(products):
+    new, old = (products / "majortom" / "S2L1C" / name for name in ("282D_485L_3_3.tif", "637U_59R_1_3.tif"))
+    for path, offset in ((new, 1000), (old, 0)):
+        with rasterio.open(path) as source:
+            expected = np.maximum(source.read().astype(int) - offset, 0)
+        result = read_all(open_series(SceneInputs([str(path)], dates=["2021-07-21"]))).raw[0]
+        assert np.array_equal(result, expected)
+    toa = next((products / "sen2r").glob("*TOA*"))
+    with pytest.raises(DataError, match=r"12 bands without names, .* they look like B01 to B12 without B8A"):
+        open_series(SceneInputs([str(toa)]))
+
+
+def test_real_radar_is_recognised(products):
+    paths = sorted((products / "majortom" / "S1RTC").glob("*.tif"))
+    optical = products / "majortom" / "S2L1C" / paths[0].name
+    inputs = SceneInputs([str(optical)], [str(paths[0])], dates=["2021-07-21"])
+    with rasterio.open(paths[0]) as source:
+        assert np.array_equal(read_all(open_series(inputs)).radar[0], sar_to_unit(source.read().astype(np.float32)))
