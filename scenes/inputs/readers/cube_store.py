@@ -3,7 +3,8 @@
 import json
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from scenes.inputs.raster import Pixels, read_shifted, read_warped
 
 _HDF5, _NETCDF3 = b"\x89HDF\r\n\x1a\n", (b"CDF\x01", b"CDF\x02", b"CDF\x05")
 _ZARR = ("zarr.json", ".zmetadata", ".zgroup")
+_CACHE_BYTES = 2**27  # of windows that are kept of other dates in the same chunks
 _LARGEST_METADATA = 2**26  # bytes of a Zarr store's
 _DAMAGED = (*DAMAGED_HDF5, *DAMAGED_ARRAY)
 
@@ -88,15 +90,15 @@ class CubeRaster:
         place = self.grid.place_in(grid)
         pool = dataset_pool()
         with pool.lock:
-            cube = pool.get((*dataset_key(self.path), "cube"), lambda: open_cube(self.path))
+            cube = pool.get((*dataset_key(self.path), "cube"), lambda: _OpenCube(open_cube(self.path)))
             read = partial(self._read_own, cube, positions)
             if place is None:
                 return Pixels(read_warped(read, self.grid, window, grid, resampling, nodata), None)
-            variables = [cube[self.planes[position - 1].variable] for position in positions]
+            variables = [cube.dataset[self.planes[position - 1].variable] for position in positions]
             dtype = np.result_type(*(stored_type(variable.dtype, self.unsigned) for variable in variables))
             return read_shifted(read, len(positions), dtype, window, Window(*place, *self.grid.shape))
 
-    def _read_own(self, cube: Any, positions: Sequence[int], window: Window) -> Pixels:
+    def _read_own(self, cube: "_OpenCube", positions: Sequence[int], window: Window) -> Pixels:
         rows, columns = (
             slice(size - stop, size - start) if flip else slice(start, stop)
             for flip, size, (start, stop) in zip(
@@ -111,10 +113,47 @@ class CubeRaster:
         with cube_errors(self.path):
             for position in positions:
                 plane = self.planes[position - 1]
-                part = cube[plane.variable].isel(dict(plane.select) | {self.rows: rows, self.columns: columns})
-                values = part.transpose(self.rows, self.columns).values[::step_down, ::step_right]
+                part = cube.read(plane, {self.rows: rows, self.columns: columns})
+                values = part[::step_down, ::step_right]
                 planes.append(values.view(stored_type(values.dtype, self.unsigned)))
         return Pixels(np.stack(planes), None)
+
+
+class _OpenCube:
+    """An open cube that decodes chunks of several dates once: windows of the other dates are kept for later reads.
+
+    Args:
+        dataset: of `open_cube`.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self._kept: OrderedDict[tuple[Any, ...], np.ndarray] = OrderedDict()
+
+    def read(self, plane: Plane, window: Mapping[str, slice]) -> np.ndarray:
+        """A window of a plane, by its dimensions: rows, then columns."""
+        variable = self.dataset[plane.variable]
+        chunks = variable.encoding.get("preferred_chunks") or {}
+        starts = {dim: index - index % int(chunks.get(dim, 1)) for dim, index in plane.select}
+        stops = {dim: min(start + int(chunks.get(dim, 1)), variable.sizes[dim]) for dim, start in starts.items()}
+        edges = tuple((part.start, part.stop) for part in window.values())
+        key = (plane.variable, *starts.items(), *edges)
+        if key not in self._kept:
+            part = {dim: slice(start, stops[dim]) for dim, start in starts.items()}
+            block: np.ndarray = variable.isel(part | dict(window)).transpose(*starts, *window).values
+            if block.ndim == 2 or block.shape[:-2] == (1,) * (block.ndim - 2):
+                return block.reshape(block.shape[-2:])
+            self._kept[key] = block
+        self._kept.move_to_end(key)
+        while len(self._kept) > 1 and sum(block.nbytes for block in self._kept.values()) > _CACHE_BYTES:
+            self._kept.popitem(last=False)
+        values: np.ndarray = self._kept[key][tuple(index - starts[dim] for dim, index in plane.select)]
+        return values
+
+    def close(self) -> None:
+        """Close the file or store."""
+        self._kept.clear()
+        self.dataset.close()
 
 
 def stored_type(dtype: np.dtype, unsigned: bool | None) -> np.dtype:

@@ -331,6 +331,22 @@ def test_a_shift_of_whole_pixels_is_read_as_stored(tmp_path):
     assert np.array_equal(~outside, np.pad(np.ones((10, 25), bool), ((0, 20), (5, 0))))
 
 
+def test_chunks_of_several_dates_are_decoded_once(tmp_path, monkeypatch):
+    path = str(tmp_path / "cube.nc")
+    chunks = {name: {"chunksizes": (3, 32, 32)} for name in S2_BANDS}
+    variables().assign_attrs(crs=CRS).to_netcdf(path, engine="h5netcdf", encoding=chunks)
+    products = read_products([path], "optical", SceneInputs([path])).optical
+    read, isel = [], xr.DataArray.isel
+    monkeypatch.setattr(xr.DataArray, "isel", lambda own, *args: read.append(own.name) or isel(own, *args))
+    for window in (Window(5, 6, 40, 30), Window(30, 40, 20, 20)):
+        for product, pixels in zip(products, PIXELS, strict=True):
+            raster = product.bands[0].raster
+            stored = raster.read(range(1, 14), window, raster.grid).stored
+            assert np.array_equal(stored, pixels[(..., *window.slices)])
+    assert read == [*S2_BANDS, *S2_BANDS]
+    dataset_pool().close([path])
+
+
 def test_rasters_travel_to_other_processes(tmp_path):
     raster = _raster(tmp_path)
     copy = pickle.loads(pickle.dumps(raster))
