@@ -1,6 +1,7 @@
 """Raster files that stay open between windows, one pool for each process, and probes of a file's pixels."""
 
 import os
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,13 @@ from scenes.inputs.grid import Grid, Window
 from scenes.inputs.vrt import is_vrt, read_vrt
 
 CACHE_BYTES = 64 * 2**20  # GDAL's block cache, by default a twentieth of the machine's memory
-OPEN_FILES = 64
+_MOST_CACHE, _CACHE_SHARE = 2**30, 16  # of images that are slow to decode: bytes, and the share of the machine's memory
+OPEN_FILES, _MOST_FILES = 64, 512  # the system allows a process about 1,000
+_ARCHIVE = re.compile(r"/vsizip/\{(.*?)\}/")
+_NETWORK = {  # of remote files: passing failures are tried again within 10 s
+    **{"GDAL_HTTP_MAX_RETRY": 4, "GDAL_HTTP_RETRY_DELAY": 0.5, "GDAL_HTTP_RETRY_CODES": "429,500,502,503,504"},
+    **{"GDAL_HTTP_CONNECTTIMEOUT": 10, "GDAL_HTTP_TIMEOUT": 60},
+}
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the first bytes of TIFF and BigTIFF
 _PROBES, _PROBE_PIXELS = 5, 32  # windows along each side of a scene that are probed, and their size
 
@@ -31,10 +38,12 @@ class DatasetPool:
 
     Attributes:
         lock: to be held while reading: GDAL's data sets are not thread-safe.
+        cache_bytes: size of GDAL's block cache, see `gdal_settings`.
     """
 
     def __init__(self, limit: int = OPEN_FILES) -> None:
         self.lock = threading.RLock()
+        self.cache_bytes = CACHE_BYTES
         self._limit = limit
         self._open: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
 
@@ -46,6 +55,18 @@ class DatasetPool:
             self._open[key] = opener()
         self._open.move_to_end(key)
         return self._open[key]
+
+    def reserve(self, cache_bytes: int, files: int) -> None:
+        """Make room for the decoded blocks of a scene, which are lost when a file is closed; bounded.
+
+        Args:
+            cache_bytes: of the blocks, beside the usual ones.
+            files: that are read in turns.
+        """
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        bound = min(_MOST_CACHE, max(4 * CACHE_BYTES, memory // _CACHE_SHARE))
+        self.cache_bytes = max(self.cache_bytes, min(CACHE_BYTES + cache_bytes, bound))
+        self._limit = max(self._limit, min(files, _MOST_FILES))
 
     def close(self, paths: Sequence[str]) -> None:
         """Close the data sets of these files."""
@@ -66,14 +87,16 @@ def dataset_pool() -> DatasetPool:
 
 
 def gdal_settings() -> Any:
-    """The GDAL environment for reading and writing scenes; GDAL_CACHEMAX of the environment takes precedence."""
-    return rasterio.Env() if "GDAL_CACHEMAX" in os.environ else rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES)
+    """The GDAL environment for reading and writing scenes; variables of the process's environment take precedence."""
+    settings = _NETWORK | {"GDAL_CACHEMAX": dataset_pool().cache_bytes}
+    return rasterio.Env(**{name: value for name, value in settings.items() if name not in os.environ})
 
 
 def dataset_key(path: str) -> tuple[str, int, int]:
-    """A key that changes when the file does; remote files (`/vsicurl/…`, `s3://…`) are assumed constant."""
+    """A key that changes when the file does, or its archive; remote files (`/vsicurl/…`, `s3://…`) are constant."""
+    archive = _ARCHIVE.match(path)
     try:
-        return (path, *file_stamp(path))
+        return (path, *file_stamp(archive[1] if archive else path))
     except OSError:
         return path, 0, 0
 
@@ -94,7 +117,8 @@ def open_raster(path: str, allow_vrt: bool = False) -> Any:
         DataError: if there is none, it cannot be read, or refers to other files.
     """
     if is_remote(path):
-        return _open(path, path)
+        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):  # neither listings nor files beside it
+            return _open(path, path)
     if not os.path.exists(path):
         raise DataError(f"no such image: {path}")
     if not (os.path.isfile(path) or os.path.isdir(path)):

@@ -19,13 +19,13 @@ from scenes.inputs.manifest import read_manifest
 from scenes.inputs.optical import NO_DATA, OpticalDate, OpticalImage, finest_grid, open_optical
 from scenes.inputs.products import OpticalProduct, Products, RadarProduct, Reader
 from scenes.inputs.radar import RadarDay, RadarImage, open_radar
-from scenes.inputs.readers import cube, earth_engine, geotiff, safe
+from scenes.inputs.readers import cube, earth_engine, geotiff, safe, stac
 from scenes.inputs.region import open_region
 from scenes.inputs.scaling import parse_offset
 from scenes.inputs.series import SceneSeries
 from scenes.options import SceneInputs
 
-READERS: tuple[Reader, ...] = (cube.READER, *safe.READERS, earth_engine.READER, geotiff.READER)
+READERS: tuple[Reader, ...] = (stac.READER, cube.READER, *safe.READERS, earth_engine.READER, geotiff.READER)
 """Kinds of files, the first one that recognises a path reads it."""
 
 _COARSE = 256  # pixels along the longer side of a scene at which overlaps are measured
@@ -116,14 +116,15 @@ def read_products(paths: Sequence[str], sensor: str, inputs: SceneInputs) -> Pro
 
 
 def _read_flags(inputs: SceneInputs) -> Products:
-    paths = _absolute(inputs.optical)
+    paths = _absolute(inputs.optical or inputs.stac)
     _check_unique(paths)
-    found = read_products(paths, "optical", inputs)
+    found = stac.READER.read(paths, "optical", inputs) if inputs.stac else read_products(paths, "optical", inputs)
     optical = _with_values(_with_dates("--optical", found.optical, inputs.dates), inputs)
     if not inputs.radar:
         return replace(found, optical=optical)
     named = read_products(_absolute(inputs.radar), "radar", inputs)
-    return Products(optical, _with_dates("--sar", named.radar, inputs.radar_dates), (*found.notes, *named.notes))
+    radar = (*found.radar, *_with_dates("--sar", named.radar, inputs.radar_dates))
+    return Products(optical, radar, (*found.notes, *named.notes))
 
 
 def _read_list(inputs: SceneInputs) -> tuple[Products, dict[str, str]]:

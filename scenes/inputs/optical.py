@@ -8,10 +8,10 @@ import numpy as np
 from common.errors import DataError
 from data.clouds.product_classes import product_clouds
 from data.constants import N_S2, band_index
-from scenes.inputs.dataset_pool import probe_windows
+from scenes.inputs.dataset_pool import dataset_pool, gdal_settings, probe_windows
 from scenes.inputs.grid import Grid, Window
 from scenes.inputs.products import Band, ClassBand, OpticalProduct
-from scenes.inputs.raster import Pixels, Raster, sample
+from scenes.inputs.raster import ImageFile, Pixels, Raster, sample
 from scenes.inputs.scaling import OFFSET, ValueCheck, resolve_scaling
 from scenes.options import SceneInputs
 
@@ -55,6 +55,11 @@ class OpticalImage:
         """The files."""
         bands = (*self.bands, self.classes.band if self.classes else None)
         return tuple(dict.fromkeys(path for band in bands if band for path in band.raster.paths))
+
+    def cache_bytes(self, grid: Grid) -> int:
+        """What its bands take in GDAL's cache so that each block is decoded once, see `ImageFile.cache_bytes`."""
+        rasters = [band.raster for band in self.bands if band]
+        return sum(raster.cache_bytes(grid) for raster in rasters if isinstance(raster, ImageFile))
 
     @property
     def nodata(self) -> float | None:
@@ -165,6 +170,11 @@ class OpticalDate:
         """The files."""
         return tuple(path for image in self.images for path in image.paths)
 
+    @property
+    def cache_bytes(self) -> int:
+        """What its images take in GDAL's cache so that each block is decoded once."""
+        return sum(image.cache_bytes(self.grid) for image in self.images)
+
     def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """See `OpticalSource.read`."""
         raw, valid = self.images[0].read(window, self.grid, self.resampling)
@@ -254,13 +264,15 @@ def open_optical(product: OpticalProduct, inputs: SceneInputs) -> tuple[OpticalI
     scaling, scaling_notes = resolve_scaling(product, inputs)
     factors, shifts = tuple(scaling.factors.tolist()), tuple(scaling.shifts.tolist())
     image = OpticalImage(product.name, product.bands, factors, shifts, classes=product.classes)
+    dataset_pool().reserve(image.cache_bytes(finest_grid(image.bands)), len(image.paths))
     check = ValueCheck(product, scaling)
     has_empty = False
-    for stored, missing in _samples(image):
-        check.add(stored[:, ~missing])
-        has_empty |= stored.dtype.kind != "f" or bool((stored == 0).all(axis=0).any())
-        if check.decided:
-            break
+    with gdal_settings():
+        for stored, missing in _samples(image):
+            check.add(stored[:, ~missing])
+            has_empty |= stored.dtype.kind != "f" or bool((stored == 0).all(axis=0).any())
+            if check.decided:
+                break
     scaling, value_notes = check.finish()
     image = replace(image, shifts=tuple(scaling.shifts.tolist()), empty=0.0 if has_empty else None)
     if not check.parts and not _has_data(image):

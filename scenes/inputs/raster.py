@@ -18,6 +18,7 @@ _TOLERANCE = 1e-6  # of a pixel, of warped positions; rasterio rejects 0
 _FEW_BANDS = 32  # GDAL warps all bands of a file; of files with more, those that are read are copied first
 _LATTICE = 17  # points along each side of a window at which positions are computed
 _COARSE_ROWS, _COARSE_COLUMNS = 256, 2048  # of files without overviews that a coarse read holds at once
+_WARPED_ROWS = 3 * 128  # of blocks of warped views that a row of tiles of 256 pixels needs
 _FINER = 1.05  # source pixels along one of the scene's, from which on they are averaged
 
 
@@ -80,6 +81,7 @@ class ImageFile:
         masked: whether it has a mask of valid pixels.
         sources: of a VRT.
         count: its bands.
+        row_bytes: of a row of decoded blocks of one band, where they are slow to decode (JPEG 2000); otherwise 0.
     """
 
     path: str
@@ -87,6 +89,14 @@ class ImageFile:
     masked: bool = False
     sources: tuple[str, ...] = ()
     count: int = 0
+    row_bytes: int = 0
+
+    def cache_bytes(self, grid: Grid) -> int:
+        """What a band takes in GDAL's cache while rows of tiles of a scene are read, each of its blocks decoded once."""
+        if not self.row_bytes:
+            return 0
+        warped = _WARPED_ROWS * grid.width * 4 if self.grid.place_in(grid) is None else 0
+        return 2 * self.row_bytes + warped
 
     @property
     def name(self) -> str:
@@ -158,7 +168,11 @@ def image_file(path: str, dataset: Any) -> ImageFile:
     masked = any("per_dataset" in flag.name for flag in dataset.mask_flag_enums[0])
     grid = grid_of(dataset)
     grid.check_transform(path)
-    return ImageFile(path, grid, masked, image_files(path)[1:], dataset.count)
+    row_bytes = 0
+    if dataset.driver == "JP2OpenJPEG":
+        height, width = dataset.block_shapes[0]
+        row_bytes = height * width * -(-grid.width // width) * np.dtype(dataset.dtypes[0]).itemsize
+    return ImageFile(path, grid, masked, image_files(path)[1:], dataset.count, row_bytes)
 
 
 class _Warped(WarpedVRT):

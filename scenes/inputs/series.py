@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -136,6 +137,7 @@ class SceneSeries:
         optical = np.empty(raw.shape, np.float32)
         valid = np.empty((n_dates, *shape), np.bool_)
         radar = np.empty((n_dates, N_S1, *shape), np.float32) if self.radar else None
+        dataset_pool().reserve(self.cache_bytes, len(self.paths))
         with gdal_settings():
             for position, date in enumerate(dates):
                 raw[position], valid[position] = self.optical[date].read(window)
@@ -144,6 +146,11 @@ class SceneSeries:
                 for position, date in enumerate(dates):
                     sar_to_unit(self.radar[date].read(window), out=radar[position])
         return Pixels(raw, optical, radar, valid)
+
+    @cached_property
+    def cache_bytes(self) -> int:
+        """What images that are slow to decode take in GDAL's cache; 0 without any."""
+        return sum(getattr(source, "cache_bytes", 0) for source in self.optical)  # sources of cubes have none
 
     def close(self) -> None:
         """Close this process's files; reading opens them again."""
