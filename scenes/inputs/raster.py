@@ -92,7 +92,7 @@ class ImageFile:
     row_bytes: int = 0
 
     def cache_bytes(self, grid: Grid) -> int:
-        """What a band takes in GDAL's cache while rows of tiles of a scene are read, each of its blocks decoded once."""
+        """What a band takes in GDAL's cache so that rows of tiles of a scene decode each of its blocks once."""
         if not self.row_bytes:
             return 0
         warped = _WARPED_ROWS * grid.width * 4 if self.grid.place_in(grid) is None else 0

@@ -3,6 +3,7 @@
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -97,7 +98,7 @@ def tile_xml(level: str = "L1C", day: str = DAY, tile: str = TILE, baseline: str
 
 
 def write_safe(
-    folder: Path, pixels: np.ndarray, level: str = "L1C", day: str = DAY, *, tile: str = TILE, block: int = 64, **xml
+    folder: Path, pixels: np.ndarray, level: str = "L1C", day: str = DAY, *, tile: str = TILE, block: int = 64, **xml: Any: Any
 ) -> Path:
     """A .SAFE of compact format.
 

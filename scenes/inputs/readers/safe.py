@@ -235,9 +235,9 @@ def _group(path: str, root: str, files: Sequence[ProductFile]) -> list[_Image]:
             image = images.setdefault((folder, key), _Image(path, folder, key))
             image.bands.setdefault(band, []).append(file)
     for (folder, key), found in scl.items():
-        image = images.get((folder, key), images.get((folder, key.replace("_SCL", ""))))
-        if image is not None:
-            image.scl += found
+        owner = images.get((folder, key))
+        if owner is not None:
+            owner.scl += found
     return list(images.values())
 
 

@@ -384,20 +384,8 @@ def test_archives_go_from_zip_to_cog_with_the_maps_of_the_same_pixels_as_geotiff
     outs = [tmp_path / "from zip", tmp_path / "from tif"]
     for files, out in zip((paths, tiffs), outs, strict=True):
         words = ["--weights", run, "--optical", *files, "--out", out, "--tile", "64", "--device", "cpu"]
-            "--weights",
-            run,
-            "--optical",
-            *files,
-            "--out",
-            out,
-            "--tile",
-            "64",
-            "--device",
-            "cpu",
-            "--detector",
-            "none",
-        ]
-        assert main([str(word) for word in (*words, "--workers", "1")]) == 0, capsys.readouterr().err
+        words += ["--detector", "none", "--workers", "1"]
+        assert main([str(word) for word in words]) == 0, capsys.readouterr().err
     maps, same = (maps_in(out) for out in outs)
     assert maps.keys() == same.keys()
     assert "reflectance" in maps
