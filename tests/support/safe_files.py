@@ -98,7 +98,14 @@ def tile_xml(level: str = "L1C", day: str = DAY, tile: str = TILE, baseline: str
 
 
 def write_safe(
-    folder: Path, pixels: np.ndarray, level: str = "L1C", day: str = DAY, *, tile: str = TILE, block: int = 64, **xml: Any: Any
+    folder: Path,
+    pixels: np.ndarray,
+    level: str = "L1C",
+    day: str = DAY,
+    *,
+    tile: str = TILE,
+    block: int = 64,
+    **xml: Any,
 ) -> Path:
     """A .SAFE of compact format.
 
