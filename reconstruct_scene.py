@@ -8,7 +8,7 @@ from common.cli import run_command
 from scenes.options import SceneInputs, SceneOptions
 
 GROUPS = {
-    "inputs": "inputs: a trained run, and one of --optical, --list and --folder",
+    "inputs": "inputs: a trained run, and one of --optical, --stac, --list and --folder",
     "area": "area: by default the images and their grid",
     "outputs": "outputs",
     "series": "series: by default one image of the latest state",

@@ -73,6 +73,9 @@ class SceneInputs:
     dates: Sequence[str] = flag("inputs", (), "of the images of --optical, like 2018-06-21 (default: from metadata or names); of --folder the dates to take", nargs="+", metavar="DAY")
     radar_dates: Sequence[str] = flag("inputs", (), "of the images of --sar", name="sar_dates", nargs="+", metavar="DAY")
     manifest: str = flag("inputs", "", "CSV or JSON with a row for each date: optical, radar, date, radar_date, offset, scale", name="list", metavar="FILE")
+    stac: Sequence[str] = flag("inputs", (), "STAC items, item collections, search results, catalogues or collections, of Sentinel-2 and maybe of terrain-corrected Sentinel-1; files or addresses", nargs="+", metavar="FILE")
+    date_range: str = flag("inputs", "", "of STAC items: first and last day, like 2018-06-01/2018-07-01 (default: all)", metavar="FIRST/LAST")
+    max_cloud: float | None = flag("inputs", None, "of STAC items of Sentinel-2: largest cloud cover in percent (default: all)", type=float, metavar="PERCENT", allowed=Range(0, 100))
     allow_vrt: bool = flag("inputs", False, "accept VRT files, mosaics or stacks of images in their own folder", action="store_true")
     folder: str = flag("inputs", "", "a region of SEN12MS-CR-TS, ROOT/ROIs1868/73", metavar="DIR")
     numbers: Sequence[int] = flag("inputs", (), "which of the 30 dates of --folder (default: all)", type=int, nargs="+", metavar="N")
@@ -89,13 +92,15 @@ class SceneInputs:
         object.__setattr__(self, "offset", _one_or_each([_offset(value) for value in _listed(self.offset)]))
         object.__setattr__(self, "scale", _one_or_each(_listed(self.scale)))
         check_ranges(self)
-        sources = {"--optical": self.optical, "--list": self.manifest, "--folder": self.folder}
+        sources = {"--optical": self.optical, "--stac": self.stac, "--list": self.manifest, "--folder": self.folder}
         given = [flag for flag, value in sources.items() if value]
         if len(given) != 1:
             names = " and ".join(given) or "none of them"
-            raise UsageError(f"name the scene by one of --optical, --list and --folder; got {names}")
-        if not self.optical and (self.radar or self.radar_dates or (self.dates and self.manifest)):
+            raise UsageError(f"name the scene by one of --optical, --stac, --list and --folder; got {names}")
+        if not (self.optical or self.stac) and (self.radar or self.radar_dates or (self.dates and self.manifest)):
             raise UsageError("--sar, --dates and --sar_dates go with --optical; a list or a folder names its own")
+        if self.folder and (self.date_range or self.max_cloud is not None):
+            raise UsageError("--date_range and --max_cloud choose STAC items; --folder takes --numbers or --dates")
         if self.numbers and not self.folder:
             raise UsageError("--numbers chooses among the 30 dates of --folder; there is none")
         if self.folder and (self.aoi or self.bbox or self.crs or self.resolution):

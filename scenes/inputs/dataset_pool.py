@@ -23,7 +23,7 @@ _MOST_CACHE, _CACHE_SHARE = 2**30, 16  # of images that are slow to decode: byte
 OPEN_FILES, _MOST_FILES = 64, 512  # the system allows a process about 1,000
 _ARCHIVE = re.compile(r"/vsizip/\{(.*?)\}/")
 _NETWORK = {  # of remote files: passing failures are tried again within 10 s
-    **{"GDAL_HTTP_MAX_RETRY": 4, "GDAL_HTTP_RETRY_DELAY": 0.5, "GDAL_HTTP_RETRY_CODES": "429,500,502,503,504"},
+    **{"GDAL_HTTP_MAX_RETRY": 3, "GDAL_HTTP_RETRY_DELAY": 0.5, "GDAL_HTTP_RETRY_CODES": "429,500,502,503,504"},
     **{"GDAL_HTTP_CONNECTTIMEOUT": 10, "GDAL_HTTP_TIMEOUT": 60},
 }
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the first bytes of TIFF and BigTIFF
