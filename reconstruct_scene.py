@@ -18,6 +18,7 @@ GROUPS = {
 EXAMPLES = """examples:
   python reconstruct_scene.py --weights results/my_run --optical s2_*.tif --sar s1_*.tif --out maps/june
   python reconstruct_scene.py --optical S2A_MSIL1C_2018*.zip --bbox 12.4 41.8 12.6 42.0 --dry_run
+  python reconstruct_scene.py --weights results/my_run --stac june.json --max_cloud 80 --out maps/june
   python reconstruct_scene.py --weights results/my_run --optical s2_*.tif --every_date --zarr --out maps/2018
   python reconstruct_scene.py --weights results/my_run --list june.csv --workers 4 --out maps/june
   python reconstruct_scene.py --weights results/my_run --folder SEN12MSCRTS/ROIs1868/73 --numbers 3 4 5 --out maps/roi

@@ -68,7 +68,7 @@ class SceneInputs:
         UsageError: if they contradict each other.
     """
 
-    optical: Sequence[str] = flag("inputs", (), "Sentinel-2 images: products (.SAFE, zipped or not), band files or their folders, GeoTIFFs, Earth Engine stacks, netCDF and Zarr cubes", nargs="+", metavar="IMAGE")
+    optical: Sequence[str] = flag("inputs", (), "Sentinel-2 images: products (.SAFE, zipped or not), band files or their folders, STAC items, GeoTIFFs, Earth Engine stacks, netCDF and Zarr cubes", nargs="+", metavar="IMAGE")
     radar: Sequence[str] = flag("inputs", (), "Sentinel-1 images of VV and VH, terrain-corrected; each date takes the nearest in time", name="sar", nargs="+", metavar="IMAGE")
     dates: Sequence[str] = flag("inputs", (), "of the images of --optical, like 2018-06-21 (default: from metadata or names); of --folder the dates to take", nargs="+", metavar="DAY")
     radar_dates: Sequence[str] = flag("inputs", (), "of the images of --sar", name="sar_dates", nargs="+", metavar="DAY")

@@ -260,9 +260,10 @@ def test_records_of_the_earlier_default_stay_valid(tmp_path, scene_run, capsys):
     assert "is complete already" in capsys.readouterr().out
 
 
-def test_real_l2a_takes_its_scene_classification(products):
+@pytest.mark.parametrize("as_item", [False, True])
+def test_real_l2a_takes_its_scene_classification(products, as_item):
     (folder,) = (products / "l2a_cogs_stac").iterdir()
-    with open_files(str(folder)) as series:
+    with open_files(str(next(folder.glob("*.json")) if as_item else folder)) as series:
         chosen = choose_detectors("auto", series)
         assert chosen.of_dates == ("scl",)
         window = Window(101, 501, 400, 411)  # odd edges cut pixels of the classification
