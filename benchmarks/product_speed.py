@@ -50,13 +50,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=1, help="measurements of each kind, in turns (default: 1)")
     parser.add_argument("--work", type=Path, help="folder for scenes and maps (default: the system's temporary folder)")
     parser.add_argument("--read", nargs="+", metavar="FILE", help=argparse.SUPPRESS)  # a process that reads
+    parser.add_argument("--write", type=Path, metavar="DIR", help=argparse.SUPPRESS)  # a process that writes the scene
     args = parser.parse_args(argv)
+    if args.write:
+        write_scene(args.write, args.side)
+        return 0
     if args.read:
         return read_tiles(args.read, args.tile)
     with tempfile.TemporaryDirectory(dir=args.work) as folder:
         work = Path(folder).resolve()
         run = write_run(work / "run", input_t=len(DATES))
-        write_scene(work, args.side)
+        # in a process of its own: those started later would inherit its peak memory
+        run_python(["-m", "benchmarks.product_speed", "--write", str(work), "--side", str(args.side)], "writing")
         measured = in_turns(list(_KINDS), args.rounds, lambda kind: measure(args, work, run, kind))
     best = {kind: min(results, key=lambda result: result["whole_s"]) for kind, results in measured.items()}
     tiff, safe = best.values()
