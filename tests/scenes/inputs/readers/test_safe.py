@@ -14,6 +14,7 @@ from scipy.ndimage import map_coordinates
 from common.errors import DataError
 from data.constants import S2_BANDS
 from reconstruct_scene import main
+from scenes.inputs.dataset_pool import CACHE_BYTES, DatasetPool
 from scenes.inputs.open import open_series, read_products
 from scenes.inputs.readers.safe import split_name
 from scenes.options import SceneInputs
@@ -428,3 +429,14 @@ def test_real_band_files_equal_plain_reading(products):
         with rasterio.open(path) as source:
             wanted = plain(source, series.grid)
         assert np.abs(read.raw[0, S2_BANDS.index(path.stem[-3:])] - wanted).max() <= 0.51, path
+
+
+def test_the_cache_holds_decoded_blocks_within_bounds(safe):
+    with series_of(safe) as series:
+        rows = sum(-(-SIZE[1] // (64 * size)) * 64 * 64 * 2 for size in SIZES.values())
+        assert series.cache_bytes >= 2 * rows
+    pool = DatasetPool()
+    pool.reserve(series.cache_bytes, 13)
+    assert pool.cache_bytes == CACHE_BYTES + series.cache_bytes
+    pool.reserve(10**12, 10**6)
+    assert pool.cache_bytes <= 2**30
