@@ -3,11 +3,12 @@
 import os
 import re
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import rasterio
 from rasterio.errors import RasterioError, RasterioIOError
@@ -26,8 +27,11 @@ _NETWORK = {  # of remote files: passing failures are tried again within 10 s
     **{"GDAL_HTTP_MAX_RETRY": 3, "GDAL_HTTP_RETRY_DELAY": 0.5, "GDAL_HTTP_RETRY_CODES": "429,500,502,503,504"},
     **{"GDAL_HTTP_CONNECTTIMEOUT": 10, "GDAL_HTTP_TIMEOUT": 60},
 }
+_WAITS = (0.2, 0.5, 1.0, 2.0)  # s, before a remote file is read again whose content broke off, which GDAL does not try
+_FINAL = re.compile(r"HTTP response code|connect to|resolve host|configuration options|SSL|certificate")
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the first bytes of TIFF and BigTIFF
 _PROBES, _PROBE_PIXELS = 5, 32  # windows along each side of a scene that are probed, and their size
+_Result = TypeVar("_Result")
 
 
 class DatasetPool:
@@ -118,7 +122,7 @@ def open_raster(path: str, allow_vrt: bool = False) -> Any:
     """
     if is_remote(path):
         with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):  # neither listings nor files beside it
-            return _open(path, path)
+            return try_again(path, lambda: _open(path, path))
     if not os.path.exists(path):
         raise DataError(f"no such image: {path}")
     if not (os.path.isfile(path) or os.path.isdir(path)):
@@ -167,6 +171,30 @@ def read_errors(path: str) -> Iterator[None]:
     except RasterioError as error:
         reason = error.__cause__ or error
         raise DataError(f"truncated or damaged image: {path} ({reason}); fetch it again") from error
+
+
+def try_again(path: str, read: Callable[[], _Result]) -> _Result:
+    """What `read` returns; for a remote file after some attempts if its content breaks off.
+
+    Raises:
+        DataError: of the last attempt.
+    """
+    for wait in _WAITS if is_remote(path) and not path.startswith("/vsizip/") else ():
+        try:
+            return read()
+        except DataError as error:
+            if _FINAL.search(str(error)):
+                raise
+            dataset_pool().close([path])
+            _forget(path)
+            time.sleep(wait)
+    return read()
+
+
+def _forget(path: str) -> None:
+    """Drop what GDAL keeps of a remote file: incomplete parts too, which it would read again."""
+    with rasterio.Env(CPL_VSIL_CURL_NON_CACHED=path, GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"), suppress(DataError):
+        _open(path, path).close()
 
 
 def grid_of(dataset: Any) -> Grid:

@@ -11,7 +11,15 @@ from rasterio.io import MemoryFile
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform as transform_points
 
-from scenes.inputs.dataset_pool import dataset_key, dataset_pool, grid_of, image_files, open_raster, read_errors
+from scenes.inputs.dataset_pool import (
+    dataset_key,
+    dataset_pool,
+    grid_of,
+    image_files,
+    open_raster,
+    read_errors,
+    try_again,
+)
 from scenes.inputs.grid import Grid, Window
 
 _TOLERANCE = 1e-6  # of a pixel, of warped positions; rasterio rejects 0
@@ -121,6 +129,11 @@ class ImageFile:
         Positions are computed exactly for each pixel, so that windows equal the full image; GDAL's own approximation is
         up to an eighth of a pixel off.
         """
+        return try_again(self.path, lambda: self._read(positions, window, grid, resampling, nodata))
+
+    def _read(
+        self, positions: Sequence[int], window: Window, grid: Grid, resampling: str, nodata: float | None
+    ) -> Pixels:
         place = self.grid.place_in(grid)
         pool, key = dataset_pool(), dataset_key(self.path)
         with pool.lock:
@@ -145,6 +158,9 @@ class ImageFile:
 
     def read_coarse(self, positions: Sequence[int], window: Window, step: int, overviews: bool = True) -> Pixels:
         """See the function `read_coarse`; overviews include the resolution levels of JPEG 2000."""
+        return try_again(self.path, lambda: self._read_coarse(positions, window, step, overviews))
+
+    def _read_coarse(self, positions: Sequence[int], window: Window, step: int, overviews: bool) -> Pixels:
         pool, shape = dataset_pool(), _coarse_shape(window, step)
         with pool.lock:
             dataset = pool.get(dataset_key(self.path), self._open)
