@@ -102,7 +102,7 @@ FLAGS = {
     "--offset=-inf": "--offset must be at least -65535, got -inf",
     "--offset 1e9": "--offset must be at most 65535, got 1000000000.0",
     "--where_clear keep --detector none": "--where_clear keep needs to detect clear pixels",
-    "--folder somewhere": "name the scene by one of --optical, --list and --folder; got --optical and --folder",
+    "--folder somewhere": "name the scene by one of --optical, --stac, --list and --folder; got --optical and --folder",
     "--offset much": "--offset takes auto, none or a number such as -1000, not 'much'",
     "--dates 2018-06-01": "3 images of --optical, but 1 dates",
     "--device tpu": "--device takes cuda, cuda:N or cpu, got 'tpu'",
@@ -117,7 +117,7 @@ def test_flags_that_contradict_each_other(flags, line, capsys):
 
 def test_no_scene_at_all(scene_run, tmp_path, capsys):
     text = refused(capsys, main, "--weights", scene_run, "--out", tmp_path / "maps", code=2)
-    assert "one of --optical, --list and --folder; got none of them" in text
+    assert "one of --optical, --stac, --list and --folder; got none of them" in text
 
 
 def test_a_folder_that_cannot_be_written(line, tmp_path, capsys):

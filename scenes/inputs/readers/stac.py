@@ -276,7 +276,7 @@ def _band_entries(asset: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Descriptions of the bands of an asset, those of several extensions merged."""
     parts = [objects(asset.get(key)) for key in ("raster:bands", "eo:bands", "bands")]
     length = max(map(len, parts))
-    entries = []
+    entries: list[Mapping[str, Any]] = []
     for number in range(length):
         entry: dict[str, Any] = {}
         for part in parts:
@@ -519,9 +519,9 @@ def _radar(item: Item) -> RadarProduct:
     sources = sorted(_sources(item), key=lambda source: source.order)
     by_band: dict[int, list[_Source]] = {}
     for source in sources:
-        band = _band_name(source, polarisation_of)
-        if band is not None:
-            by_band.setdefault(band, []).append(source)
+        polarisation = _band_name(source, polarisation_of)
+        if polarisation is not None:
+            by_band.setdefault(polarisation, []).append(source)
     if len(by_band) < N_S1:
         declared = item.properties.get("sar:polarizations")
         has = ", ".join(map(str, declared)) if isinstance(declared, list) else list_some(list(item.assets), 8, 40)

@@ -64,9 +64,9 @@ def test_pixels_of_another_size_than_in_training_are_noted(crs, size, note, tmp_
 
 
 def test_sources_of_images_exclude_each_other(tmp_path):
-    with pytest.raises(UsageError, match="name the scene by one of --optical, --list and --folder; got"):
+    with pytest.raises(UsageError, match="name the scene by one of --optical, --stac, --list and --folder; got"):
         open_series(SceneInputs())
-    with pytest.raises(UsageError, match="name the scene by one of --optical, --list and --folder; got"):
+    with pytest.raises(UsageError, match="name the scene by one of --optical, --stac, --list and --folder; got"):
         open_series(SceneInputs(["a.tif"], manifest="b.csv"))
     with pytest.raises(UsageError, match="a list or a folder names its own"):
         open_series(SceneInputs(manifest="b.csv", radar=["a.tif"]))
