@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
-from common.errors import DataError, list_some
+from common.errors import DataError, UsageError, list_some
 from data.constants import N_S1, N_S2, REFLECTANCE_SCALE, S1_BANDS, S2_BANDS, band_index
 from scenes.inputs.bands import are_named, band_of, optical_bands, polarisation_of
 from scenes.inputs.dataset_pool import is_remote, open_raster
@@ -135,15 +135,18 @@ def parse_range(text: str) -> tuple[date, date]:
     """The first and the last day of `2018-06-01/2018-07-01`, `2018-06-01/..` or one day.
 
     Raises:
-        DataError: if it is none.
+        UsageError: if it is none.
     """
-    first, separator, last = text.partition("/")
-    begin = date.min if first.strip() == ".." else parse_date(first, "--date_range")
-    end = parse_date(last, "--date_range") if separator and last.strip() not in ("", "..") else date.max
+    first, separator, last = (part.strip() for part in text.partition("/"))
+    try:
+        begin = date.min if first == ".." else parse_date(first, "--date_range")
+        end = parse_date(last, "--date_range") if last not in ("", "..") else date.max
+    except DataError as error:
+        raise UsageError(str(error)) from error
     if not separator:
         end = begin
     if end < begin:
-        raise DataError(f"--date_range: {text[:40]!r} ends before it begins")
+        raise UsageError(f"--date_range: {text[:40]!r} ends before it begins")
     return begin, end
 
 

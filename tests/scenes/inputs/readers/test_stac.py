@@ -338,7 +338,7 @@ def test_ranges_of_dates():
     assert str(parse_range("2018-06-01")[1]) == "2018-06-01"
     assert str(parse_range("../2018-07-01")[1]) == "2018-07-01"
     for text in ("2018-07-01/2018-06-01", "x/2018-06-01"):
-        with pytest.raises(DataError, match="--date_range"):
+        with pytest.raises(UsageError, match="--date_range"):
             parse_range(text)
     with pytest.raises(UsageError, match="--stac"):
         SceneInputs(stac=("a.json",), optical=("a.tif",))
