@@ -20,6 +20,7 @@ from scenes.detectors import Detectors, choose_detectors
 from scenes.inference import Runner, run_inference, run_locally
 from scenes.inputs.dates import date_labels
 from scenes.inputs.open import open_series
+from scenes.inputs.radar import RadarDay
 from scenes.inputs.series import SceneSeries
 from scenes.ndvi import NdviSums
 from scenes.options import MAX_WORKERS, RESAMPLING, SceneInputs, SceneOptions
@@ -220,7 +221,7 @@ def _settings(
         "dates": [list(job.series.labels), list(job.dates)],
         "--weights": digest(weight_files),
         "--aoi, --bbox, --crs, --resolution or --resampling": _area_settings(inputs),
-        "--offset, --scale or --sar_units": [inputs.offset, inputs.scale, inputs.radar_units],
+        "--offset, --scale or --sar_units": [inputs.offset, inputs.scale, _radar_units(job.series)],
         "--every_date, --composite, --window or --zarr": _series_settings(options, job),
         "--tile": job.plan.tile,
         "--overlap": job.plan.overlap,
@@ -230,6 +231,12 @@ def _settings(
         "--precision": options.precision,
         "--device": job.device.partition(":")[0],
     }
+
+
+def _radar_units(series: SceneSeries) -> str:
+    """Of the radar images, as given or by their values."""
+    days = [source for source in series.radar if isinstance(source, RadarDay)]
+    return ", ".join(sorted({image.units for day in days for image in day.images})) or "db"
 
 
 def _series_settings(options: SceneOptions, job: Job) -> list[Any] | None:

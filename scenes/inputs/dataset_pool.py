@@ -35,7 +35,7 @@ _Result = TypeVar("_Result")
 
 
 class DatasetPool:
-    """Open data sets by key; beyond the limit the least recently used one is closed.
+    """Open data sets by key; beyond the limit the least recently used one is closed, with its warped views.
 
     Args:
         limit: how many stay open.
@@ -55,7 +55,10 @@ class DatasetPool:
         """The open data set of a key, whose first entry is the file's path."""
         if key not in self._open:
             while len(self._open) >= self._limit:
-                self._open.popitem(last=False)[1].close()
+                oldest = next(iter(self._open))
+                if oldest[0] == key[0]:  # never the source of the view that is opened
+                    break
+                self.close([oldest[0]])
             self._open[key] = opener()
         self._open.move_to_end(key)
         return self._open[key]
@@ -73,9 +76,9 @@ class DatasetPool:
         self._limit = max(self._limit, min(files, _MOST_FILES))
 
     def close(self, paths: Sequence[str]) -> None:
-        """Close the data sets of these files."""
+        """Close the data sets of these files; warped views, which have longer keys, before their sources."""
         with self.lock:
-            for key in [key for key in self._open if key[0] in set(paths)]:
+            for key in sorted((key for key in self._open if key[0] in set(paths)), key=len, reverse=True):
                 self._open.pop(key).close()
 
     def __len__(self) -> int:

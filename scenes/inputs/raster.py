@@ -146,7 +146,8 @@ class ImageFile:
                 read = partial(self._read_own, pool.get(key, self._open), positions)
                 return Pixels(read_warped(read, self.grid, window, grid, resampling, nodata), None)
             options = _warp_options(self.grid, grid, resampling, nodata)
-            warped = pool.get((*key, grid, resampling, nodata), lambda: _Warped(self._open(), **options))
+            source = pool.get(key, self._open)  # one for all views: its decoded blocks are shared
+            warped = pool.get((*key, grid, resampling, nodata), lambda: WarpedVRT(source, **options))
             with read_errors(self.path):
                 return Pixels(warped.read(list(positions), window=window.rasterio), None)
 
@@ -189,18 +190,6 @@ def image_file(path: str, dataset: Any) -> ImageFile:
         height, width = dataset.block_shapes[0]
         row_bytes = height * width * -(-grid.width // width) * np.dtype(dataset.dtypes[0]).itemsize
     return ImageFile(path, grid, masked, image_files(path)[1:], dataset.count, row_bytes)
-
-
-class _Warped(WarpedVRT):
-    """A warped view that closes its source too."""
-
-    def __init__(self, source: Any, **options: Any) -> None:
-        super().__init__(source, **options)
-        self._source = source
-
-    def close(self) -> None:
-        super().close()
-        self._source.close()
 
 
 def read_shifted(read: Callable[[Window], Pixels], count: int, dtype: Any, window: Window, place: Window) -> Pixels:

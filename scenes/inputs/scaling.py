@@ -161,7 +161,7 @@ def _find_scaling(product: OpticalProduct, inputs: SceneInputs) -> tuple[Scaling
         if has_scale and (factors != 1).any():
             notes.append(f"values are scaled as {_declared_by(product)}: {_listed(factors, product)} x 10000")
         return Scaling(factors, shifts, "--offset", True), notes
-    declared = any(band.offset is not None for band in bands)
+    is_declared = any(band.offset is not None for band in bands)
     shifts[:] = [_scaled(band.offset if band else 0.0, 0.0) for band in product.bands]
     if has_scale:
         if (factors != 1).any() or shifts.any():
@@ -170,7 +170,7 @@ def _find_scaling(product: OpticalProduct, inputs: SceneInputs) -> tuple[Scaling
             notes.append(f"values are scaled as {by}: times {_listed(factors, product)}, plus {added}, x 10000")
     elif shifts.any():
         notes.append(f"{_listed(shifts, product, '+')} is added to the stored values ({product.declared_by})")
-    return Scaling(factors, shifts, (product.declared_by or "the product") if declared else ""), notes
+    return Scaling(factors, shifts, (product.declared_by or "the product") if is_declared else ""), notes
 
 
 def _declared_by(product: OpticalProduct) -> str:

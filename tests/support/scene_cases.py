@@ -1,9 +1,10 @@
 """Shared by the tests of scenes: synthetic series in memory or as GeoTIFFs, tiny networks, products in memory."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -28,7 +29,7 @@ TILINGS = [  # (size, tile, overlap)
     *((1200, 256, 64), (900, 256, 64), (257, 256, 64), (256, 256, 64), (100, 256, 64), (449, 256, 64)),
     *((640, 64, 0), (500, 64, 32), (70, 64, 16)),
 ]
-TINY = {
+TINY: dict[str, dict[str, Any]] = {
     "uncrtaints": {"encoder_widths": [8], "decoder_widths": [8, 8], "n_head": 2, "d_model": 8},
     "conv3d_mamba": {"encoder_widths": [8, 8], "decoder_widths": [8, 8], "encoder_norm": "batch"},
     "unet": {"encoder_widths": [8, 8], "decoder_widths": [8, 8], "pretrain": True},
@@ -46,10 +47,10 @@ class MemorySeries:
     area: None = None
 
     @property
-    def radar_days(self):
+    def radar_days(self) -> tuple[int, ...]:
         return () if self.radar is None else self.days
 
-    def read(self, window: Window, dates=None) -> Pixels:
+    def read(self, window: Window, dates: Sequence[int] | None = None) -> Pixels:
         part = (slice(None) if dates is None else list(dates), ..., *window.slices)
         radar = None if self.radar is None else self.radar[part]
         return Pixels(self.raw[part], optical_to_unit(self.raw[part]), radar, self.valid[part])
@@ -67,7 +68,7 @@ class MemoryProducts:
     def written(self) -> frozenset:
         return frozenset(self.done)
 
-    def write(self, window: Window, fields) -> None:
+    def write(self, window: Window, fields: Mapping[str, np.ndarray]) -> None:
         assert window not in self.done, "a block is written once"
         for name, values in fields.items():
             field_map = self.maps.setdefault(
@@ -141,7 +142,7 @@ def write_scene(
     return SceneFiles(optical, backscatter, clear)
 
 
-def write_run(folder: Path, model: str = "uncrtaints", *, seed: int = 0, **changes) -> Path:
+def write_run(folder: Path, model: str = "uncrtaints", *, seed: int = 0, **changes: Any) -> Path:
     """A run's folder with a tiny network of random weights."""
     conf = {"model": model, "head": "nig", "loss": "NIG", "scale_by": 10.0, "input_t": 3, **TINY[model], **changes}
     torch.manual_seed(seed)

@@ -49,7 +49,7 @@ def test_radar_files_are_closed(optical, tmp_path):
     before = len(dataset_pool())
     with open_series(SceneInputs([optical], [path])) as series:
         series.read(Window(0, 0, 4, 4))
-        assert len(dataset_pool()) == before + 2
+        assert len(dataset_pool()) == before + 3  # the radar file and its warped view
         opened = list(dataset_pool()._open.values())[-2:]
     assert len(dataset_pool()) == before
     assert all(source.closed for source in opened)
