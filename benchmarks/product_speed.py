@@ -24,7 +24,7 @@ from common.cli import run_command
 from data.raster.geotiff import write_geotiff
 from scenes.inputs.open import open_series
 from scenes.options import SceneInputs
-from scenes.tiles import TilePlan
+from scenes.prediction.tiles import TilePlan
 from tests.support.safe_files import CRS, grid_of, write_safe, write_zip
 from tests.support.scene_cases import write_run
 

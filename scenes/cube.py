@@ -18,27 +18,27 @@ from common.errors import DataError, UsageError
 from data.constants import N_S1, N_S2, REFLECTANCE_SCALE, S2_BANDS
 from data.raster.geotiff import days_since_origin
 from model.restore import Reconstruction
-from scenes.inference import assemble_block
-from scenes.inputs.bands import are_named, optical_bands, polarisation_of, radar_bands
 from scenes.inputs.dates import date_labels, describe_pairs, pair_nearest
-from scenes.inputs.evidence import offset_evidence
-from scenes.inputs.grid import Grid, Window
-from scenes.inputs.optical import OpticalDate, OpticalImage
 from scenes.inputs.products import Band, OpticalProduct
-from scenes.inputs.radar import UNITS, RadarDay, RadarImage
-from scenes.inputs.raster import Pixels
+from scenes.inputs.rasters.grid import Grid, Window
+from scenes.inputs.rasters.raster import Pixels
 from scenes.inputs.readers.cube import read_baselines
 from scenes.inputs.readers.cube_layout import Layer, find_days, find_grid, find_layers
 from scenes.inputs.readers.cube_store import stored_type
 from scenes.inputs.readers.geotiff import NO_B10
-from scenes.inputs.scaling import resolve_scaling
 from scenes.inputs.series import SceneSeries
+from scenes.inputs.values.bands import are_named, optical_bands, polarisation_of, radar_bands
+from scenes.inputs.values.evidence import offset_evidence
+from scenes.inputs.values.optical import OpticalDate, OpticalImage
+from scenes.inputs.values.radar import UNITS, RadarDay, RadarImage
+from scenes.inputs.values.scaling import resolve_scaling
 from scenes.options import SceneInputs
 from scenes.outputs.cog import BLOCK
 from scenes.outputs.fields import FIELDS
-from scenes.predict import Job, read_tile, tile_contents
+from scenes.prediction.inference import assemble_block
+from scenes.prediction.predict import Job, read_tile, tile_contents
+from scenes.prediction.tiles import Tile, TilePlan
 from scenes.requirements import read_requirements
-from scenes.tiles import Tile, TilePlan
 
 _NAME = "the cube"  # in messages
 _REFLECTANCE_MAX = 2.0  # of a tile: values that nowhere exceed this are reflectance, not reflectance x 10000
@@ -68,9 +68,9 @@ def reconstruct_cube(
 
     Args:
         cube: dimensions time, band, y, x in any order, or one variable a band; x and y may be lon and lat. Bands are
-            found by name, see `scenes.inputs.bands.band_of`; B10 may be missing. Integers are reflectance x 10000
-            unless attributes (`scale_factor`, `add_offset`) say otherwise; `_FillValue`, `nodata`, NaN and 0 in all
-            bands are missing. The time coordinate holds dates.
+            found by name, see `scenes.inputs.values.bands.band_of`; B10 may be missing. Integers are reflectance
+            x 10000 unless attributes (`scale_factor`, `add_offset`) say otherwise; `_FillValue`, `nodata`, NaN and 0 in
+            all bands are missing. The time coordinate holds dates.
         network: a run's folder, or what `model.load_model` returns.
         radar: VV and VH on the same grid, at any dates; each date takes the nearest in time. None takes them from
             `cube`, if it has them.
@@ -167,7 +167,7 @@ class _Stack:
 
 @dataclass(frozen=True)
 class _Optical:
-    """How the optical image of one date is read: `scenes.inputs.optical.OpticalImage` without its raster.
+    """How the optical image of one date is read: `scenes.inputs.values.optical.OpticalImage` without its raster.
 
     Attributes:
         bands: 13 times the place in the array and the declared nodata value; None for a band that is missing.
@@ -229,7 +229,7 @@ class _Spec:
 
 @dataclass(frozen=True, eq=False)
 class _WindowRaster:
-    """The pixels of one window of a scene in memory, a `scenes.inputs.raster.Raster`.
+    """The pixels of one window of a scene in memory, a `scenes.inputs.rasters.raster.Raster`.
 
     Attributes:
         grid: of the scene.

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from common.cli import print_notes
 from common.memory import memory_advice
 from data.constants import N_S2
-from scenes.detectors import choose_detectors
 from scenes.inputs.open import open_series
 from scenes.inputs.series import SceneSeries
 from scenes.options import SceneOptions
 from scenes.outputs.cog import BLOCK
-from scenes.predict import Job, predict, read_tile
+from scenes.prediction.detectors import choose_detectors
+from scenes.prediction.predict import Job, predict, read_tile
+from scenes.prediction.tiles import Tile
 from scenes.reconstruct import (
     MEMORY_ADVICE,
     count_workers,
@@ -24,7 +25,6 @@ from scenes.reconstruct import (
 )
 from scenes.requirements import VARIANCES, ModelRequirements, read_requirements
 from scenes.summary import describe_series
-from scenes.tiles import Tile
 
 _MEASURED_S = 3.0  # of reading and predicting tiles, after a first one
 _TRIES = 9  # tiles that are searched for one with data, and measured

@@ -15,23 +15,23 @@ from common.locks import folder_lock
 from common.memory import memory_advice
 from common.parallel import AUTO, available_cores
 from model.runtime import choose_device
-from scenes.dask_cluster import local_cluster, run_on_cluster
-from scenes.detectors import Detectors, choose_detectors
-from scenes.inference import Runner, run_inference, run_locally
 from scenes.inputs.dates import date_labels
 from scenes.inputs.open import open_series
-from scenes.inputs.radar import RadarDay
 from scenes.inputs.series import SceneSeries
-from scenes.ndvi import NdviSums
+from scenes.inputs.values.radar import RadarDay
 from scenes.options import MAX_WORKERS, RESAMPLING, SceneInputs, SceneOptions
 from scenes.output_images import OutputImage, image_of_all, images_of_dates, images_of_periods
 from scenes.outputs.fields import LATEST
+from scenes.outputs.ndvi import NdviSums
 from scenes.outputs.products import SceneProducts, stored_nodata
 from scenes.outputs.series_products import finish_series
-from scenes.predict import Job
+from scenes.prediction.dask_cluster import local_cluster, run_on_cluster
+from scenes.prediction.detectors import Detectors, choose_detectors
+from scenes.prediction.inference import Runner, run_inference, run_locally
+from scenes.prediction.predict import Job
+from scenes.prediction.tiles import TilePlan
 from scenes.requirements import ModelRequirements, read_requirements
 from scenes.resume import WORK, ResumeState, digest
-from scenes.tiles import TilePlan
 
 TILES_PER_WORKER = 12  # a process starts in the time of some tiles: with fewer it does not pay
 MEMORY_ADVICE = "lower --batch_size, --workers or --tile, or use --precision bf16"

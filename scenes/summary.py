@@ -11,13 +11,13 @@ from rasterio.features import geometry_mask
 
 from data.constants import DATE_ORIGIN, N_S2, REFLECTANCE_SCALE, S1_BANDS, S2_BANDS
 from scenes.inputs.area import reproject
-from scenes.inputs.dataset_pool import gdal_settings
-from scenes.inputs.grid import Grid, Window
-from scenes.inputs.optical import OpticalDate, OpticalImage, missing_pixels
 from scenes.inputs.products import Band
-from scenes.inputs.radar import RadarDay, RadarImage
-from scenes.inputs.raster import read_coarse, sample
+from scenes.inputs.rasters.dataset_pool import gdal_settings
+from scenes.inputs.rasters.grid import Grid, Window
+from scenes.inputs.rasters.raster import read_coarse, sample
 from scenes.inputs.series import OpticalSource, RadarSource, SceneSeries
+from scenes.inputs.values.optical import OpticalDate, OpticalImage, missing_pixels
+from scenes.inputs.values.radar import RadarDay, RadarImage
 
 FULL = 2**22  # pixels of a band that are read completely; of larger ones every n-th
 _MOSAIC = 2**20  # pixels at which a date of several images is composed

@@ -16,7 +16,7 @@ from shapely.geometry import box, shape
 
 from common.errors import DataError, UsageError
 from common.json_files import Schema, read_json
-from scenes.inputs.grid import LONGITUDE_LATITUDE, Grid, Window
+from scenes.inputs.rasters.grid import LONGITUDE_LATITUDE, Grid, Window
 from scenes.options import SceneInputs
 
 _SNAP = 0.01  # of a pixel: edges that exceed a pixel by less end with it

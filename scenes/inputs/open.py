@@ -12,17 +12,17 @@ import numpy as np
 from common.errors import DataError, UsageError
 from data.raster.geotiff import days_since_origin
 from scenes.inputs.area import choose_place
-from scenes.inputs.dataset_pool import dataset_pool, gdal_settings, is_remote
 from scenes.inputs.dates import date_labels, describe_pairs, pair_nearest, parse_date
-from scenes.inputs.grid import Grid
-from scenes.inputs.manifest import read_manifest
-from scenes.inputs.optical import NO_DATA, OpticalDate, OpticalImage, finest_grid, open_optical
 from scenes.inputs.products import OpticalProduct, Products, RadarProduct, Reader
-from scenes.inputs.radar import RadarDay, RadarImage, open_radar
+from scenes.inputs.rasters.dataset_pool import dataset_pool, gdal_settings, is_remote
+from scenes.inputs.rasters.grid import Grid
 from scenes.inputs.readers import cube, earth_engine, geotiff, safe, stac
-from scenes.inputs.region import open_region
-from scenes.inputs.scaling import parse_offset
+from scenes.inputs.readers.manifest import read_manifest
+from scenes.inputs.readers.region import open_region
 from scenes.inputs.series import SceneSeries
+from scenes.inputs.values.optical import NO_DATA, OpticalDate, OpticalImage, finest_grid, open_optical
+from scenes.inputs.values.radar import RadarDay, RadarImage, open_radar
+from scenes.inputs.values.scaling import parse_offset
 from scenes.options import SceneInputs
 
 READERS: tuple[Reader, ...] = (stac.READER, cube.READER, *safe.READERS, earth_engine.READER, geotiff.READER)
@@ -37,9 +37,10 @@ def open_series(inputs: SceneInputs) -> SceneSeries:
 
     Args:
         inputs: optical images, in any order, of any kind that `READERS` has, and radar images, any number on any grid,
-            see `scenes.inputs.radar.open_radar`: each optical date gets all radar images of the nearest day. Dates that
-            are not given come from the products. Or a list, see `scenes.inputs.manifest.read_manifest`; or a region of
-            SEN12MS-CR-TS, see `scenes.inputs.region.open_region`.
+            see `scenes.inputs.values.radar.open_radar`: each optical date gets all radar images of the nearest day.
+            Dates that are not given come from the products. Or a list, see
+            `scenes.inputs.readers.manifest.read_manifest`; or a region of SEN12MS-CR-TS, see
+            `scenes.inputs.readers.region.open_region`.
 
     Raises:
         DataError: if files cannot be read or do not fit together; the message names them.

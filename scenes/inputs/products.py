@@ -6,7 +6,7 @@ from datetime import date
 
 from data.clouds.product_classes import CLASS_BANDS
 from data.constants import N_S2
-from scenes.inputs.raster import Raster
+from scenes.inputs.rasters.raster import Raster
 from scenes.options import SceneInputs
 
 SENSORS = ("optical", "radar")

@@ -10,9 +10,9 @@ import numpy as np
 from data.constants import N_S1, N_S2
 from data.raster.rescaling import optical_to_unit, sar_to_unit
 from scenes.inputs.area import Area
-from scenes.inputs.dataset_pool import dataset_pool, gdal_settings
 from scenes.inputs.dates import date_labels
-from scenes.inputs.grid import Grid, Window
+from scenes.inputs.rasters.dataset_pool import dataset_pool, gdal_settings
+from scenes.inputs.rasters.grid import Grid, Window
 
 
 class OpticalSource(Protocol):

@@ -13,7 +13,7 @@ from rasterio.errors import RasterioError
 from common.errors import DataError
 from common.files import atomic_file
 from data.raster.geotiff import open_image
-from scenes.inputs.grid import Grid, Window
+from scenes.inputs.rasters.grid import Grid, Window
 
 BLOCK = 512
 _COLOURS = {"B04": "Red", "B03": "Green", "B02": "Blue"}  # the bands that viewers display first

@@ -14,8 +14,8 @@ import numpy as np
 
 from common.files import atomic_file
 from data.constants import DATE_ORIGIN
-from scenes.ndvi import NdviSums
 from scenes.output_images import OutputImage
+from scenes.outputs.ndvi import NdviSums
 
 if TYPE_CHECKING:  # matplotlib takes half a second, and a scene of one image draws nothing
     from matplotlib.axes import Axes

@@ -15,13 +15,13 @@ from rasterio.windows import transform as window_transform
 from common.errors import DataError
 from common.files import atomic_file
 from data.raster.geotiff import open_image
-from scenes.inputs.dataset_pool import gdal_settings
-from scenes.inputs.grid import Window
+from scenes.inputs.rasters.dataset_pool import gdal_settings
+from scenes.inputs.rasters.grid import Window
 from scenes.inputs.series import SceneSeries
-from scenes.ndvi import NdviSums, add_sums, block_sums
 from scenes.output_images import OutputImage
 from scenes.outputs.cog import BLOCK, Layer, write_cog, write_vrt
 from scenes.outputs.fields import FIELDS, LATEST, MASK_NODATA, band_names
+from scenes.outputs.ndvi import NdviSums, add_sums, block_sums
 from scenes.outputs.quicklook import write_quicklook
 from scenes.outputs.stac import SOFTWARE, VERSION, ItemDetails, write_item
 from scenes.resume import WORK
@@ -78,7 +78,7 @@ class SceneProducts:
             fields: one entry for each field: `reflectance` (13,h,w); `aleatoric`, `epistemic`, `total`,
                 standard deviations (13,h,w), float32 in units of reflectance; `clouds` (T,h,w) uint8, 0 clear,
                 1 clouded, 255 missing; `observed` (h,w) bool. And `valid` (h,w) bool: elsewhere, and where a value is
-                NaN, all products are nodata. Of an image of a series also `ndvi` (T,h,w), see `scenes.ndvi`.
+                NaN, all products are nodata. Of an image of a series also `ndvi` (T,h,w), see `scenes.outputs.ndvi`.
 
         Raises:
             ValueError: if a field is missing or has another shape, or the window leaves the scene.

@@ -8,7 +8,7 @@ from rasterio.enums import Resampling
 from data.constants import N_S2, REFLECTANCE_SCALE, RGB
 from data.raster.geotiff import open_image
 from data.raster.rgb import save_pixels, to_rgb
-from scenes.inputs.dataset_pool import read_errors
+from scenes.inputs.rasters.dataset_pool import read_errors
 
 LONGEST = 1024  # pixels
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scenes.inputs.series import SceneSeries
-from scenes.ndvi import NdviSums
 from scenes.output_images import OutputImage
 from scenes.outputs.collection import write_collection
+from scenes.outputs.ndvi import NdviSums
 from scenes.outputs.ndvi_plot import ndvi_curves, plot_ndvi, write_csv
 from scenes.outputs.stac import COLLECTION
 from scenes.outputs.zarr_store import remove_store, write_store

@@ -11,7 +11,7 @@ import pystac
 
 from common.files import write_json
 from data.constants import DATE_ORIGIN, S2_BANDS
-from scenes.inputs.grid import Grid
+from scenes.inputs.rasters.grid import Grid
 from scenes.inputs.series import SceneSeries
 from scenes.output_images import OutputImage
 from scenes.outputs.fields import FIELDS, LATEST, MASK_NODATA, band_names

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from common.errors import DataError
 from data.constants import DATE_ORIGIN, S2_BANDS
 from data.raster.geotiff import open_image
-from scenes.inputs.dataset_pool import gdal_settings
-from scenes.inputs.grid import Grid
+from scenes.inputs.rasters.dataset_pool import gdal_settings
+from scenes.inputs.rasters.grid import Grid
 from scenes.output_images import OutputImage
 from scenes.outputs.cog import BLOCK
 from scenes.outputs.fields import FIELDS, MASK_NODATA

@@ -139,7 +139,7 @@ def test_an_interrupted_training_with_workers(series, tmp_path, times):
 
 
 @pytest.mark.parametrize(
-    ("moment", "wait_s"), [("job.json", 0), ("job.json", 0.4), ("tiles/00000/00000.npz", 0)]
+    ("moment", "wait_s"), [("job.json", 0), ("job.json", 0.4), ("tiles/0000/00000/00000.npz", 0)]
 )  # before the cluster starts, while it does, and after
 def test_an_interrupted_scene_on_several_processes(scene_run, tmp_path, moment, wait_s):
     scene = write_scene(tmp_path, 400, 400)

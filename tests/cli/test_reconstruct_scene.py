@@ -11,7 +11,7 @@ import pytest
 import rasterio
 
 from reconstruct_scene import main
-from scenes.tiles import TilePlan
+from scenes.prediction.tiles import TilePlan
 from tests.support.cli_cases import call, refused
 from tests.support.commands import ROOT
 from tests.support.scene_cases import border_steps, maps_in, write_run, write_scene

@@ -26,7 +26,7 @@ from model.predictions import Gaussian
 from model.restore import load_model
 from parse_args import parse
 from report.comparison_page import read_runs, write_comparison_page
-from scenes.inputs.manifest import read_manifest
+from scenes.inputs.readers.manifest import read_manifest
 from scenes.resume import ResumeState
 from tests.support.fake_trees import CLEAR, DETECTOR, ROI, coverages_with_clear, series_path, write_series
 from tests.support.fuzz import BYTES, CASES, fuzz, put

@@ -13,10 +13,10 @@ from rasterio.windows import Window
 
 from data.constants import S2_BANDS
 from reconstruct_scene import main
-from scenes.detectors import choose_detectors
 from scenes.dry_run import disk_bytes
 from scenes.inputs.open import open_series
 from scenes.options import SceneInputs, SceneOptions
+from scenes.prediction.detectors import choose_detectors
 from scenes.reconstruct import plan_images, plan_job
 from scenes.requirements import read_requirements
 from tests.support.cli_cases import call, refused

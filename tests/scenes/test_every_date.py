@@ -11,12 +11,12 @@ import xarray as xr
 
 from data.clouds import detectors
 from reconstruct_scene import main
-from scenes import detectors as scene_detectors
 from scenes.inputs.series import SceneSeries
-from scenes.ndvi import ndvi
 from scenes.output_images import images_of_dates
-from scenes.predict import Job, TileDate, read_inputs
-from scenes.tiles import TilePlan
+from scenes.outputs.ndvi import ndvi
+from scenes.prediction import detectors as scene_detectors
+from scenes.prediction.predict import Job, TileDate, read_inputs
+from scenes.prediction.tiles import TilePlan
 from tests.support.cli_cases import call, refused
 from tests.support.scene_cases import maps_in, memory_series, write_run
 from tests.support.series_cases import DAYS, SMALL, WINDOWS, write_series_files

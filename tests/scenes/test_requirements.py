@@ -5,9 +5,9 @@ from datetime import date
 import pytest
 
 from common.errors import DataError
-from scenes.predict import Job
+from scenes.prediction.predict import Job
+from scenes.prediction.tiles import TilePlan
 from scenes.requirements import read_requirements
-from scenes.tiles import TilePlan
 from tests.support.scene_cases import memory_series, write_run
 
 

@@ -17,9 +17,9 @@ from data.raster.geotiff import write_geotiff
 from data.raster.rescaling import optical_to_unit, sar_to_unit
 from model.build import build_model
 from model.weights import save_checkpoint
-from scenes.inputs.grid import Window
+from scenes.inputs.rasters.grid import Window
 from scenes.inputs.series import Pixels
-from scenes.tiles import TilePlan
+from scenes.prediction.tiles import TilePlan
 
 DAYS = ("2018-06-01", "2018-06-11", "2018-06-21")
 CRS, ORIGIN = "EPSG:32632", (500_000.0, 5_400_000.0)

@@ -7,7 +7,7 @@ import rasterio
 from rasterio.transform import from_origin
 from rasterio.warp import transform
 
-from scenes.inputs.grid import Grid
+from scenes.inputs.rasters.grid import Grid
 
 HEIGHT, WIDTH = 70, 90
 CRS = "EPSG:32632"

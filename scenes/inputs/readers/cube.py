@@ -9,13 +9,13 @@ import numpy as np
 
 from common.errors import DataError, list_some
 from data.constants import N_S1, REFLECTANCE_SCALE, S1_BANDS
-from scenes.inputs.bands import are_named, optical_bands, polarisation_of, radar_bands
-from scenes.inputs.optical import check_types
 from scenes.inputs.products import Band, ClassBand, OpticalProduct, Products, RadarProduct, Reader
 from scenes.inputs.readers.cube_layout import Layer, find_coordinate, find_days, find_grid, find_layers
 from scenes.inputs.readers.cube_store import CubeRaster, Plane, is_cube, open_cube, stored_type
 from scenes.inputs.readers.geotiff import NO_B10
-from scenes.inputs.scaling import baseline_offset
+from scenes.inputs.values.bands import are_named, optical_bands, polarisation_of, radar_bands
+from scenes.inputs.values.optical import check_types
+from scenes.inputs.values.scaling import baseline_offset
 from scenes.options import SceneInputs
 
 _BASELINE = ("s2:processing_baseline", "processing_baseline", "processing:version")

@@ -16,9 +16,9 @@ from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
 from common.errors import DataError, list_some
-from scenes.inputs.bands import band_of, polarisation_of
 from scenes.inputs.dates import find_date, parse_date
-from scenes.inputs.grid import Grid
+from scenes.inputs.rasters.grid import Grid
+from scenes.inputs.values.bands import band_of, polarisation_of
 
 _ROWS = ("y", "lat", "latitude", "northing", "northings")
 _COLUMNS = ("x", "lon", "long", "longitude", "easting", "eastings")

@@ -16,9 +16,9 @@ import numpy as np
 from common.damage import DAMAGED_ARRAY, DAMAGED_HDF5
 from common.errors import DataError
 from data.raster.geotiff import LARGEST
-from scenes.inputs.dataset_pool import dataset_key, dataset_pool, is_remote
-from scenes.inputs.grid import Grid, Window
-from scenes.inputs.raster import Pixels, read_shifted, read_warped
+from scenes.inputs.rasters.dataset_pool import dataset_key, dataset_pool, is_remote
+from scenes.inputs.rasters.grid import Grid, Window
+from scenes.inputs.rasters.raster import Pixels, read_shifted, read_warped
 
 _HDF5, _NETCDF3 = b"\x89HDF\r\n\x1a\n", (b"CDF\x01", b"CDF\x02", b"CDF\x05")
 _ZARR = ("zarr.json", ".zmetadata", ".zgroup")

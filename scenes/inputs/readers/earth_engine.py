@@ -8,14 +8,14 @@ from typing import Any
 
 from common.errors import DataError, list_some
 from data.constants import S1_BANDS
-from scenes.inputs.bands import band_of, optical_bands, polarisation_of, radar_bands
-from scenes.inputs.dataset_pool import is_remote, open_raster
 from scenes.inputs.dates import find_date, parse_date
-from scenes.inputs.optical import check_types
 from scenes.inputs.products import Band, OpticalProduct, Products, RadarProduct, Reader, find_class_band
-from scenes.inputs.raster import ImageFile, image_file
+from scenes.inputs.rasters.dataset_pool import is_remote, open_raster
+from scenes.inputs.rasters.raster import ImageFile, image_file
 from scenes.inputs.readers.geotiff import NO_B10
-from scenes.inputs.scaling import declared_bands
+from scenes.inputs.values.bands import band_of, optical_bands, polarisation_of, radar_bands
+from scenes.inputs.values.optical import check_types
+from scenes.inputs.values.scaling import declared_bands
 from scenes.options import SceneInputs
 
 _CLASSES = ("scl", "qa60")

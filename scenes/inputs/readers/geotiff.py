@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from data.constants import N_S2
-from scenes.inputs.bands import are_named, optical_bands, radar_bands
-from scenes.inputs.dataset_pool import open_raster
 from scenes.inputs.dates import find_date
-from scenes.inputs.optical import check_types
 from scenes.inputs.products import Band, OpticalProduct, Products, RadarProduct, Reader, find_class_band
-from scenes.inputs.raster import image_file
-from scenes.inputs.scaling import declared_bands
+from scenes.inputs.rasters.dataset_pool import open_raster
+from scenes.inputs.rasters.raster import image_file
+from scenes.inputs.values.bands import are_named, optical_bands, radar_bands
+from scenes.inputs.values.optical import check_types
+from scenes.inputs.values.scaling import declared_bands
 from scenes.options import SceneInputs
 
 NO_B10 = "B10 is missing and filled with 0; the network was trained on L1C, where clear ground is near 0 in B10"

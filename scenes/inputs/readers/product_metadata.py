@@ -12,7 +12,7 @@ from common.errors import DataError
 from data.constants import N_S2
 from scenes.inputs.dates import parse_date
 from scenes.inputs.readers.product_files import ProductFile, read_xml
-from scenes.inputs.scaling import baseline_offset
+from scenes.inputs.values.scaling import baseline_offset
 
 _ROOT = re.compile(r"Level-(1C|2A)p?_(User_Product|Tile_ID)")
 _JSON = ("productInfo.json", "tileInfo.json")

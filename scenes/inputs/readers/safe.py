@@ -14,16 +14,16 @@ from datetime import date
 from common.errors import DataError, list_some
 from data.clouds.product_classes import CLASS_BANDS
 from data.constants import REFLECTANCE_SCALE, S2_BANDS, band_index
-from scenes.inputs.bands import band_of
-from scenes.inputs.dataset_pool import is_remote, open_raster
 from scenes.inputs.dates import find_date
-from scenes.inputs.optical import check_types
 from scenes.inputs.products import Band, ClassBand, OpticalProduct, Products, Reader
-from scenes.inputs.raster import image_file
+from scenes.inputs.rasters.dataset_pool import is_remote, open_raster
+from scenes.inputs.rasters.raster import image_file
 from scenes.inputs.readers.geotiff import NO_B10
 from scenes.inputs.readers.product_files import ProductFile, check_companions, files_in, is_zip, list_files
 from scenes.inputs.readers.product_metadata import Metadata, read_metadata, start_in, tile_in
-from scenes.inputs.scaling import declared_bands
+from scenes.inputs.values.bands import band_of
+from scenes.inputs.values.optical import check_types
+from scenes.inputs.values.scaling import declared_bands
 from scenes.options import SceneInputs
 
 _OPTIONAL = "B10"  # which L2A lacks

@@ -14,12 +14,10 @@ from typing import Any
 
 from common.errors import DataError, UsageError, list_some
 from data.constants import N_S1, N_S2, REFLECTANCE_SCALE, S1_BANDS, S2_BANDS, band_index
-from scenes.inputs.bands import are_named, band_of, optical_bands, polarisation_of
-from scenes.inputs.dataset_pool import is_remote, open_raster
 from scenes.inputs.dates import parse_date
-from scenes.inputs.optical import check_types
 from scenes.inputs.products import Band, ClassBand, OpticalProduct, Products, RadarProduct, Reader
-from scenes.inputs.raster import image_file
+from scenes.inputs.rasters.dataset_pool import is_remote, open_raster
+from scenes.inputs.rasters.raster import image_file
 from scenes.inputs.readers.geotiff import NO_B10
 from scenes.inputs.readers.product_metadata import start_in, tile_in
 from scenes.inputs.readers.stac_documents import (
@@ -33,7 +31,9 @@ from scenes.inputs.readers.stac_documents import (
     short,
     unique,
 )
-from scenes.inputs.scaling import baseline_offset, declared_bands
+from scenes.inputs.values.bands import are_named, band_of, optical_bands, polarisation_of
+from scenes.inputs.values.optical import check_types
+from scenes.inputs.values.scaling import baseline_offset, declared_bands
 from scenes.options import SceneInputs
 
 _ALL = N_S2 - 1  # bands of an image without B10

@@ -11,7 +11,7 @@ from data.constants import S2_BANDS
 from data.raster.rescaling import sar_to_unit
 from scenes.inputs.dates import date_labels
 from scenes.inputs.open import _group_by_date, open_series, read_products
-from scenes.inputs.optical import open_optical
+from scenes.inputs.values.optical import open_optical
 from scenes.options import SceneInputs
 from tests.support.scene_files import HEIGHT, PLACE, WIDTH, ground, notes_of, read_all, speckle, write_tif
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from data.raster.rescaling import optical_to_unit
-from scenes.inputs.dataset_pool import dataset_pool
-from scenes.inputs.grid import Window
 from scenes.inputs.open import open_series
+from scenes.inputs.rasters.dataset_pool import dataset_pool
+from scenes.inputs.rasters.grid import Window
 from scenes.options import SceneInputs
 from tests.support.scene_files import ground, write_tif
 

@@ -16,7 +16,7 @@ from rasterio.crs import CRS
 from common.errors import DataError
 from data.constants import S2_BANDS
 from data.raster.rgb import to_rgb
-from scenes.inputs.grid import Grid, Window
+from scenes.inputs.rasters.grid import Grid, Window
 from scenes.inputs.series import SceneSeries
 from scenes.outputs.fields import FIELDS, STD_SCALE
 from scenes.outputs.products import SceneProducts

@@ -10,7 +10,7 @@ from rasterio.crs import CRS
 from rasterio.warp import transform, transform_bounds
 
 from data.constants import S2_BANDS
-from scenes.inputs.grid import Grid
+from scenes.inputs.rasters.grid import Grid
 from scenes.inputs.series import SceneSeries
 from scenes.outputs.stac import EXTENSIONS, ItemDetails, write_item
 

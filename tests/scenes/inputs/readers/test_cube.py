@@ -17,10 +17,10 @@ from rasterio.transform import from_origin
 
 from common.errors import DataError
 from data.constants import S2_BANDS
-from scenes.inputs.dataset_pool import dataset_pool, gdal_settings
-from scenes.inputs.grid import Grid, Window
 from scenes.inputs.open import open_series, read_products
-from scenes.inputs.raster import ImageFile
+from scenes.inputs.rasters.dataset_pool import dataset_pool, gdal_settings
+from scenes.inputs.rasters.grid import Grid, Window
+from scenes.inputs.rasters.raster import ImageFile
 from scenes.inputs.readers.cube import READER
 from scenes.options import SceneInputs
 from tests.support.scene_files import CRS, HEIGHT, PLACE, WIDTH, ground, notes_of, read_all, speckle, write_tif, zone_31

@@ -9,10 +9,10 @@ from rasterio.crs import CRS
 
 from common.errors import DataError, UsageError
 from data.constants import S2_BANDS
-from scenes.inputs.dataset_pool import dataset_pool, gdal_settings, open_raster
-from scenes.inputs.grid import Grid, Window
 from scenes.inputs.open import open_series, read_products
-from scenes.inputs.raster import ImageFile, image_file
+from scenes.inputs.rasters.dataset_pool import dataset_pool, gdal_settings, open_raster
+from scenes.inputs.rasters.grid import Grid, Window
+from scenes.inputs.rasters.raster import ImageFile, image_file
 from scenes.inputs.readers.earth_engine import READER, split_stack
 from scenes.options import SceneInputs
 from tests.support.scene_files import ground, notes_of, read_all, speckle, write_tif, zone_31

@@ -14,8 +14,8 @@ from scipy.ndimage import map_coordinates
 from common.errors import DataError
 from data.constants import S2_BANDS
 from reconstruct_scene import main
-from scenes.inputs.dataset_pool import CACHE_BYTES, DatasetPool
 from scenes.inputs.open import open_series, read_products
+from scenes.inputs.rasters.dataset_pool import CACHE_BYTES, DatasetPool
 from scenes.inputs.readers.safe import split_name
 from scenes.options import SceneInputs
 from tests.support.safe_files import (

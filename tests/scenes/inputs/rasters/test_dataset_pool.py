@@ -5,9 +5,9 @@ import rasterio
 import rasterio.shutil
 
 from common.errors import DataError
-from scenes.inputs.dataset_pool import dataset_pool
-from scenes.inputs.grid import Window
 from scenes.inputs.open import open_series
+from scenes.inputs.rasters.dataset_pool import dataset_pool
+from scenes.inputs.rasters.grid import Window
 from scenes.options import SceneInputs
 from tests.support.scene_files import ZONE_31, ground, read_all, speckle, write_tif, zone_31
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from reconstruct_scene import main
-from scenes import dask_cluster as cluster
-from scenes.predict import Job, Task
-from scenes.tiles import TilePlan
+from scenes.prediction import dask_cluster as cluster
+from scenes.prediction.predict import Job, Task
+from scenes.prediction.tiles import TilePlan
 from tests.support.cli_cases import call, refused
 from tests.support.scene_cases import maps_in, memory_series, write_run, write_scene
 from tests.support.series_cases import assert_same_series, write_series_files

@@ -6,7 +6,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from common.errors import UsageError
-from scenes.inputs.grid import Window
+from scenes.inputs.rasters.grid import Window
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from data.constants import band_index
-from scenes.inputs.grid import Grid, Window
+from scenes.inputs.rasters.grid import Grid, Window
 
 RED, NIR = band_index("B04"), band_index("B08")
 NAN = float("nan")

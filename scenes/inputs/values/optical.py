@@ -8,11 +8,11 @@ import numpy as np
 from common.errors import DataError
 from data.clouds.product_classes import product_clouds
 from data.constants import N_S2, band_index
-from scenes.inputs.dataset_pool import dataset_pool, gdal_settings, probe_windows
-from scenes.inputs.grid import Grid, Window
 from scenes.inputs.products import Band, ClassBand, OpticalProduct
-from scenes.inputs.raster import ImageFile, Pixels, Raster, sample
-from scenes.inputs.scaling import OFFSET, ValueCheck, resolve_scaling
+from scenes.inputs.rasters.dataset_pool import dataset_pool, gdal_settings, probe_windows
+from scenes.inputs.rasters.grid import Grid, Window
+from scenes.inputs.rasters.raster import ImageFile, Pixels, Raster, sample
+from scenes.inputs.values.scaling import OFFSET, ValueCheck, resolve_scaling
 from scenes.options import SceneInputs
 
 NO_DATA = "no pixel has data: all are nodata, NaN, infinite, or 0 in all bands"

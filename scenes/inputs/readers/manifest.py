@@ -9,7 +9,7 @@ from typing import Any
 
 from common.errors import DataError
 from common.json_files import PATH, Schema, check_schema, parse_json, read_bytes
-from scenes.inputs.dataset_pool import is_remote
+from scenes.inputs.rasters.dataset_pool import is_remote
 
 KEYS = ("optical", "radar", "date", "radar_date", "offset", "scale")
 _EXPECTED = ", ".join(KEYS)

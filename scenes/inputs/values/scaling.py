@@ -11,9 +11,9 @@ import numpy as np
 
 from common.errors import DataError
 from data.constants import N_S2, REFLECTANCE_SCALE, S2_BANDS
-from scenes.inputs.evidence import BELOW_SHARE, LOWEST, OFFSET, check_order, lowest_band, offset_evidence
 from scenes.inputs.products import Band, OpticalProduct
-from scenes.inputs.raster import Raster
+from scenes.inputs.rasters.raster import Raster
+from scenes.inputs.values.evidence import BELOW_SHARE, LOWEST, OFFSET, check_order, lowest_band, offset_evidence
 from scenes.options import SceneInputs
 
 _OFFSET_BASELINE, _OFFSET_DATE = 4.0, date(2022, 1, 25)

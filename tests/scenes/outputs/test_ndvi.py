@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from affine import Affine
 
-from scenes.inputs.grid import Grid, Window
-from scenes.ndvi import NIR, RED, NdviSums, add_sums, block_sums, ndvi, ndvi_deviation
+from scenes.inputs.rasters.grid import Grid, Window
+from scenes.outputs.ndvi import NIR, RED, NdviSums, add_sums, block_sums, ndvi, ndvi_deviation
 
 GRID = Grid(20, 30, Affine.identity(), None)
 

@@ -19,7 +19,7 @@ from data.raster.image_store import open_images
 from data.raster.patch_mosaic import plan_mosaic
 from data.splits import SERIES
 from scenes.inputs.dates import date_labels
-from scenes.inputs.grid import Grid, Window
+from scenes.inputs.rasters.grid import Grid, Window
 from scenes.inputs.series import SceneSeries
 
 

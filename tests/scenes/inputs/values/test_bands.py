@@ -6,8 +6,8 @@ import pytest
 from common.errors import DataError
 from data.constants import S2_BANDS
 from data.raster.rescaling import sar_to_unit
-from scenes.inputs.bands import are_named, band_of, optical_bands, polarisation_of, radar_bands
 from scenes.inputs.open import open_series
+from scenes.inputs.values.bands import are_named, band_of, optical_bands, polarisation_of, radar_bands
 from scenes.options import SceneInputs
 from tests.support.scene_files import HEIGHT, WIDTH, ground, notes_of, read_all, speckle, write_tif
 

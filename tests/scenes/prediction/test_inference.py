@@ -9,10 +9,10 @@ import torch.nn.functional as F
 
 from common.errors import DataError
 from model.predictions import NIG, Gaussian
-from scenes import predict as prediction
-from scenes.inference import run_inference, run_locally
-from scenes.predict import Job
-from scenes.tiles import TilePlan
+from scenes.prediction import predict as prediction
+from scenes.prediction.inference import run_inference, run_locally
+from scenes.prediction.predict import Job
+from scenes.prediction.tiles import TilePlan
 from tests.support.scene_cases import MemoryProducts, border_steps, memory_series, write_run
 
 NAMES = ("mean", "aleatoric", "epistemic")
@@ -42,7 +42,7 @@ def scene(job, batch_size=2, block=512):
 def local(monkeypatch, tmp_path):
     """Makes jobs with a network of small field of view."""
     monkeypatch.setattr(prediction, "load_network", lambda *_: local_network(NIG))
-    monkeypatch.setattr("scenes.inference.load_network", lambda *_: None)
+    monkeypatch.setattr("scenes.prediction.inference.load_network", lambda *_: None)
 
     def job(series, tile, overlap, outputs=NAMES, **more):
         plan = TilePlan(*series.raw.shape[-2:], tile, overlap)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from common.errors import UsageError
-from scenes.tiles import TilePlan
+from scenes.prediction.tiles import TilePlan
 from tests.support.scene_cases import TILINGS
 
 

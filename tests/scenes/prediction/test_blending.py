@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from scenes.blending import blend, normalised_weights
-from scenes.inputs.grid import Window
-from scenes.tiles import Axis, TilePlan
+from scenes.inputs.rasters.grid import Window
+from scenes.prediction.blending import blend, normalised_weights
+from scenes.prediction.tiles import Axis, TilePlan
 from tests.support.scene_cases import TILINGS
 
 

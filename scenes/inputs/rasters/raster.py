@@ -11,7 +11,7 @@ from rasterio.io import MemoryFile
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform as transform_points
 
-from scenes.inputs.dataset_pool import (
+from scenes.inputs.rasters.dataset_pool import (
     dataset_key,
     dataset_pool,
     grid_of,
@@ -20,7 +20,7 @@ from scenes.inputs.dataset_pool import (
     read_errors,
     try_again,
 )
-from scenes.inputs.grid import Grid, Window
+from scenes.inputs.rasters.grid import Grid, Window
 
 _TOLERANCE = 1e-6  # of a pixel, of warped positions; rasterio rejects 0
 _FEW_BANDS = 32  # GDAL warps all bands of a file; of files with more, those that are read are copied first

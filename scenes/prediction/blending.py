@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from data.constants import N_S2
-from scenes.inputs.grid import Window
-from scenes.tiles import Axis, Tile, TilePlan
+from scenes.inputs.rasters.grid import Window
+from scenes.prediction.tiles import Axis, Tile, TilePlan
 
 UNUSED = 8  # an eighth of the overlap at each border of a tile has weight 0: the network lacks its surroundings there
 

@@ -7,10 +7,10 @@ from rasterio._err import CPLE_BaseError
 from rasterio.errors import CRSError
 
 from common.errors import DataError, UsageError
-from scenes.inputs.dataset_pool import probe_windows
-from scenes.inputs.grid import Grid, Window
 from scenes.inputs.products import Band, RadarProduct
-from scenes.inputs.raster import pixel_positions
+from scenes.inputs.rasters.dataset_pool import probe_windows
+from scenes.inputs.rasters.grid import Grid, Window
+from scenes.inputs.rasters.raster import pixel_positions
 
 UNITS = {"db": "dB", "power": "linear power", "amplitude": "amplitude"}
 AUTO = "auto"

@@ -7,8 +7,8 @@ import pytest
 
 from common.errors import DataError
 from data.raster.rescaling import sar_to_unit
-from scenes.inputs.manifest import read_manifest
 from scenes.inputs.open import open_series
+from scenes.inputs.readers.manifest import read_manifest
 from scenes.options import SceneInputs
 from tests.support.scene_files import ground, read_all, speckle, write_tif
 

@@ -14,16 +14,16 @@ from data.clouds.detectors import detect_clouds
 from data.constants import S2_BANDS
 from data.raster.geotiff import days_since_origin
 from reconstruct_scene import main
-from scenes.detectors import choose_detectors, date_clouds
-from scenes.inputs.grid import Window
 from scenes.inputs.open import open_series
-from scenes.inputs.optical import OpticalDate
 from scenes.inputs.products import Band, ClassBand
-from scenes.inputs.raster import image_file
+from scenes.inputs.rasters.grid import Window
+from scenes.inputs.rasters.raster import image_file
 from scenes.inputs.series import SceneSeries
+from scenes.inputs.values.optical import OpticalDate
 from scenes.options import SceneInputs
-from scenes.predict import CLEAR, CLOUDED, Job, read_tile
-from scenes.tiles import TilePlan
+from scenes.prediction.detectors import choose_detectors, date_clouds
+from scenes.prediction.predict import CLEAR, CLOUDED, Job, read_tile
+from scenes.prediction.tiles import TilePlan
 from tests.support.cli_cases import call, refused
 from tests.support.scene_files import CRS, HEIGHT, WIDTH, ground, write_tif
 

@@ -8,8 +8,8 @@ from data.datasets.file_index import index_series
 from data.raster.image_store import open_images
 from data.raster.patch_mosaic import plan_mosaic
 from data.raster.rescaling import sar_to_unit
-from scenes.inputs.grid import Window
 from scenes.inputs.open import open_series
+from scenes.inputs.rasters.grid import Window
 from scenes.options import SceneInputs
 from tests.support.fake_trees import ROI, SIZE, days_since_launch, optical_date, radar_date, series_path, write_series
 

@@ -1,8 +1,8 @@
 """Prediction of tiles on a Dask cluster: a running one, or one of processes on this machine.
 
-A task is a batch of tiles for all output images, see `scenes.predict`; its result is files in a folder that this
-process and all workers share. When a worker dies, others repeat its tasks, and its unfinished files do not exist. Only
-a few tasks are submitted at a time, so that a large scene fills neither the scheduler nor the disk.
+A task is a batch of tiles for all output images, see `scenes.prediction.predict`; its result is files in a folder that
+this process and all workers share. When a worker dies, others repeat its tasks, and its unfinished files do not exist.
+Only a few tasks are submitted at a time, so that a large scene fills neither the scheduler nor the disk.
 """
 
 import logging
@@ -16,7 +16,7 @@ from typing import Any
 from common.errors import DataError
 from common.parallel import require_shared_memory
 from common.processes import interrupts_blocked
-from scenes.predict import Job, Task, predict_task
+from scenes.prediction.predict import Job, Task, predict_task
 
 AHEAD = 2  # submitted tasks for each thread of the cluster: one runs, one waits
 FAILURES = 5  # deaths of workers that a task survives

@@ -24,11 +24,11 @@ from common.memory import keep_freed_memory
 from data.constants import DETECTORS, REFLECTANCE_SCALE
 from model.restore import Reconstruction, load_model
 from model.runtime import autocast, choose_precision
-from scenes.detectors import date_clouds
 from scenes.inputs.series import Pixels, SceneSeries
-from scenes.ndvi import ndvi
 from scenes.output_images import OutputImage, image_of_all
-from scenes.tiles import Tile, TilePlan
+from scenes.outputs.ndvi import ndvi
+from scenes.prediction.detectors import date_clouds
+from scenes.prediction.tiles import Tile, TilePlan
 
 CLEAR, CLOUDED, MISSING = 0, 1, 255  # states of a pixel at a date
 MARGIN = 16  # pixels around a cell in cloud detection: more than any detector's averaging, dilation and smoothing
@@ -57,7 +57,7 @@ class Job:
         uses_radar: whether the network takes radar.
         uses_dates: whether the network takes dates; those of single images do not.
         reference_day: days since 2014-04-03 of the day from which the network counts dates.
-        detectors: of clouds at each date, see `scenes.detectors.Detectors.of_dates`; empty for no masks.
+        detectors: of clouds at each date, see `scenes.prediction.detectors.Detectors.of_dates`; empty for no masks.
         keep_clear: whether clear pixels of an image's own date, of a single one the latest, replace the prediction.
         images: to reconstruct, in the order of time, so that few dates are held at once; by default one of all dates.
         with_ndvi: whether the NDVI of clear observations is kept as well.

@@ -20,17 +20,27 @@ import numpy as np
 from tqdm import tqdm
 
 from data.constants import N_S2
-from scenes.blending import blend
-from scenes.inputs.grid import Window
+from scenes.inputs.rasters.grid import Window
 from scenes.outputs.cog import BLOCK
 from scenes.outputs.products import SceneProducts
-from scenes.predict import CLEAR, MISSING, Job, Task, TileInput, load_network, load_tile, predict_tiles, read_inputs
-from scenes.tiles import BlockRow, Tile
+from scenes.prediction.blending import blend
+from scenes.prediction.predict import (
+    CLEAR,
+    MISSING,
+    Job,
+    Task,
+    TileInput,
+    load_network,
+    load_tile,
+    predict_tiles,
+    read_inputs,
+)
+from scenes.prediction.tiles import BlockRow, Tile
 
 Runner = Callable[[Job, Sequence[Task]], Generator[Task, None, None]]
 """Predicts batches of tiles for output images, and yields each task, or parts of it, when finished, in any order."""
 TileLoader = Callable[[Job, Tile, Sequence[str], int], dict[str, np.ndarray]]
-"""Returns those of the named arrays of a tile of an output image that it has; see `scenes.predict.load_tile`."""
+"""Returns those of the named arrays of a tile of an output image that it has; see `predict.load_tile`."""
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from data.clouds.detectors import detect_clouds
-from scenes.predict import Job, fill_missing, read_tile
-from scenes.tiles import TilePlan
+from scenes.prediction.predict import Job, fill_missing, read_tile
+from scenes.prediction.tiles import TilePlan
 from tests.support.scene_cases import memory_series
 
 

@@ -7,8 +7,8 @@ import rasterio
 from common.errors import DataError, UsageError
 from data.constants import S2_BANDS
 from data.raster.rescaling import sar_to_unit
-from scenes.inputs.evidence import check_order, offset_evidence
 from scenes.inputs.open import open_series
+from scenes.inputs.values.evidence import check_order, offset_evidence
 from scenes.options import SceneInputs
 from tests.support.scene_files import HEIGHT, WIDTH, ground, notes_of, read_all, write_tif
 

@@ -10,10 +10,10 @@ from common.errors import DataError
 from data.clouds.detectors import detect_clouds
 from data.clouds.product_classes import class_fault
 from data.constants import DATE_ORIGIN, DETECTORS, band_index
-from scenes.inputs.dataset_pool import gdal_settings, probe_windows
-from scenes.inputs.grid import Grid, Window
-from scenes.inputs.optical import OpticalDate, OpticalImage
+from scenes.inputs.rasters.dataset_pool import gdal_settings, probe_windows
+from scenes.inputs.rasters.grid import Grid, Window
 from scenes.inputs.series import SceneSeries
+from scenes.inputs.values.optical import OpticalDate, OpticalImage
 
 CLOUD_THRESHOLD = 0.5  # of detectors that return more than 0 and 1
 _CIRRUS = band_index("B10")

@@ -9,8 +9,8 @@ from scipy.ndimage import map_coordinates
 
 from common.errors import DataError, UsageError
 from data.raster.rescaling import sar_to_unit
-from scenes.inputs.grid import Window
 from scenes.inputs.open import open_series
+from scenes.inputs.rasters.grid import Window
 from scenes.options import SceneInputs
 from tests.support.scene_files import (
     CRS,

@@ -16,8 +16,8 @@ from rasterio.errors import RasterioError, RasterioIOError
 from common.errors import DataError
 from common.files import file_stamp
 from data.raster.geotiff import SCENE_DRIVERS, open_image
-from scenes.inputs.grid import Grid, Window
-from scenes.inputs.vrt import is_vrt, read_vrt
+from scenes.inputs.rasters.grid import Grid, Window
+from scenes.inputs.rasters.vrt import is_vrt, read_vrt
 
 CACHE_BYTES = 64 * 2**20  # GDAL's block cache, by default a twentieth of the machine's memory
 _MOST_CACHE, _CACHE_SHARE = 2**30, 16  # of images that are slow to decode: bytes, and the share of the machine's memory

@@ -1,0 +1,1 @@
+"""Rasters that stay open, their grids, and windows of them."""

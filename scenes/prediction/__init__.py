@@ -1,0 +1,1 @@
+"""Tiles: their plan, prediction, and blending."""
