@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,12 @@ import pytest
 
 from tests.support.commands import ROOT, TINY, Commands, SampleData
 from tests.support.fake_trees import write_series_tree
+
+
+def pytest_configure() -> None:
+    """Heed Ctrl-C, also in the background of a shell, where it is ignored and children inherit that: tests send it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")
