@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import chain
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -24,13 +25,14 @@ from model.reconstructor import Reconstructor
 from model.runtime import Compute, autocast
 from model.student_t import student_t_nll
 
-PIXELS = 256  # of each image that the numbers are fitted to
+PIXELS = 256  # of each image, of which the fit takes at most MAX_PIXELS of either kind, at random
+MAX_PIXELS = 8192
 SHIFTED_SHARES = (0.5, 0.4, 0.3, 0.2, 0.1, 0.05)  # weights of pseudo-shifts in the likelihood
 POWERS = (1.0, 2.0, 3.0)  # growth of doubt with novelty
 MAX_COST = 0.01  # of the mean negative log-likelihood of images as they are
 MIN_ALPHA = 1.05  # the variance exists
 _START_N, _START_ALPHA = 20.0, 3.0
-_MAX_STEPS = 200
+_MAX_STEPS = 60
 _MAX_LOG_TAIL = math.log(100.0)  # beyond, a Student-t is a normal
 _MIN_VARIANCE = 1e-12
 
@@ -92,14 +94,14 @@ class Errors(NamedTuple):
 
 
 def fit_evidence(
-    model: Reconstructor, train: PatchLoader, held_out: PatchLoader, compute: Compute, seed: int
+    model: Reconstructor, train: PatchLoader, held_out: Sequence[PatchLoader], compute: Compute, seed: int
 ) -> Evidence:
     """Fit the evidence of a network. The network stays as it is, in eval mode afterwards.
 
     Args:
         model: trained; its head predicts a variance.
         train: images that the network was trained on.
-        held_out: images that no weight saw.
+        held_out: images that no weight saw, in one or more loaders.
         compute: device and precision.
         seed: of the pixels and the pseudo-shifts.
 
@@ -120,16 +122,16 @@ def fit_evidence(
 
 @torch.no_grad()
 def collect_errors(
-    model: Reconstructor, leverages: dict[str, Leverage], loader: PatchLoader, compute: Compute, seed: int
+    model: Reconstructor, leverages: dict[str, Leverage], loaders: Sequence[PatchLoader], compute: Compute, seed: int
 ) -> tuple[Errors, Errors]:
-    """Errors on a loader's images as they are, and after every pseudo-shift; its processes get those of all.
+    """Errors on the loaders' images as they are, and after every pseudo-shift; its processes get those of all.
 
     Raises:
         DataError: if no image could be read.
     """
     rng = torch.Generator().manual_seed(seed)
     parts: tuple[list[Errors], list[Errors]] = ([], [])
-    with progress_bar(loader, len(loader), "errors on held-out images") as bar:
+    with progress_bar(chain(*loaders), sum(map(len, loaders)), "errors on held-out images") as bar:
         for loaded in bar:
             batch = loaded.without_missing()
             if not batch.n:
@@ -176,6 +178,7 @@ def fit_numbers(
         unshifted: held-out images as they are.
         shifted: the same after pseudo-shifts.
     """
+    unshifted, shifted = (_thinned(errors) for errors in (unshifted, shifted))
     noise = (unshifted.target - unshifted.mean).square().mean(dim=0).clamp(min=_MIN_VARIANCE)
 
     def nll(errors: Errors, power: float, log_factor: Tensor, log_tail: Tensor, log_n: Tensor | None = None) -> Tensor:
@@ -194,7 +197,7 @@ def fit_numbers(
     for power in POWERS:
         for share in SHIFTED_SHARES:
             mixed = _mixture(partial(nll, unshifted, power), partial(nll, shifted, power), share)
-            fitted = _minimise(mixed, start)
+            fitted = start = _minimise(mixed, start)
             costs = [float(nll(errors, power, *fitted)) for errors in (unshifted, shifted)]
             fits.append((max(costs[0] - highest, 0.0), costs[1], power, fitted))
             if costs[0] <= highest:
@@ -202,6 +205,12 @@ def fit_numbers(
     _, _, power, (log_factor, log_tail, log_n) = min(fits, key=itemgetter(0, 1))
     alpha = MIN_ALPHA + log_tail.clamp(max=_MAX_LOG_TAIL).exp()
     return Evidence(leverages, float(log_n.exp()), power, noise, *prior, log_factor.exp(), alpha)
+
+
+def _thinned(errors: Errors) -> Errors:
+    """At most `MAX_PIXELS` pixels, drawn at random."""
+    order = torch.randperm(len(errors.mean), generator=torch.Generator().manual_seed(0))[:MAX_PIXELS]
+    return Errors(*(field[order] for field in errors))
 
 
 def _mixture(first: Callable[..., Tensor], second: Callable[..., Tensor], share: float) -> Callable[..., Tensor]:

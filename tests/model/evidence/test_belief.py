@@ -180,8 +180,8 @@ def test_the_fit_finds_the_inflation_of_both_kinds_of_images():
         mean, variance = (field.T[None, None, :, None] for field in fields)
         belief = evidence.believe(Gaussian(mean, variance), errors.novelty.T[None, :, None])
         torch.testing.assert_close(
-            belief.total, torch.full_like(belief.total, inflation * 1e-3), rtol=0.03, atol=0
-        )  # of 20,000 pixels a variance is known to 1 %
+            belief.total, torch.full_like(belief.total, inflation * 1e-3), rtol=0.06, atol=0
+        )  # of 8192 pixels a variance is known to 1.6 %
 
 
 def test_moments_of_two_processes_equal_those_of_one():
