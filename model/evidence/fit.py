@@ -29,7 +29,7 @@ PIXELS = 256  # of each image, of which the fit takes at most MAX_PIXELS of eith
 MAX_PIXELS = 8192
 SHIFTED_SHARES = (0.5, 0.4, 0.3, 0.2, 0.1, 0.05)  # weights of pseudo-shifts in the likelihood
 POWERS = (1.0, 2.0, 3.0)  # growth of doubt with novelty
-MAX_COST = 0.01  # of the mean negative log-likelihood of images as they are
+MIN_COST, MAX_COST = 0.01, 0.05  # of the mean negative log-likelihood of images as they are
 MIN_ALPHA = 1.05  # the variance exists
 _START_N, _START_ALPHA = 20.0, 3.0
 _MAX_STEPS = 60
@@ -90,6 +90,7 @@ class Errors(NamedTuple):
     mean: Tensor  # (N, 13)
     variance: Tensor  # (N, 13), predicted, total
     target: Tensor  # (N, 13)
+    stated: Tensor  # (N, 13), negative log-likelihood under the network's own prediction
     novelty: Tensor  # (N, 1)
 
 
@@ -148,7 +149,8 @@ def collect_errors(
                 if isinstance(prediction, Mean):
                     raise DataError("evidence needs a head with a variance; train with --head nig or gaussian")
                 novelty = pixel_novelty(leverages, on_device, padded.to(compute.device)).unsqueeze(2)
-                fields = (prediction.mean, prediction.total, batch.target, novelty)
+                target = batch.target.to(compute.device)
+                fields = (prediction.mean, prediction.total, target, prediction.nll(target), novelty)
                 parts[bool(kind)].append(Errors(*(_take(field, pixels) for field in fields)))
     gathered = [process_group.all_gather_object(part) for part in parts]
     rows = [[errors for part in group for errors in part] for group in gathered]
@@ -170,7 +172,8 @@ def fit_numbers(
 
     Held-out images of the same data do not determine the effective number: they differ too little from those of the
     training. Pseudo-shifts do. Their weight in the likelihood is the largest of `SHIFTED_SHARES` that costs the images
-    as they are at most `MAX_COST`; of `POWERS` the one is chosen under which pseudo-shifts are most likely.
+    as they are no more than the recalibration of factors and tails alone gains them, or `MIN_COST` if that is more, and
+    at most `MAX_COST`; of `POWERS` the one is chosen under which pseudo-shifts are most likely.
 
     Args:
         leverages: by view.
@@ -191,7 +194,8 @@ def fit_numbers(
 
     tail = torch.full((N_S2,), math.log(_START_ALPHA - MIN_ALPHA), dtype=torch.float64)
     recalibrated = _minimise(lambda *p: nll(unshifted, 1, *p), (torch.zeros_like(tail), tail))
-    highest = float(nll(unshifted, 1, *recalibrated)) + MAX_COST
+    lowest = float(nll(unshifted, 1, *recalibrated))
+    highest = lowest + min(max(float(unshifted.stated.mean()) - lowest, MIN_COST), MAX_COST)
     start = (*recalibrated, torch.tensor(math.log(_START_N), dtype=torch.float64))
     fits = []
     for power in POWERS:

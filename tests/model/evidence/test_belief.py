@@ -167,7 +167,9 @@ def toy_errors(seed: int, inflation: float, novelty: float, n: int = 20_000):
     predicted = torch.full((n, N_S2), 1e-3, dtype=torch.float64)
     noise = torch.randn(n, N_S2, generator=generator, dtype=torch.float64)
     mean = torch.full_like(predicted, 0.2)
-    return Errors(mean, predicted, mean + noise * (predicted * inflation).sqrt(), torch.full((n, 1), novelty).double())
+    target = mean + noise * (predicted * inflation).sqrt()
+    stated = Gaussian(mean, predicted).nll(target)
+    return Errors(mean, predicted, target, stated, torch.full((n, 1), novelty).double())
 
 
 def test_the_fit_finds_the_inflation_of_both_kinds_of_images():
