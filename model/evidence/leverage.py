@@ -76,8 +76,8 @@ class Leverage:
 
     def __call__(self, features: Tensor) -> Tensor:
         """Features (B, C, H, W) to q (B, 1, H, W)."""
-        rows = features.movedim(1, -1)  # (B, H, W, C)
-        return (rows @ self.whitening.to(rows)).square().mean(dim=-1).unsqueeze(1)
+        whitened = self.whitening.T.to(features) @ features.flatten(2)  # (B, R, H W)
+        return whitened.square().mean(dim=1, keepdim=True).unflatten(2, features.shape[2:])
 
 
 def quadratic(features: Tensor) -> Tensor:
