@@ -112,9 +112,10 @@ def fit_evidence(
     model.eval()
     moments = TrainingMoments()
     with progress_bar(train, len(train), "evidence of the training split") as bar:
-        for batch in bar:
-            if batch.n:
-                moments.update(batch.to(compute.device, non_blocking=True), model.find_padding(batch.x))
+        for loaded in bar:
+            if loaded.n:
+                batch = loaded.to(compute.device, non_blocking=True)
+                moments.update(batch, model.find_padding(batch.x))
     moments.merge(process_group.all_gather_object(moments))
     leverages = moments.leverages()
     unshifted, shifted = collect_errors(model, leverages, held_out, compute, seed)

@@ -11,6 +11,7 @@ from model.evidence.fit import Errors, TrainingMoments, fit_numbers
 from model.evidence.leverage import FeatureMoments
 from model.evidence.pseudo_shifts import shift_inputs, shift_kinds
 from model.evidence.views import describe_pixels
+from model.fusion.network import FusionNet, FusionReconstructor
 from model.nig import NIG
 from model.predictions import Gaussian
 from tests.support.network_cases import small_network
@@ -135,6 +136,21 @@ def test_every_backbone_believes_by_evidence_in_eval_mode_alone(name, head):
     assert (after.epistemic / after.aleatoric).std() > 0
     assert isinstance(in_training, type(before))
     torch.testing.assert_close(after.total, after.aleatoric + after.epistemic)
+
+
+def test_a_fusion_believes_by_evidence_of_its_own():
+    flags = {"use_sar": True, "scale_by": 10.0, "head": "nig", "loss": "NIG"}
+    experts = [small_network(name, **flags) for name in registry.EXPERTS]
+    model = FusionReconstructor(FusionNet(experts, "average", guarded=False), experts[0].head, experts[0].config).eval()
+    model.fusion.fitted.fill_(True)
+    x, dates = ground(b=2), torch.tensor([[0.0, 30.0, 60.0]]).expand(2, 3)
+    with torch.no_grad():
+        before = model(x, dates)
+        model.evidence = evidence_of(x)
+        after = model(x, dates)
+    assert torch.equal(after.mean, before.mean)
+    torch.testing.assert_close(after.aleatoric, before.total)
+    assert (after.epistemic / after.aleatoric).std() > 0
 
 
 def test_a_network_without_variance_ignores_evidence():
