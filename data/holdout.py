@@ -80,6 +80,28 @@ def build_fit_split(config: Config, held_out: Sequence[str]) -> FitSplit:
     return FitSplit(fit, guard, (text,))
 
 
+def build_evidence_split(config: Config) -> tuple[PatchLoader, list[PatchLoader]]:
+    """The images to fit the evidence of a trained network on.
+
+    Args:
+        config: the flags of its training.
+
+    Returns:
+        The images that it was trained on, and loaders of those that no weight saw: held-out regions and validation.
+
+    Raises:
+        DataError: if there is no image of either kind.
+    """
+    held_out = held_out_rois(config)
+    parts = [_part(config, "train", _among(held_out, True))] if held_out else []
+    try:
+        parts.append(_part(config, "val", _every))
+    except EmptySplitError:
+        if not parts:
+            raise
+    return _part(config, "train", _among(held_out, False)), parts
+
+
 def _part(config: Config, split: str, keep: Keep) -> PatchLoader:
     """A part of a split; validation takes all regions, as in `data.loaders.build_loaders`."""
     return build_loader(config, split, keep, "all" if split == "val" else None)

@@ -1,11 +1,14 @@
 """A network as a whole: scaling, backbone and head."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from config.schema import ModelConfig
+from model.evidence.belief import Evidence
 from model.layers.heads import Head
-from model.predictions import Prediction
+from model.predictions import Mean, Prediction
 
 
 class Reconstructor(nn.Module):
@@ -17,6 +20,9 @@ class Reconstructor(nn.Module):
         net: the backbone, (x, dates) to raw channels (B, 1, K, H, W).
         head: maps raw channels to a prediction.
         config: the flags both were built from.
+
+    Attributes:
+        evidence: what was fitted to the trained network, or None; predictions in eval mode follow it.
     """
 
     def __init__(self, net: nn.Module, head: Head, config: ModelConfig) -> None:
@@ -25,6 +31,7 @@ class Reconstructor(nn.Module):
         self.head = head
         self.config = config
         self.scale_by = float(config.scale_by)
+        self.evidence: Evidence | None = None
 
     def forward(self, x: Tensor, dates: Tensor | None = None) -> Prediction:
         """Predict the clear image.
@@ -39,6 +46,20 @@ class Reconstructor(nn.Module):
         Raises:
             ValueError: if a shape is not what the network was built for.
         """
+        prediction = self.predict(x, dates)
+        if self.evidence is None or self.training or isinstance(prediction, Mean):
+            return prediction
+        with torch.autocast(x.device.type, enabled=False):
+            novelty = self.evidence.novelty(x, self.find_padding(x))
+            return self.evidence.believe(prediction, novelty, self.scale_by)
+
+    def predict(self, x: Tensor, dates: Tensor | None = None) -> Prediction:
+        """As `forward`, whether or not there is evidence."""
         raw = self.netG(x * self.scale_by, dates)
         with torch.autocast(x.device.type, enabled=False):
             return self.head(raw)
+
+    def find_padding(self, x: Tensor) -> Tensor:
+        """Mask (B, T) of the padded dates of x (B, T, C, H, W) in [0, 1]."""
+        find: Callable[[Tensor], Tensor] = self.netG.find_padding  # type: ignore[assignment]  # of a Backbone
+        return find(x * self.scale_by)

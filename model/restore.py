@@ -10,12 +10,14 @@ from common.errors import DataError
 from config.schema import ModelConfig
 from config.stored import as_published, read_model_config
 from model.build import build_model
+from model.evidence.belief import Evidence
 from model.predictions import Prediction
 from model.reconstructor import Reconstructor
 from model.weights import is_published, load_checkpoint, load_strictly
 
 WEIGHTS = "model.pth.tar"
 CONF = "conf.json"
+EVIDENCE = "evidence"  # key of a checkpoint; absent where none was fitted
 
 
 class Reconstruction(nn.Module):
@@ -60,7 +62,7 @@ class Reconstruction(nn.Module):
 def restore_model(
     config: ModelConfig, checkpoint: str | Path, device: str | torch.device = "cpu"
 ) -> tuple[Reconstructor, int]:
-    """Build a network from flags and load the weights of a checkpoint, ours or a published one.
+    """Build a network from flags and load the weights of a checkpoint, ours or a published one, and its evidence.
 
     Args:
         config: flags of the network.
@@ -78,6 +80,8 @@ def restore_model(
     flags = ModelConfig.of(config)
     model = build_model(as_published(flags) if is_published(content) else flags)
     load_strictly(model, content["state_dict_G"], checkpoint)
+    if content.get(EVIDENCE) is not None:
+        model.evidence = Evidence.from_state(content[EVIDENCE])
     return model.to(device), int(content.get("epoch") or 0)
 
 

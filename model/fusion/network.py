@@ -258,7 +258,13 @@ class FusionReconstructor(Reconstructor):
         assert isinstance(self.netG, FusionNet)
         return self.netG
 
-    def forward(self, x: Tensor, dates: Tensor | None = None) -> NIG:
+    def predict(self, x: Tensor, dates: Tensor | None = None) -> NIG:
         """Predict the clear image; shapes and units as of `Reconstructor.forward`."""
         prediction: NIG = self.netG(x, dates)
         return scale(prediction, self.scale_by)
+
+    def find_padding(self, x: Tensor) -> Tensor:
+        """Mask (B, T) of the padded dates of x (B, T, C, H, W) in [0, 1]."""
+        expert = self.fusion.experts[0]
+        assert isinstance(expert, Reconstructor)
+        return expert.find_padding(x)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from common.errors import DataError
-from data.holdout import build_fit_split, held_out_rois
+from data.holdout import build_evidence_split, build_fit_split, held_out_rois
 from data.loaders import build_loaders
 from data.splits import hold_out
 from parse_args import Config
@@ -84,3 +84,12 @@ def test_one_patch_cannot_judge(split_tree, tmp_path):
     split = build_fit_split(config_of(tmp_path), ())
     assert split.guard is None
     assert "validation has one patch only" in split.notes[0]
+
+
+def test_evidence_is_fitted_on_regions_that_no_weight_saw(split_tree):
+    config = config_of(split_tree, fit_rois=1)
+    train, held_out = build_evidence_split(config)
+    names = held_out_rois(config)
+    assert rois_in(train) == set(TRAIN) - set(names)
+    assert [rois_in(loader) for loader in held_out] == [set(names), set(VAL)]
+    assert [rois_in(loader) for loader in build_evidence_split(config_of(split_tree, fit_rois=0))[1]] == [set(VAL)]

@@ -213,3 +213,28 @@ def test_inputs_that_do_not_fit(tmp_path):
 def test_the_package_itself_is_light():
     code = "import sys, model; from model import load_model; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])
+
+
+def test_evidence_in_a_checkpoint_is_restored(tmp_path):
+    model = write_run(tmp_path / "run")
+    x, dates = series()
+    plain = load_model(tmp_path / "run")(x, dates)
+    views = {"spectrum": {"whitening": torch.eye(91, dtype=torch.float64), "count": 5}}
+    bands = dict.fromkeys(("noise", "prior_mean", "prior_variance", "aleatoric"), torch.ones(13, dtype=torch.float64))
+    evidence = {"views": views, "n_effective": 3.0, "power": 1.0, **bands, "alpha": bands["noise"] * 4}
+    content = {"state_dict_G": model.netG.state_dict(), "epoch": 7, "version": 1, "evidence": evidence}
+    save_checkpoint(tmp_path / "run" / "model.pth.tar", content)
+    reconstruct = load_model(tmp_path / "run")
+    prediction = reconstruct(x, dates)
+    assert reconstruct.model.evidence is not None
+    assert torch.equal(prediction.mean, plain.mean)
+    torch.testing.assert_close(prediction.alpha, torch.full_like(prediction.alpha, 4.0))
+    torch.testing.assert_close(prediction.aleatoric, plain.total)
+
+
+def test_damaged_evidence_is_refused(tmp_path):
+    model = write_run(tmp_path / "run")
+    content = {"state_dict_G": model.netG.state_dict(), "epoch": 7, "version": 1, "evidence": {"views": 3}}
+    save_checkpoint(tmp_path / "run" / "model.pth.tar", content)
+    with pytest.raises(DataError, match="evidence in a checkpoint is damaged"):
+        load_model(tmp_path / "run")
