@@ -11,6 +11,7 @@ from rasterio.io import MemoryFile
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform as transform_points
 
+from data.raster.geotiff import open_image
 from scenes.inputs.rasters.dataset_pool import (
     dataset_key,
     dataset_pool,
@@ -248,7 +249,7 @@ def read_warped(
     with MemoryFile() as memory:
         with memory.open(count=len(stored), dtype=stored.dtype, **profile) as target:
             target.write(stored, window=needed.rasterio)
-        with memory.open() as source, WarpedVRT(source, **options) as warped:
+        with open_image(memory.name) as source, WarpedVRT(source, **options) as warped:
             values: np.ndarray = warped.read(window=window.rasterio)
     return values
 
