@@ -50,8 +50,10 @@ def open_series(inputs: SceneInputs) -> SceneSeries:
         days = [parse_date(text, "--dates") for text in inputs.dates]
         series = open_region(inputs.folder, inputs.numbers, days)
     else:
-        with gdal_settings():
+        with gdal_settings(), dataset_pool().closing_others() as kept:
             series = _open_products(inputs)
+            if series.cache_bytes:  # decoded blocks, which are lost by closing, are needed again soon
+                kept += series.paths
     series.grid.check_location(inputs.folder or series.paths[0])
     return series
 
@@ -84,12 +86,9 @@ def _open_products(inputs: SceneInputs) -> SceneSeries:
     sources = tuple(
         OpticalDate(tuple(images[index] for index in group), place.grid, inputs.resampling) for group in groups
     )
-    series = SceneSeries(
+    return SceneSeries(
         place.grid, days, radar_days, sources, radar, nodata, (*products.notes, *notes, *radar_notes), place.area
     )
-    if not series.cache_bytes:  # decoded blocks, which are lost by closing, are needed again soon
-        dataset_pool().close(series.paths)
-    return series
 
 
 def read_products(paths: Sequence[str], sensor: str, inputs: SceneInputs) -> Products:

@@ -81,6 +81,16 @@ class DatasetPool:
             for key in sorted((key for key in self._open if key[0] in set(paths)), key=len, reverse=True):
                 self._open.pop(key).close()
 
+    @contextmanager
+    def closing_others(self) -> Iterator[list[str]]:
+        """Close what is opened within when it ends, also by an error; but for the paths in the list that it yields."""
+        before = {key[0] for key in self._open}
+        kept: list[str] = []
+        try:
+            yield kept
+        finally:
+            self.close([key[0] for key in self._open if key[0] not in before.union(kept)])
+
     def __len__(self) -> int:
         return len(self._open)
 

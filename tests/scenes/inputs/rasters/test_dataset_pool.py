@@ -42,6 +42,13 @@ def test_damage_that_opening_does_not_see_is_told_when_reading(tmp_path):
         read_all(series)
 
 
+def test_opening_leaves_nothing_open_when_it_fails(write_optical):
+    before = len(dataset_pool())
+    with pytest.raises(DataError, match="which gives no|expected reflectance"):
+        open_series(SceneInputs([write_optical()], offset=-20000))
+    assert len(dataset_pool()) == before
+
+
 def test_radar_files_are_closed(optical, tmp_path):
 
     place, size = zone_31(margin=8)
