@@ -35,10 +35,10 @@ _Result = TypeVar("_Result")
 
 
 class DatasetPool:
-    """Open data sets by key; beyond the limit the least recently used one is closed, with its warped views.
+    """Open data sets by key; beyond the limit of files one that was not used lately is closed, with its warped views.
 
     Args:
-        limit: how many stay open.
+        limit: how many files stay open.
 
     Attributes:
         lock: to be held while reading: GDAL's data sets are not thread-safe.
@@ -54,11 +54,11 @@ class DatasetPool:
     def get(self, key: tuple[Any, ...], opener: Callable[[], Any]) -> Any:
         """The open data set of a key, whose first entry is the file's path."""
         if key not in self._open:
-            while len(self._open) >= self._limit:
-                oldest = next(iter(self._open))
-                if oldest[0] == key[0]:  # never the source of the view that is opened
-                    break
-                self.close([oldest[0]])
+            files = dict.fromkeys(own[0] for own in self._open)
+            while len(files) >= self._limit and key[0] not in files:
+                oldest = next(iter(files))
+                self.close([oldest])
+                del files[oldest]
             self._open[key] = opener()
         self._open.move_to_end(key)
         return self._open[key]
