@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 
 import numpy as np
 import pytest
@@ -63,15 +62,6 @@ def test_weights_give_the_time_and_the_requirements(scene, scene_run, tmp_path, 
     assert "--weights takes a run's folder" in text
 
 
-def test_the_time_is_about_that_of_the_run(scene, scene_run, tmp_path, capsys):
-    words = [*scene.words(), "--weights", scene_run, *SMALL]
-    assert call(main, *words, "--dry_run") == 0
-    tile = float(re.search(r"([\d.]+) s for each tile", capsys.readouterr().out)[1])
-    started = time.perf_counter()
-    assert call(main, *words, "--out", tmp_path / "maps") == 0
-    assert tile * 12 < 5 * (time.perf_counter() - started)
-
-
 def test_disk_is_bounded(scene, scene_run, tmp_path):
     inputs = SceneInputs([str(path) for path in scene.optical])
     options = SceneOptions(inputs, str(scene_run), str(tmp_path / "maps"), tile=64, overlap=16, device="cpu", workers=1)
@@ -118,7 +108,7 @@ def test_errors_of_a_dry_run_are_one_line(scene, tmp_path, capsys):
     assert re.fullmatch(r"error: no such image: .*none\.tif.*\n", printed.err)
 
 
-def test_a_whole_tile_of_three_dates_is_planned_in_seconds(tmp_path, scene_run, capsys):
+def test_a_whole_tile_of_three_dates_is_planned(tmp_path, scene_run, capsys):
     block = np.full((13, 512, 512), 1200, np.uint16) + np.arange(13, dtype=np.uint16)[:, None, None] * 9
     block[10] = 12
     profile = {"driver": "GTiff", "dtype": "uint16", "count": 13, "height": 10980, "width": 10980, "nodata": 0}
@@ -132,10 +122,8 @@ def test_a_whole_tile_of_three_dates_is_planned_in_seconds(tmp_path, scene_run, 
             for column, row in ((21, 21), (10, 10)):  # what is sampled first
                 size = min(512, 10980 - 512 * row)
                 target.write(block[:, :size, :size], window=Window(512 * column, 512 * row, size, size))
-    started = time.perf_counter()
     words = ["--optical", *paths, "--offset", "none", "--weights", scene_run, "--dry_run", "--workers", "4"]
     assert call(main, *words, "--detector", "none") == 0
-    assert time.perf_counter() - started < 30
     output = capsys.readouterr().out
     assert "grid: 10980 x 10980 pixels of 10 x 10, EPSG:32632" in output
     assert "tiles: 3249 of 256 pixels, overlap 64; 4 processes on cpu" in output
