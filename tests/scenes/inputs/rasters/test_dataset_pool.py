@@ -6,7 +6,7 @@ import rasterio.shutil
 
 from common.errors import DataError
 from scenes.inputs.open import open_series
-from scenes.inputs.rasters.dataset_pool import dataset_pool
+from scenes.inputs.rasters.dataset_pool import DatasetPool, dataset_pool
 from scenes.inputs.rasters.grid import Window
 from scenes.options import SceneInputs
 from tests.support.scene_files import ZONE_31, ground, read_all, speckle, write_tif, zone_31
@@ -62,3 +62,23 @@ def test_radar_files_are_closed(optical, tmp_path):
     assert all(source.closed for source in opened)
     with rasterio.open(path, "r+") as again:  # it is not open elsewhere
         again.update_tags(a="b")
+
+
+def test_warped_views_do_not_count_as_files_and_are_closed_before_them():
+    closed = []
+
+    class Opened:
+        def __init__(self, key):
+            self.key = key
+
+        def close(self):
+            closed.append(self.key)
+
+    pool = DatasetPool(limit=2)
+    keys = [(path, 0, 0, *view) for path in "ab" for view in ((), ("view",), ("other view",))]
+    for key in keys:
+        pool.get(key, lambda key=key: Opened(key))
+    assert closed == []
+    pool.get(("c", 0, 0), lambda: Opened("c"))
+    assert closed == [("a", 0, 0, "view"), ("a", 0, 0, "other view"), ("a", 0, 0)]
+    assert len(pool) == 4
