@@ -45,7 +45,7 @@ Shift = Callable[[Tensor, Tensor, Generator], tuple[Tensor, Tensor]]  # radar, o
 
 UNSHIFTED, OTHER, HARMLESS = "as they are", "other data", "B10 zero"
 LEVEL = 0.9
-MARGIN = 4  # pixels beside the border of the shifted square that count neither as shifted nor as unshifted
+MARGIN = 4  # pixels next to the border of the shifted square that count neither as shifted nor as unshifted
 DEAD_EVERY = 8  # columns
 # Reflectance that the clear atmosphere adds, about; L2A is without it and without B10.
 PATH = (0.10, 0.075, 0.05, 0.035, 0.03, 0.025, 0.02, 0.018, 0.018, 0.01, 0.0, 0.005, 0.003)

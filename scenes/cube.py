@@ -25,11 +25,10 @@ from scenes.inputs.rasters.raster import Pixels
 from scenes.inputs.readers.cube import read_baselines
 from scenes.inputs.readers.cube_layout import Layer, find_days, find_grid, find_layers
 from scenes.inputs.readers.cube_store import stored_type
-from scenes.inputs.readers.geotiff import NO_B10
 from scenes.inputs.series import SceneSeries
 from scenes.inputs.values.bands import are_named, optical_bands, polarisation_of, radar_bands
 from scenes.inputs.values.evidence import offset_evidence
-from scenes.inputs.values.optical import OpticalDate, OpticalImage
+from scenes.inputs.values.optical import NO_B10, OpticalDate, OpticalImage
 from scenes.inputs.values.radar import UNITS, RadarDay, RadarImage
 from scenes.inputs.values.scaling import resolve_scaling
 from scenes.options import SceneInputs

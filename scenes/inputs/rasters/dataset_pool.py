@@ -67,7 +67,7 @@ class DatasetPool:
         """Make room for the decoded blocks of a scene, which are lost when a file is closed; bounded.
 
         Args:
-            cache_bytes: of the blocks, beside the usual ones.
+            cache_bytes: of the blocks, in addition to the default size.
             files: that are read in turns.
         """
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -134,7 +134,7 @@ def open_raster(path: str, allow_vrt: bool = False) -> Any:
         DataError: if there is none, it cannot be read, or refers to other files.
     """
     if is_remote(path):
-        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):  # neither listings nor files beside it
+        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):  # no listing of its folder, no sidecar files
             return try_again(path, lambda: _open(path, path))
     if not os.path.exists(path):
         raise DataError(f"no such image: {path}")

@@ -135,19 +135,14 @@ class ImageFile:
     def _read(
         self, positions: Sequence[int], window: Window, grid: Grid, resampling: str, nodata: float | None
     ) -> Pixels:
-        place = self.grid.place_in(grid)
         pool, key = dataset_pool(), dataset_key(self.path)
         with pool.lock:
-            if place is not None:
-                dataset = pool.get(key, self._open)
-                dtype = np.result_type(*(dataset.dtypes[position - 1] for position in positions))
-                read = partial(self._read_own, dataset, positions)
-                return read_shifted(read, len(positions), dtype, window, Window(*place, *self.grid.shape))
-            if self.count > _FEW_BANDS:
-                read = partial(self._read_own, pool.get(key, self._open), positions)
-                return Pixels(read_warped(read, self.grid, window, grid, resampling, nodata), None)
-            options = _warp_options(self.grid, grid, resampling, nodata)
             source = pool.get(key, self._open)  # one for all views: its decoded blocks are shared
+            if self.count > _FEW_BANDS or self.grid.place_in(grid) is not None:
+                read = partial(self._read_own, source, positions)
+                dtypes = [source.dtypes[position - 1] for position in positions]
+                return read_on_grid(read, self.grid, dtypes, window, grid, resampling, nodata)
+            options = _warp_options(self.grid, grid, resampling, nodata)
             warped = pool.get((*key, grid, resampling, nodata), lambda: WarpedVRT(source, **options))
             with read_errors(self.path):
                 return Pixels(warped.read(list(positions), window=window.rasterio), None)
@@ -182,7 +177,7 @@ class ImageFile:
 
 def image_file(path: str, dataset: Any) -> ImageFile:
     """The image of an open data set."""
-    # a mask within the file or beside it, not one that rasterio derives from nodata
+    # an internal or external mask, not one that rasterio derives from nodata
     masked = any("per_dataset" in flag.name for flag in dataset.mask_flag_enums[0])
     grid = grid_of(dataset)
     grid.check_transform(path)
@@ -191,6 +186,32 @@ def image_file(path: str, dataset: Any) -> ImageFile:
         height, width = dataset.block_shapes[0]
         row_bytes = height * width * -(-grid.width // width) * np.dtype(dataset.dtypes[0]).itemsize
     return ImageFile(path, grid, masked, image_files(path)[1:], dataset.count, row_bytes)
+
+
+def read_on_grid(
+    read: Callable[[Window], Pixels],
+    image: Grid,
+    dtypes: Sequence[Any],
+    window: Window,
+    grid: Grid,
+    resampling: str,
+    nodata: float | None,
+) -> Pixels:
+    """The pixels of a window of a scene: as they are stored where pixels coincide, else warped; see `Raster.read`.
+
+    Args:
+        read: returns a window of the image.
+        image: the grid of the image.
+        dtypes: of the bands that `read` returns.
+        window: the pixels to read, in the grid of the scene.
+        grid: of the scene.
+        resampling: "bilinear" or "nearest".
+        nodata: stored value that is left out of the interpolation.
+    """
+    place = image.place_in(grid)
+    if place is None:
+        return Pixels(read_warped(read, image, window, grid, resampling, nodata), None)
+    return read_shifted(read, len(dtypes), np.result_type(*dtypes), window, Window(*place, *image.shape))
 
 
 def read_shifted(read: Callable[[Window], Pixels], count: int, dtype: Any, window: Window, place: Window) -> Pixels:

@@ -12,7 +12,6 @@ from data.constants import N_S1, REFLECTANCE_SCALE, S1_BANDS
 from scenes.inputs.products import Band, ClassBand, OpticalProduct, Products, RadarProduct, Reader
 from scenes.inputs.readers.cube_layout import Layer, find_coordinate, find_days, find_grid, find_layers
 from scenes.inputs.readers.cube_store import CubeRaster, Plane, is_cube, open_cube, stored_type
-from scenes.inputs.readers.geotiff import NO_B10
 from scenes.inputs.values.bands import are_named, optical_bands, polarisation_of, radar_bands
 from scenes.inputs.values.optical import check_types
 from scenes.inputs.values.scaling import baseline_offset
@@ -82,8 +81,6 @@ def _optical(
     classes = next((layer for layer in layers if layer.is_classes), None)
     check_types(path, [dataset[layer.variable].dtype.name for layer in present])
     rasters, notes = _rasters(path, dataset, [*present, *([classes] if classes else [])], len(days))
-    if None in bands:
-        notes.append(NO_B10)
     ignored = [layer.label or layer.variable for layer in layers if layer not in present and layer is not classes]
     if ignored:
         notes.append(f"layers of the cube that are not used: {list_some(ignored, 8)}")

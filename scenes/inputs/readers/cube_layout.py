@@ -201,7 +201,7 @@ def _layers_of(dataset: Any, name: str, variable: Any, rows: str, columns: str) 
     long = [dim for dim in others if variable.sizes[dim] > 1]
     if len(long) > 1:
         return []
-    fixed = tuple((dim, 0) for dim in others if dim not in long)
+    singletons = tuple((dim, 0) for dim in others if dim not in long)
     own = name if band_of(name) is not None or polarisation_of(name) is not None else _text(variable, name)
     labels = [own]
     if long:
@@ -210,7 +210,7 @@ def _layers_of(dataset: Any, name: str, variable: Any, rows: str, columns: str) 
         labels = [next((text for text in (_labels(dataset, variable, dim)[0] for dim in others) if _means(text)), own)]
     layers = []
     for index, label in enumerate(labels):
-        select = (*fixed, (long[0], index)) if long else fixed
+        select = (*singletons, (long[0], index)) if long else singletons
         values = _values_of(variable, index, len(labels))
         layers.append(Layer(label, name, select, rows, columns, time, **values))
     return layers

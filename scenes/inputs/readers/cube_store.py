@@ -18,7 +18,7 @@ from common.errors import DataError
 from data.raster.geotiff import LARGEST
 from scenes.inputs.rasters.dataset_pool import dataset_key, dataset_pool, is_remote
 from scenes.inputs.rasters.grid import Grid, Window
-from scenes.inputs.rasters.raster import Pixels, read_shifted, read_warped
+from scenes.inputs.rasters.raster import Pixels, read_on_grid
 
 _HDF5, _NETCDF3 = b"\x89HDF\r\n\x1a\n", (b"CDF\x01", b"CDF\x02", b"CDF\x05")
 _ZARR = ("zarr.json", ".zmetadata", ".zgroup")
@@ -87,16 +87,13 @@ class CubeRaster:
         nodata: float | None = None,
     ) -> Pixels:
         """See `Raster.read`."""
-        place = self.grid.place_in(grid)
         pool = dataset_pool()
         with pool.lock:
             cube = pool.get((*dataset_key(self.path), "cube"), lambda: _OpenCube(open_cube(self.path)))
             read = partial(self._read_own, cube, positions)
-            if place is None:
-                return Pixels(read_warped(read, self.grid, window, grid, resampling, nodata), None)
             variables = [cube.dataset[self.planes[position - 1].variable] for position in positions]
-            dtype = np.result_type(*(stored_type(variable.dtype, self.unsigned) for variable in variables))
-            return read_shifted(read, len(positions), dtype, window, Window(*place, *self.grid.shape))
+            dtypes = [stored_type(variable.dtype, self.unsigned) for variable in variables]
+            return read_on_grid(read, self.grid, dtypes, window, grid, resampling, nodata)
 
     def _read_own(self, cube: "_OpenCube", positions: Sequence[int], window: Window) -> Pixels:
         rows, columns = (

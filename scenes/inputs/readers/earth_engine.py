@@ -9,12 +9,12 @@ from typing import Any
 from common.errors import DataError, list_some
 from data.constants import S1_BANDS
 from scenes.inputs.dates import find_date, parse_date
-from scenes.inputs.products import Band, OpticalProduct, Products, RadarProduct, Reader, find_class_band
+from scenes.inputs.products import OpticalProduct, Products, RadarProduct, Reader, find_class_band
 from scenes.inputs.rasters.dataset_pool import is_remote, open_raster
 from scenes.inputs.rasters.raster import ImageFile, image_file
-from scenes.inputs.readers.geotiff import NO_B10
 from scenes.inputs.values.bands import band_of, optical_bands, polarisation_of, radar_bands
 from scenes.inputs.values.optical import check_types
+from scenes.inputs.values.radar import declared_pair
 from scenes.inputs.values.scaling import declared_bands
 from scenes.options import SceneInputs
 
@@ -136,18 +136,13 @@ def _optical(path: str, dataset: Any, raster: ImageFile, image: StackImage) -> O
     bands, source = declared_bands(path, dataset, raster, positions)
     classes = find_class_band(raster, image.names, image.positions)
     level = "L2A" if classes is not None and classes.kind == "scl" else ""
-    notes = (NO_B10,) if len(present) < len(positions) else ()
-    return OpticalProduct(path, name, bands, _day(image), source, level, classes=classes, notes=notes)
+    return OpticalProduct(path, name, bands, _day(image), source, level, classes=classes)
 
 
 def _radar(path: str, dataset: Any, raster: ImageFile, image: StackImage) -> RadarProduct:
     own = [at for at, name in zip(image.positions, image.names, strict=True) if polarisation_of(name) is not None]
     vv, vh = (own[at - 1] for at in radar_bands(_name(path, image), [str(dataset.descriptions[at - 1]) for at in own]))
-    bands = tuple(
-        Band(raster, band, dataset.scales[band - 1], dataset.offsets[band - 1], dataset.nodatavals[band - 1])
-        for band in (vv, vh)
-    )
-    return RadarProduct(path, _name(path, image), (bands[0], bands[1]), _day(image))
+    return RadarProduct(path, _name(path, image), declared_pair(dataset, raster, vv, vh), _day(image))
 
 
 def _name(path: str, image: StackImage) -> str:

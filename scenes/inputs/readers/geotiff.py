@@ -5,15 +5,15 @@ from typing import Any
 
 from data.constants import N_S2
 from scenes.inputs.dates import find_date
-from scenes.inputs.products import Band, OpticalProduct, Products, RadarProduct, Reader, find_class_band
+from scenes.inputs.products import OpticalProduct, Products, RadarProduct, Reader, find_class_band
 from scenes.inputs.rasters.dataset_pool import open_raster
 from scenes.inputs.rasters.raster import image_file
 from scenes.inputs.values.bands import are_named, optical_bands, radar_bands
 from scenes.inputs.values.optical import check_types
+from scenes.inputs.values.radar import declared_pair
 from scenes.inputs.values.scaling import declared_bands
 from scenes.options import SceneInputs
 
-NO_B10 = "B10 is missing and filled with 0; the network was trained on L1C, where clear ground is near 0 in B10"
 _WIDE_STRIP = 4096  # pixels; wider rows do not stay in the cache from tile to tile
 
 
@@ -38,8 +38,6 @@ def _optical(path: str, inputs: SceneInputs) -> OpticalProduct:
 
 def _notes(dataset: Any, present: Sequence[int], masked: bool) -> tuple[str, ...]:
     notes = []
-    if len(present) < N_S2:
-        notes.append(NO_B10)
     if not are_named(dataset.descriptions):
         without = " without B10" if len(present) < N_S2 else ""
         notes.append(f"bands have no names and are taken as B01 to B12{without} in order")
@@ -55,12 +53,8 @@ def _radar(path: str, inputs: SceneInputs) -> RadarProduct:
     with open_raster(path, inputs.allow_vrt) as dataset:
         vv, vh = radar_bands(path, dataset.descriptions)
         raster = image_file(path, dataset)
-        bands = tuple(
-            Band(raster, band, dataset.scales[band - 1], dataset.offsets[band - 1], dataset.nodatavals[band - 1])
-            for band in (vv, vh)
-        )
         day, by_position = find_date(path, dataset.tags()), not are_named(dataset.descriptions)
-        return RadarProduct(path, path, (bands[0], bands[1]), day, by_position=by_position)
+        return RadarProduct(path, path, declared_pair(dataset, raster, vv, vh), day, by_position=by_position)
 
 
 READER = Reader("image with all bands", lambda path: True, _read)

@@ -18,7 +18,6 @@ from scenes.inputs.dates import find_date
 from scenes.inputs.products import Band, ClassBand, OpticalProduct, Products, Reader
 from scenes.inputs.rasters.dataset_pool import is_remote, open_raster
 from scenes.inputs.rasters.raster import image_file
-from scenes.inputs.readers.geotiff import NO_B10
 from scenes.inputs.readers.product_files import ProductFile, check_companions, files_in, is_zip, list_files
 from scenes.inputs.readers.product_metadata import Metadata, read_metadata, start_in, tile_in
 from scenes.inputs.values.bands import band_of
@@ -411,8 +410,6 @@ def _notes(bands: Sequence[Band | None], inputs: SceneInputs) -> Iterator[str]:
     ]
     if coarse:
         yield f"{', '.join(coarse)} are brought to the pixels of the others ({inputs.resampling})"
-    if bands[band_index(_OPTIONAL)] is None:
-        yield NO_B10
 
 
 READERS = (

@@ -13,12 +13,11 @@ from datetime import date
 from typing import Any
 
 from common.errors import DataError, UsageError, list_some
-from data.constants import N_S1, N_S2, REFLECTANCE_SCALE, S1_BANDS, S2_BANDS, band_index
+from data.constants import N_S1, N_S2, REFLECTANCE_SCALE, S1_BANDS, S2_BANDS
 from scenes.inputs.dates import parse_date
 from scenes.inputs.products import Band, ClassBand, OpticalProduct, Products, RadarProduct, Reader
 from scenes.inputs.rasters.dataset_pool import is_remote, open_raster
 from scenes.inputs.rasters.raster import image_file
-from scenes.inputs.readers.geotiff import NO_B10
 from scenes.inputs.readers.product_metadata import start_in, tile_in
 from scenes.inputs.readers.stac_documents import (
     Item,
@@ -353,8 +352,6 @@ def _optical(item: Item, inputs: SceneInputs) -> OpticalProduct:
         bands, declared_by, by_position = whole
     else:
         bands, declared_by, notes = _bands_of(item, by_band, inputs)
-    if bands[band_index("B10")] is None:
-        notes.append(NO_B10)
     return OpticalProduct(
         path=item.path,
         name=item.name,

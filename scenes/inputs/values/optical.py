@@ -15,6 +15,7 @@ from scenes.inputs.rasters.raster import ImageFile, Pixels, Raster, sample
 from scenes.inputs.values.scaling import OFFSET, ValueCheck, resolve_scaling
 from scenes.options import SceneInputs
 
+NO_B10 = "B10 is missing and filled with 0; the network was trained on L1C, where clear ground is near 0 in B10"
 NO_DATA = "no pixel has data: all are nodata, NaN, infinite, or 0 in all bands"
 _NEIGHBOURS = tuple(  # in the spectrum; of B10, which does reach 0, none
     (band_index(first), band_index(second))
@@ -277,7 +278,8 @@ def open_optical(product: OpticalProduct, inputs: SceneInputs) -> tuple[OpticalI
     image = replace(image, shifts=tuple(scaling.shifts.tolist()), empty=0.0 if has_empty else None)
     if not check.parts and not _has_data(image):
         value_notes.append(NO_DATA)
-    return image, [*product.notes, *scaling_notes, *value_notes]
+    filled = [NO_B10] if None in product.bands else []
+    return image, [*product.notes, *filled, *scaling_notes, *value_notes]
 
 
 def _samples(image: OpticalImage) -> Iterator[tuple[np.ndarray, np.ndarray]]:

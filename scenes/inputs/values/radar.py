@@ -1,6 +1,7 @@
 """Sentinel-1 images, resampled to the grid of the optical images."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from rasterio._err import CPLE_BaseError
@@ -10,7 +11,7 @@ from common.errors import DataError, UsageError
 from scenes.inputs.products import Band, RadarProduct
 from scenes.inputs.rasters.dataset_pool import probe_windows
 from scenes.inputs.rasters.grid import Grid, Window
-from scenes.inputs.rasters.raster import pixel_positions
+from scenes.inputs.rasters.raster import Raster, pixel_positions
 
 UNITS = {"db": "dB", "power": "linear power", "amplitude": "amplitude"}
 AUTO = "auto"
@@ -113,6 +114,13 @@ class RadarDay:
             if missing.any():
                 values[missing] = image.read(window)[missing]
         return values
+
+
+def declared_pair(dataset: Any, raster: Raster, vv: int, vh: int) -> tuple[Band, Band]:
+    """VV and VH of an open rasterio data set, by position from 1, with what it declares about their values."""
+    declared = zip(dataset.scales, dataset.offsets, dataset.nodatavals, strict=True)
+    by_position = dict(enumerate(declared, start=1))
+    return Band(raster, vv, *by_position[vv]), Band(raster, vh, *by_position[vh])
 
 
 def open_radar(product: RadarProduct, grid: Grid, units: str = AUTO) -> tuple[RadarImage, list[str]]:
