@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import benchmark_parser, in_turns, publish, run_python, run_worker
-from benchmarks.scene_speed import DATES
+from benchmarks.scene_speed import DATES, run_command_measured
 from common.cli import run_command
 from data.raster.geotiff import write_geotiff
 from scenes.inputs.open import open_series
@@ -31,14 +31,6 @@ from tests.support.scene_cases import write_run
 GOAL = 2.0  # times the time of GeoTIFFs, for the whole command
 _BLOCK = 1024  # pixels along a side of the blocks of real products
 _KINDS = {"GeoTIFF": "s2_*.tif", "SAFE archive": "*.zip"}
-_RUN = """
-import resource, sys
-from common.cli import run_command
-from reconstruct_scene import main
-code = run_command(main, sys.argv[1:])
-print("peak", *(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
-sys.exit(code)
-"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,12 +74,7 @@ def measure(args: argparse.Namespace, work: Path, run: Path, kind: str) -> dict[
     read = run_worker("product_speed", ["--tile", str(args.tile), "--read", *paths], f"reading {kind}")
     words = ["--weights", str(run), "--optical", *paths, "--out", str(work / f"maps {kind}"), "--device", "cpu"]
     words += ["--overwrite", "--tile", str(args.tile), "--workers", str(args.workers)]
-    started = time.perf_counter()
-    output = run_python(["-c", _RUN, *words], "reconstruct_scene.py")
-    elapsed = time.perf_counter() - started
-    own, worker = (int(text) / 1024 for text in output.split("peak")[-1].split())
-    workers = {"worker_peak_mb": worker} if args.workers > 1 else {}
-    return {**read, "whole_s": elapsed, "peak_mb": own, **workers}
+    return {**read, **run_command_measured(words, args.workers)}
 
 
 def read_tiles(paths: Sequence[str], tile: int) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
 import torch
 from rasterio.transform import from_origin
 
@@ -23,6 +24,7 @@ from benchmarks.harness import benchmark_parser, publish, read_json, run_python
 from common.cli import run_command
 from common.files import write_json
 from config.resolve import resolve_config
+from data.constants import S2_BANDS
 from data.raster.geotiff import write_geotiff
 from model.build import build_model
 from model.weights import save_checkpoint
@@ -73,8 +75,7 @@ def measure(args: argparse.Namespace, run: Path, scene: Path, out: Path, workers
     """Reconstruct one scene with a number of processes.
 
     Returns:
-        `megapixels`, `seconds`, `megapixels_per_s` as the command reports them; `whole_s` from its start to its end;
-        `peak_mb` of its own process, `worker_peak_mb` of the largest of its workers.
+        `megapixels`, `seconds`, `megapixels_per_s` as the command reports them, and those of `run_command_measured`.
 
     Raises:
         DataError: if the command fails.
@@ -82,19 +83,31 @@ def measure(args: argparse.Namespace, run: Path, scene: Path, out: Path, workers
     words = ["--weights", str(run), "--optical", *map(str, sorted(scene.glob("s2_*.tif")))]
     words += ["--sar", *map(str, sorted(scene.glob("s1_*.tif")))]
     words += ["--out", str(out), "--tile", str(args.tile), "--workers", str(workers), "--device", "cpu"]
-    started = time.perf_counter()
-    output = run_python(["-c", _RUN, *words], "reconstruct_scene.py")
-    elapsed = time.perf_counter() - started
+    measured = run_command_measured(words, workers)
     reported: dict[str, Any] = read_json(out / "reconstruction.json")
-    own_peak, worker_peak = (int(text) / 1024 for text in output.split("peak")[-1].split())
     return {
         "megapixels": reported["megapixels"],
         "seconds": reported["seconds"],
         "megapixels_per_s": reported["megapixels"] / reported["seconds"],
-        "whole_s": elapsed,
-        "peak_mb": own_peak,
-        **({"worker_peak_mb": worker_peak} if workers > 1 else {}),
+        **measured,
     }
+
+
+def run_command_measured(words: Sequence[str], workers: int) -> dict[str, float]:
+    """Run `reconstruct_scene.py` in a fresh process.
+
+    Returns:
+        `whole_s` from its start to its end; `peak_mb` of its own process, `worker_peak_mb` of the largest of its
+        workers.
+
+    Raises:
+        DataError: if the command fails.
+    """
+    started = time.perf_counter()
+    output = run_python(["-c", _RUN, *words], "reconstruct_scene.py")
+    elapsed = time.perf_counter() - started
+    own_peak, worker_peak = (int(text) / 1024 for text in output.split("peak")[-1].split())
+    return {"whole_s": elapsed, "peak_mb": own_peak, **({"worker_peak_mb": worker_peak} if workers > 1 else {})}
 
 
 def write_scene(folder: Path, side: int) -> Path:
@@ -106,6 +119,8 @@ def write_scene(folder: Path, side: int) -> Path:
         optical = level + rng.integers(0, 200, (13, side, side))
         radar = rng.normal(-12, 3, (2, side, side))
         write_geotiff(folder / f"s2_{date}.tif", optical.astype(np.uint16), "EPSG:32632", transform)
+        with rasterio.open(folder / f"s2_{date}.tif", "r+") as image:
+            image.descriptions = S2_BANDS  # noise does not show the order of bands
         write_geotiff(folder / f"s1_{date}.tif", radar.astype(np.float32), "EPSG:32632", transform)
     return folder
 
